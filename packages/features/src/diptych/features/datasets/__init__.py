@@ -1,0 +1,1 @@
+"""Where images, captions and boxes come from: each module yields manifest rows."""

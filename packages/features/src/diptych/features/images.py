@@ -1,0 +1,73 @@
+"""Reading images: every usual kind becomes upright RGB, everything else a clear error."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from .errors import UserError
+
+
+class ImageError(UserError):
+    """An image that cannot be used; `kind` is missing, empty, not_an_image, truncated or too_large."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def read_image(source: Path | bytes, name: str | None = None) -> Image.Image:
+    """Read a file or its bytes as RGB, upright (EXIF orientation applied).
+
+    Greyscale, palette, CMYK and 16-bit images are converted, transparency is laid on black, of an
+    animation the first frame is taken. Raises ImageError that names the file (or `name`) and the problem.
+    """
+    name = name or (str(source) if isinstance(source, Path) else "image")
+    try:
+        content = source.read_bytes() if isinstance(source, Path) else source
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ImageError("missing", f"{name}: no such image file") from error
+    if not content:
+        raise ImageError("empty", f"{name}: the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content)) as image:
+                image.load()
+                image = ImageOps.exif_transpose(image)
+                return _to_rgb(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError("too_large", f"{name}: {error}") from error
+    except UnidentifiedImageError as error:
+        raise ImageError("not_an_image", f"{name}: not an image that can be read") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ImageError("truncated", f"{name}: the image is damaged ({error})") from error
+
+
+def resize_square(image: Image.Image, size: int) -> Image.Image:
+    """Resize to `size` x `size` pixels (bicubic, antialiased); the picture itself where it fits."""
+    return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def to_uint8_tensor(image: Image.Image) -> Tensor:
+    """RGB image -> uint8 [3, H, W]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        # PIL clips 16-bit values to 255 where they should be scaled.
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535 if values.max() > 255 else 255
+        return Image.fromarray((values * 255 / top).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, image).convert("RGB")
+    return image.convert("RGB")

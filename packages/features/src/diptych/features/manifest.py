@@ -1,0 +1,115 @@
+"""The manifest: one Parquet row per image, the contract between a dataset and everything after it.
+
+| column | type | meaning |
+| --- | --- | --- |
+| image_id | string | unique |
+| split | string | train, val, test, ... |
+| path | string | absolute, or relative to the manifest's folder |
+| width, height | int32 | pixels, as displayed (EXIF orientation applied) |
+| sha256 | string | of the file's bytes, hexadecimal |
+| captions | list of string | none for an image without |
+| objects | list of (bbox, label, attributes) | bbox float32 x0 y0 x1 y1 in pixels; null where unknown |
+
+The *scenes* table is the same without captions: what the visual stages read, so that other captions of
+the same images do not reach them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .errors import UserError
+from .files import atomic_path
+
+VERSION = b"1"
+_VERSION_KEY = b"diptych.manifest"
+
+OBJECT = pa.struct(
+    [
+        pa.field("bbox", pa.list_(pa.float32())),
+        pa.field("label", pa.string()),
+        pa.field("attributes", pa.list_(pa.string())),
+    ]
+)
+SCENES = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("objects", pa.list_(OBJECT)),
+    ],
+    metadata={_VERSION_KEY: VERSION},
+)
+MANIFEST = SCENES.append(pa.field("captions", pa.list_(pa.string()), nullable=False))
+
+
+def write_manifest(rows: Iterable[dict[str, Any]], path: Path) -> pa.Table:
+    """Write rows as a manifest, atomically; the same rows give the same bytes. Returns the table.
+
+    Raises UserError for a row that lacks a column, an image_id that occurs twice, or no rows at all.
+    """
+    rows = list(rows)
+    if not rows:
+        raise UserError(f"{path}: the dataset has no images; look at the dataset section of the parameters")
+    seen: set[str] = set()
+    for row in rows:
+        missing = set(MANIFEST.names) - row.keys()
+        if missing:
+            raise UserError(f"{path}: image {row.get('image_id')} lacks {', '.join(sorted(missing))}")
+        if row["image_id"] in seen:
+            raise UserError(f"{path}: image_id {row['image_id']} occurs twice; ids must be unique")
+        seen.add(row["image_id"])
+    table = pa.Table.from_pylist(rows, schema=MANIFEST)
+    _write(table, path)
+    return table
+
+
+def write_scenes(table: pa.Table, path: Path) -> None:
+    """Write a manifest's table without its captions."""
+    _write(table.drop_columns(["captions"]), path)
+
+
+def read_manifest(path: Path) -> pa.Table:
+    """Read a manifest or scenes table. Raises UserError when it is missing, foreign or of another version."""
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; `dvc repro dataset` makes it") from error
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path}: not a readable Parquet file ({error}); run `dvc repro dataset`") from error
+    version = (table.schema.metadata or {}).get(_VERSION_KEY)
+    if version != VERSION:
+        found = version.decode() if version else "none"
+        raise UserError(f"{path}: manifest version {found}, this version of diptych reads {VERSION.decode()}")
+    for field in SCENES:
+        if field.name not in table.column_names or table.schema.field(field.name).type != field.type:
+            raise UserError(f"{path}: column {field.name} is missing or not of type {field.type}")
+    return table
+
+
+def resolve_image(table_path: Path, path: str) -> Path:
+    """The file of a row: `path` itself if absolute, else relative to the table's folder."""
+    return Path(table_path).parent / path
+
+
+def split_rows(table: pa.Table, split: str, source: Path) -> list[dict[str, Any]]:
+    """The rows of one split as dictionaries. Raises UserError when the split is empty."""
+    import pyarrow.compute as pc
+
+    rows = table.filter(pc.equal(table["split"], split)).to_pylist()
+    if not rows:
+        raise UserError(f"{source}: no image is in the split {split!r}")
+    return rows
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")

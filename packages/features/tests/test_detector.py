@@ -1,0 +1,116 @@
+"""The detector: its grid features are RoIAlign's, it learns, resumes exactly and loads what it saved."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diptych.features.datasets.toybox import GrammarConfig, SceneConfig, ToyboxConfig, build_toybox
+from diptych.features.detector import (
+    Detector,
+    DetectorConfig,
+    DetectorTrainingConfig,
+    average_precision,
+    load_detector,
+    save_detector,
+    train_detector,
+)
+from diptych.features.detector.training import SceneDataset
+from diptych.features.errors import UserError
+from diptych.features.grid import grid_boxes
+
+TINY = DetectorConfig(image_size=64, channels=(8, 16, 16, 16), pyramid_channels=16, feature_dim=32)
+
+
+def training(steps: int) -> DetectorTrainingConfig:
+    return DetectorTrainingConfig(
+        steps=steps,
+        batch_size=8,
+        learning_rate=4e-3,
+        weight_decay=1e-4,
+        grid_class_weight=1.0,
+        grid_attribute_weight=2.0,
+        grid_box_weight=1.0,
+        precision="float32",
+        checkpoint_seconds=0,
+    )
+
+
+class Memory:
+    """Checkpoints in memory that stop the run, as a kill would, once a step is saved."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.state: dict[str, Any] | None = None
+        self.stop_after = stop_after
+
+    def load(self) -> dict[str, Any] | None:
+        return self.state
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.state = {
+            "model": {name: tensor.clone() for name, tensor in state["model"].items()},
+            "optimizer": copy.deepcopy(state["optimizer"]),
+            "step": state["step"],
+        }
+        if state["step"] == self.stop_after:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], Path]:
+    folder = tmp_path_factory.mktemp("toybox")
+    config = ToyboxConfig(
+        48, 0, 0, 0, 64, SceneConfig(0.1, 0.05, 0.7, 0.5, 0.1, 1.5), GrammarConfig(0.9, 0.4, 0.6, 0.85, 0.4)
+    )
+    return list(build_toybox(config, 0, folder)), folder / "scenes.parquet"
+
+
+def test_grid_features_are_fc6_of_roi_align_on_the_grid(world: tuple[list[dict], Path]) -> None:
+    rows, path = world
+    detector = Detector(TINY, ["kite"], ["red"]).eval()
+    images = SceneDataset(rows, path, detector).batch(range(2))[0].float() / 255
+    levels, shapes = detector._levels(images)
+    pooled = detector.heads.box_roi_pool(levels, [grid_boxes(64, 64)] * 2, shapes)
+    expected = detector.heads.box_head.features(pooled).view(2, 64, -1)
+    torch.testing.assert_close(detector.grid_features(images), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_it_learns_to_find_what_it_is_shown(world: tuple[list[dict], Path]) -> None:
+    rows, path = world
+    few = rows[:8]
+    before, _ = train_detector(TINY, training(1), few, path, seed=0, device="cpu")
+    after, history = train_detector(TINY, training(150), few, path, seed=0, device="cpu")
+    assert history[-1]["loss"] < 0.4 * history[0]["loss"]
+    learnt = average_precision(after, few, path, "cpu")
+    assert learnt["map50"] > 0.5 > average_precision(before, few, path, "cpu")["map50"]
+    assert learnt["attribute_accuracy"] > 0.8
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(world: tuple[list[dict], Path]) -> None:
+    rows, path = world
+    whole, _ = train_detector(TINY, training(6), rows, path, seed=3, device="cpu")
+    checkpoints = Memory(stop_after=3)
+    with pytest.raises(KeyboardInterrupt):
+        train_detector(TINY, training(6), rows, path, seed=3, device="cpu", checkpoints=checkpoints)
+    checkpoints.stop_after = None
+    resumed, _ = train_detector(TINY, training(6), rows, path, seed=3, device="cpu", checkpoints=checkpoints)
+    assert whole.weights_hash == resumed.weights_hash
+
+
+def test_loading_gives_what_was_saved(world: tuple[list[dict], Path], tmp_path: Path) -> None:
+    detector = Detector(TINY, ["kite", "sea"], ["red"]).eval()
+    save_detector(detector, tmp_path)
+    loaded = load_detector(tmp_path)
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(loaded.grid_features(images), detector.grid_features(images))
+    assert (loaded.labels, loaded.weights_hash) == (["kite", "sea"], detector.weights_hash)
+
+
+def test_mistakes_end_in_one_message(world: tuple[list[dict], Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.json.*dvc repro detector"):
+        load_detector(tmp_path / "missing")
+    rows, path = world
+    bare = [{**row, "objects": []} for row in rows]
+    with pytest.raises(UserError, match="needs boxes"):
+        train_detector(TINY, training(1), bare, path, seed=0, device="cpu")
