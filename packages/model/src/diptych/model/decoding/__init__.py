@@ -1,0 +1,1 @@
+"""Decoders: captions word by word, paintings by mask-predict-k."""

@@ -1,0 +1,85 @@
+"""The model directory: config.json, model.safetensors, tokenizer files, codebook.safetensors. No pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diptych.model.config import read_config
+from diptych.model.errors import UserError
+from diptych.model.tokenizer import CaptionTokenizer, load_tokenizer
+from diptych.model.transformer import UnifiedTransformer
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+CODEBOOK_FILE = "codebook.safetensors"
+
+
+def check_codebook(model: UnifiedTransformer, codebook: Tensor, name: str) -> None:
+    """Raise a UserError unless ``codebook`` is ``[K, D]`` as the model's config says."""
+    expected = (model.config.codebook_size, model.config.feature_dim)
+    if tuple(codebook.shape) != expected:
+        raise UserError(
+            f"{name}: a codebook of K, D = {tuple(codebook.shape)}, but the transformer was built for {expected}; "
+            "use the codebook it was trained with, or train again"
+        )
+
+
+def save_transformer(
+    folder: Path, model: UnifiedTransformer, tokenizer: CaptionTokenizer, codebook: Tensor
+) -> None:
+    """Write a model directory; ``codebook`` is float32 ``[K, D]``."""
+    check_codebook(model, codebook, "codebook")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).write_text(model.config.to_json())
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file({"centroids": codebook.detach().float().cpu().contiguous()}, folder / CODEBOOK_FILE)
+    tokenizer.save(folder)
+
+
+def load_transformer(
+    folder: Path, device: torch.device | str = "cpu"
+) -> tuple[UnifiedTransformer, CaptionTokenizer, Tensor]:
+    """Load a model directory: the transformer in eval mode, its tokenizer, its codebook (float32 ``[K, D]``).
+
+    Raises:
+        UserError: a file is missing, unreadable or does not fit the others.
+    """
+    config = read_config(folder / CONFIG_FILE)
+    weights = read_tensors(folder / WEIGHTS_FILE)
+    tensors = read_tensors(folder / CODEBOOK_FILE)
+    if "centroids" not in tensors:
+        raise UserError(
+            f"{folder / CODEBOOK_FILE}: no tensor 'centroids'; copy the codebook of the cluster stage"
+        )
+    tokenizer = load_tokenizer(folder)
+    if len(tokenizer) != config.vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has {len(tokenizer)} word pieces, {CONFIG_FILE} says vocab_size "
+            f"{config.vocab_size}; use the tokenizer the transformer was trained with"
+        )
+    with torch.device("meta"):
+        model = UnifiedTransformer(config)
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise UserError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {error}") from None
+    check_codebook(model, tensors["centroids"], str(folder / CODEBOOK_FILE))
+    return model.to(device).eval(), tokenizer, tensors["centroids"].to(device)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; is this a model directory?") from None
+    except SafetensorError as error:
+        raise UserError(
+            f"{path}: not a readable safetensors file ({error}); copy or build it again"
+        ) from None
