@@ -1,0 +1,300 @@
+"""CLIP scorers: a small one trained from scratch with open_clip's model and loss, or a pretrained one.
+
+The scorer rewards the painter in sequence-level training (UMT section 4.2.2), so its embeddings are
+differentiable with respect to pixels; the judge is another such network that only evaluates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from open_clip.loss import ClipLoss
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from diptych.eval.errors import UserError
+from diptych.eval.precision import autocast_context
+from diptych.eval.training import Checkpoints, ImageReader, TrainingConfig, batch_indices, shifted, train
+
+PROMPT = "A photo depicts "
+"""What UMT (section 5.1) puts before a caption when CLIP compares it with a picture."""
+
+FORMAT = "diptych-clip/1"
+_PAD, _UNKNOWN, _START, _END = "[PAD]", "[UNK]", "[START]", "[END]"
+# open_clip's ModifiedResNet halves a picture five times and works with 32 heads per 64 channels.
+_RESNET_HEAD_WIDTH = 64
+_MAX_LOGIT_SCALE = float(np.log(100))
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Architecture of a small CLIP; the vocabulary comes from the captions.
+
+    embedding_dim: width E of the shared space.
+    image_size: pixels per side that the vision tower sees; other sizes are resized.
+    vision_layers: a number of transformer layers (ViT) or four numbers of residual blocks (ResNet).
+    vision_width: ViT width, or channels of the ResNet's stem.
+    vision_heads: attention heads of the ViT; the ResNet's are vision_width / 2.
+    patch_size: pixels per side of a ViT patch; the ResNet ignores it.
+    text_width, text_layers, text_heads: the text transformer.
+    context_length: tokens per text with start and end; longer texts are cut.
+    pixel_mean, pixel_std: normalisation of pixels in 0..1, per channel.
+    """
+
+    embedding_dim: int
+    image_size: int
+    vision_layers: int | tuple[int, ...]
+    vision_width: int
+    vision_heads: int
+    patch_size: int
+    text_width: int
+    text_layers: int
+    text_heads: int
+    context_length: int
+    pixel_mean: tuple[float, float, float]
+    pixel_std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class ClipTrainingConfig(TrainingConfig):
+    """A schedule and what is varied in training.
+
+    captions_per_image: captions that are drawn (with repetition) for each picture of a batch; a picture
+    costs several times what a caption costs. prompt_share: share of texts (0..1) that begin with PROMPT.
+    shift_pixels: pictures move by up to so many pixels; they are never flipped, because captions say
+    left and right.
+    """
+
+    captions_per_image: int
+    prompt_share: float
+    shift_pixels: int
+
+
+class Clip(nn.Module):
+    """A CLIP that takes plain pictures and plain texts.
+
+    `config` is None for pretrained open_clip models, whose tokenizer cannot be saved by `save_clip`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenize: Callable[[list[str]], Tensor],
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        config: ClipConfig | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.tokenize, self.image_size = model, tokenize, image_size
+        self.config, self.tokenizer = config, tokenizer
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Pictures float [n, 3, H, W] in 0..1 to unit vectors float32 [n, E]; differentiable."""
+        if not images.is_floating_point():
+            raise TypeError("encode_images takes float pictures in 0..1; divide uint8 pictures by 255")
+        size = self.image_size
+        if images.shape[-2:] != (size, size):
+            images = functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        # Flash attention is several times slower than plain products for short sequences on a CPU.
+        with sdpa_kernel(SDPBackend.MATH if images.device.type == "cpu" else list(_ALL_BACKENDS)):
+            pixels = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+            embeddings = self.model.encode_image(pixels)
+        return functional.normalize(embeddings.float(), dim=-1)
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts to unit vectors float32 [n, E]; the caller puts PROMPT before captions."""
+        tokens = self.tokenize(list(texts)).to(self.mean.device)
+        with sdpa_kernel(SDPBackend.MATH if tokens.device.type == "cpu" else list(_ALL_BACKENDS)):
+            embeddings = self.model.encode_text(tokens)
+        return functional.normalize(embeddings.float(), dim=-1)
+
+
+_ALL_BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+
+
+def toybox_clip_config(role: str) -> ClipConfig:
+    """The architecture of Toybox's "scorer" or "judge"; UserError for another role."""
+    source = resources.files("diptych.eval") / "configs" / f"clip_{role}_toybox.json"
+    if not source.is_file():
+        raise UserError(f"clip role '{role}' has no ready configuration; choose scorer or judge")
+    return _config_from_json(json.loads(source.read_text()))
+
+
+def build_clip(config: ClipConfig, captions: Sequence[Sequence[str]], seed: int) -> Clip:
+    """An untrained CLIP whose vocabulary is every word of `captions` (per picture a list)."""
+    return _assemble(config, _word_tokenizer(captions, config.context_length), seed)
+
+
+def _word_tokenizer(captions: Sequence[Sequence[str]], context_length: int) -> Tokenizer:
+    normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    splitter = pre_tokenizers.Whitespace()
+    words = {
+        word
+        for text in (PROMPT, *(caption for several in captions for caption in several))
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
+    }
+    specials = (_PAD, _UNKNOWN, _START, _END)
+    vocabulary = {word: number for number, word in enumerate((*specials, *sorted(words)))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.add_special_tokens(list(specials))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{_START} $A {_END}", special_tokens=[(word, vocabulary[word]) for word in (_START, _END)]
+    )
+    tokenizer.enable_truncation(context_length)
+    tokenizer.enable_padding(length=context_length, pad_id=vocabulary[_PAD], pad_token=_PAD)
+    return tokenizer
+
+
+def _assemble(config: ClipConfig, tokenizer: Tokenizer, seed: int) -> Clip:
+    residual = not isinstance(config.vision_layers, int)
+    vision = CLIPVisionCfg(
+        layers=config.vision_layers,  # type: ignore[arg-type]
+        width=config.vision_width,
+        head_width=_RESNET_HEAD_WIDTH if residual else config.vision_width // config.vision_heads,
+        patch_size=config.patch_size,
+        image_size=config.image_size,
+    )
+    text = CLIPTextCfg(
+        context_length=config.context_length,
+        vocab_size=tokenizer.get_vocab_size(),
+        width=config.text_width,
+        heads=config.text_heads,
+        layers=config.text_layers,
+        pad_id=tokenizer.token_to_id(_PAD),
+        eos_id=tokenizer.token_to_id(_END),
+        pool_type="eos",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CLIP(config.embedding_dim, vision, text)
+    # Convolutions with few channels are nearly twice as fast in this layout, on CPUs and on GPUs.
+    model.visual.to(memory_format=torch.channels_last)
+
+    def tokenize(texts: list[str]) -> Tensor:
+        return torch.tensor([encoding.ids for encoding in tokenizer.encode_batch(texts)], dtype=torch.int64)
+
+    return Clip(model, tokenize, config.image_size, config.pixel_mean, config.pixel_std, config, tokenizer)
+
+
+def train_clip(
+    config: ClipTrainingConfig,
+    clip: Clip,
+    images: ImageReader,
+    captions: Sequence[Sequence[str]],
+    checkpoints: Checkpoints | None = None,
+    device: torch.device | str = "cpu",
+    description: str = "clip",
+) -> list[dict[str, float]]:
+    """Train in place with CLIP's symmetric loss; returns history rows (step, loss, accuracy, ...).
+
+    `images` returns pictures by index; `captions[i]` are the captions of picture i. "accuracy" is the share of pictures of a batch that find their own caption.
+    """
+    clip.to(device)
+    contrastive = ClipLoss()
+
+    def loss_at(step: int, generator: np.random.Generator) -> dict[str, Tensor]:
+        chosen = batch_indices(len(captions), config.batch_size, config.seed, step)
+        pictures = shifted(images(chosen).to(device).float() / 255, config.shift_pixels, generator)
+        texts = [
+            (PROMPT if generator.random() < config.prompt_share else "") + caption
+            for index in chosen
+            for caption in generator.choice(captions[index], config.captions_per_image)
+        ]
+        with autocast_context(device, config.precision):
+            image_embeddings, text_embeddings = clip.encode_images(pictures), clip.encode_texts(texts)
+        text_embeddings = text_embeddings.unflatten(0, (len(chosen), -1))  # [pictures, captions, E]
+        # CLIP (Radford et al. 2021, section 2.5) keeps the scale of the logits below 100.
+        scale = clip.model.logit_scale.clamp(max=_MAX_LOGIT_SCALE).exp()
+        losses = [
+            contrastive(image_embeddings, embeddings, scale) for embeddings in text_embeddings.unbind(1)
+        ]
+        with torch.no_grad():
+            found = (image_embeddings @ text_embeddings[:, 0].T).argmax(1) == torch.arange(
+                len(chosen), device=device
+            )
+        return {"loss": torch.stack(losses).mean(), "accuracy": found.float().mean()}
+
+    return train(description, clip.model, config, loss_at, checkpoints)
+
+
+def save_clip(clip: Clip, folder: Path | str) -> None:
+    """Write config.json, model.safetensors and tokenizer.json into `folder`."""
+    if clip.config is None or clip.tokenizer is None:
+        raise UserError("a pretrained open_clip model is not saved again; keep its checkpoint file")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: value.contiguous() for name, value in clip.model.state_dict().items()},
+        folder / "model.safetensors",
+    )
+    clip.tokenizer.save(str(folder / "tokenizer.json"))
+    content = {"format": FORMAT, "architecture": dataclasses.asdict(clip.config)}
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def load_clip(folder: Path | str, device: torch.device | str = "cpu") -> Clip:
+    """Read what `save_clip` wrote: in eval mode, with frozen weights. UserError where that fails."""
+    folder = Path(folder)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing; run the stage that writes {folder}")
+    content = json.loads((folder / "config.json").read_text())
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"{folder / 'config.json'}: format is {content.get('format')}, expected {FORMAT}; train it again"
+        )
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    clip = _assemble(_config_from_json(content["architecture"]), tokenizer, seed=0)
+    clip.model.load_state_dict(load_file(folder / "model.safetensors"))
+    return clip.to(device).eval().requires_grad_(False)
+
+
+def load_pretrained_clip(model_name: str, checkpoint: Path | str, device: torch.device | str = "cpu") -> Clip:
+    """A model of open_clip, such as "ViT-B-32", with weights from a local file, frozen.
+
+    Raises UserError when open_clip does not know the name or the file is missing; nothing is
+    downloaded.
+    """
+    import open_clip
+
+    if model_name not in open_clip.list_models():
+        raise UserError(f"open_clip has no model '{model_name}'; `open_clip.list_models()` names them all")
+    if not Path(checkpoint).is_file():
+        raise UserError(
+            f"{checkpoint} is missing; download the weights of open_clip's {model_name} and put them there"
+        )
+    model = open_clip.create_model(model_name, pretrained=str(checkpoint), device=device)
+    size = model.visual.image_size
+    clip = Clip(
+        model,
+        open_clip.get_tokenizer(model_name),
+        size if isinstance(size, int) else size[0],
+        model.visual.image_mean or open_clip.OPENAI_DATASET_MEAN,
+        model.visual.image_std or open_clip.OPENAI_DATASET_STD,
+    )
+    return clip.to(device).eval().requires_grad_(False)
+
+
+def _config_from_json(content: dict[str, Any]) -> ClipConfig:
+    # JSON has no tuples, and a frozen config should hold nothing that can change.
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
+    }
+    return ClipConfig(**fields)

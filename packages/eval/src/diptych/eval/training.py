@@ -1,0 +1,159 @@
+"""The training loop that the scorer, the judge and the inspector share, and how it resumes exactly."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from diptych.eval.errors import UserError
+from diptych.eval.precision import PRECISIONS
+
+ImageReader = Callable[[np.ndarray], Tensor]
+"""Takes indices int64 [n] and returns pictures uint8 [n, 3, H, W]."""
+
+_HISTORY_EVERY = 20
+
+
+class Checkpoints(Protocol):
+    """Where a training loop keeps its state between two runs; `save` must be atomic."""
+
+    def load(self) -> dict | None: ...
+
+    def save(self, state: dict) -> None: ...
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Schedule of AdamW with linear warm-up and cosine decay to zero.
+
+    steps, warmup_steps: optimizer steps. batch_size: pictures per step. learning_rate: at its peak.
+    weight_decay: on matrices and kernels only. gradient_clip: largest gradient norm.
+    precision: "auto", "float32" or "bfloat16". checkpoint_seconds: wall time between checkpoints.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    warmup_steps: int
+    gradient_clip: float
+    seed: int
+    precision: str
+    checkpoint_seconds: float
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "learning_rate", "gradient_clip"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name}: must be greater than 0, got {getattr(self, name)}")
+        if self.precision not in PRECISIONS:
+            raise UserError(
+                f"precision: '{self.precision}' is unknown; choose one of {', '.join(PRECISIONS)}"
+            )
+
+    def rate_at(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        share = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def batch_indices(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Indices int64 [min(batch_size, count)] of a step: epochs are permutations, the last part is dropped."""
+    batch_size = min(batch_size, count)
+    epoch, batch = divmod(step, count // batch_size)
+    order = np.random.default_rng((seed, epoch)).permutation(count)
+    return order[batch * batch_size : (batch + 1) * batch_size]
+
+
+def train(
+    description: str,
+    network: nn.Module,
+    config: TrainingConfig,
+    loss_at: Callable[[int, np.random.Generator], dict[str, Tensor]],
+    checkpoints: Checkpoints | None,
+) -> list[dict[str, float]]:
+    """Train in place and return history rows (step, learning_rate and the named losses); freeze at the end.
+
+    `loss_at(step, generator)` returns named losses; "loss" is minimised. All randomness of a step
+    comes from (seed, step), so a run that was interrupted ends with the same weights as one that was
+    not. Raises UserError when the loss is not finite.
+    """
+    network.requires_grad_(True).train()
+    matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+
+    start, history = 0, []
+    state = checkpoints.load() if checkpoints else None
+    if state is not None:
+        network.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start, history = state["step"], list(state["history"])
+
+    def save(step: int) -> None:
+        if checkpoints:
+            checkpoints.save(
+                {
+                    "model": network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step,
+                    "history": history,
+                }
+            )
+
+    saved_step, saved_at = start, time.monotonic()
+    bar = tqdm(total=config.steps, initial=start, unit="step", desc=description, mininterval=1)
+    for step in range(start, config.steps):
+        torch.manual_seed(config.seed * 1_000_003 + step)
+        rate = config.rate_at(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        losses = loss_at(step, np.random.default_rng((config.seed, step, 1)))
+        value = losses["loss"].item()
+        if not math.isfinite(value):
+            raise UserError(
+                f"{description}: the loss is {value} at step {step}; the last good checkpoint is of step {saved_step}. "
+                "Lower learning_rate or set precision to float32."
+            )
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
+        optimizer.step()
+        bar.update()
+        if step % _HISTORY_EVERY == 0 or step == config.steps - 1:
+            row: dict[str, Any] = {name: float(loss.detach()) for name, loss in losses.items()}
+            history.append({"step": step, **row, "learning_rate": rate})
+            bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+        if time.monotonic() - saved_at >= config.checkpoint_seconds:
+            save(step + 1)
+            saved_step, saved_at = step + 1, time.monotonic()
+    bar.close()
+    if saved_step < config.steps:
+        save(config.steps)
+    network.eval().requires_grad_(False)
+    return history
+
+
+def shifted(images: Tensor, pixels: int, generator: np.random.Generator) -> Tensor:
+    """Float pictures [n, 3, H, W], each moved by up to `pixels` either way; edges repeat."""
+    if not pixels:
+        return images
+    height, width = images.shape[-2:]
+    padded = torch.nn.functional.pad(images, (pixels,) * 4, mode="replicate")
+    offsets = generator.integers(0, 2 * pixels + 1, size=(len(images), 2))
+    moved = [
+        picture[:, y : y + height, x : x + width] for picture, (y, x) in zip(padded, offsets, strict=True)
+    ]
+    return torch.stack(moved)
