@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from diptych.features.datasets.coco import CocoConfig, CocoSource, read_coco
 from diptych.features.errors import UserError
 from diptych.features.manifest import write_manifest
-from PIL import Image
 
 COCO_MINI = Path(__file__).parents[4] / "shared" / "coco-mini"
 

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
+
 from diptych.features.codebook import ClusterConfig, build_codebook, load_codebook, read_codes
 from diptych.features.detector import Detector, DetectorConfig, load_detector, save_detector
 from diptych.features.errors import UserError
@@ -20,7 +22,6 @@ from diptych.features.manifest import MANIFEST, read_manifest, write_manifest, w
 from diptych.features.order import batch_indices
 from diptych.features.shards import ShardDataset, write_shards
 from diptych.features.store import FeatureReader, FeatureStore
-from PIL import Image
 
 COUNT, DIM = 60, 32
 CONFIG = ExtractConfig(batch_size=8, part_size=10, max_failed_share=0.1, ray_address=None)

@@ -38,6 +38,11 @@ class ClusterConfig:
     points_per_centroid: int
     seed: int
 
+    def __post_init__(self) -> None:
+        for name in ("k", "iterations", "points_per_centroid"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
+
 
 def build_codebook(
     reader: FeatureReader, train_ids: set[str], config: ClusterConfig, threads: int, out: Path

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Chunk = list[tuple[str, str, str]]  # image_id, sha256, file
-Failure = dict[str, str]  # image_id, path, kind, message
+Failure = dict[str, str]  # sha256, kind, message
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class _Worker:
         """Positions in the chunk that succeeded, their features float16 [m, 64, D], and the failures."""
         import torch
 
-        size = self.detector.config.image_size
+        size = self.detector.preprocessing["size"]
         positions, failures, features = [], [], []
         pending: list[torch.Tensor] = []
 
@@ -67,12 +67,12 @@ class _Worker:
                     features.append(self.detector.grid_features(images).half().cpu().numpy())
                 pending.clear()
 
-        for position, (image_id, _, file) in enumerate(chunk):
+        for position, (image_id, sha256, file) in enumerate(chunk):
             try:
-                pending.append(to_uint8_tensor(resize_square(read_image(Path(file)), size)))
+                pending.append(to_uint8_tensor(resize_square(read_image(Path(file), image_id), size)))
                 positions.append(position)
             except ImageError as error:
-                failures.append({"image_id": image_id, "path": file, "kind": error.kind, "message": str(error)})
+                failures.append({"sha256": sha256, "kind": error.kind, "message": str(error)})
             if len(pending) == self.batch_size:
                 flush()
         flush()
@@ -95,7 +95,8 @@ def extract_features(
 
     workers: Ray actors, each with its share of `threads`; 0 works in this process. Images that cannot be
     read are left out and listed in `out`/failures.parquet. Returns counts: images, extracted, reused, failed.
-    Raises UserError when more than `max_failed_share` of the images fail.
+    Raises UserError when more than `max_failed_share` of the images fail; it names a copy of that table in the
+    store, since `out` is not made.
     """
     from .detector import load_detector
 
@@ -117,7 +118,7 @@ def extract_features(
             wanted.append((row["image_id"], row["sha256"], str(resolve_image(table_path.absolute(), row["path"]))))
     chunks = [wanted[i : i + config.part_size] for i in range(0, len(wanted), config.part_size)]
 
-    failures: list[Failure] = []
+    failed: dict[str, Failure] = {}  # by sha256
     arguments = (str(Path(detector_folder).absolute()), device, config.batch_size)
     if not chunks:
         results: Iterator[tuple[Chunk, Any]] = iter(())
@@ -127,32 +128,27 @@ def extract_features(
     else:
         results = _run_ray(chunks, arguments, min(workers, len(chunks)), threads, config.ray_address)
     with tqdm(total=len(rows), initial=len(rows) - len(wanted), unit="image", desc="extract", mininterval=1) as bar:
-        for chunk, (positions, features, failed) in results:
+        for chunk, (positions, features, failures) in results:
             if positions:
                 store.append([chunk[p][0] for p in positions], [chunk[p][1] for p in positions], features)
-            failures += failed
+            failed.update((failure["sha256"], failure) for failure in failures)
             bar.update(len(chunk))
-            bar.set_postfix(failed=len(failures), refresh=False)
+            bar.set_postfix(failed=len(failed), refresh=False)
 
-    failed_keys = {sha256 for _, sha256, _ in wanted} - set(store.known())
-    good = [(row["image_id"], row["sha256"]) for row in rows if row["sha256"] not in failed_keys]
-    out.mkdir(parents=True, exist_ok=True)
-    _write_failures(failures, out / "failures.parquet")
-    if len(failed_keys) > config.max_failed_share * len(rows):
-        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(f["kind"] for f in failures).most_common())
-        first = failures[0]["message"] if failures else ""
+    bad = [{**row, **failed[row["sha256"]]} for row in rows if row["sha256"] in failed]
+    if len(bad) > config.max_failed_share * len(rows):
+        _write_failures(bad, store.folder / "failures.parquet")
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(f["kind"] for f in bad).most_common())
         raise UserError(
-            f"extract: {len(failed_keys)} of {len(rows)} images failed ({kinds}), more than "
-            f"extract.max_failed_share = {config.max_failed_share}; the first: {first}. "
-            "Mend the images or raise the share; what was extracted is kept"
+            f"extract: {len(bad)} of {len(rows)} images failed ({kinds}), more than "
+            f"extract.max_failed_share = {config.max_failed_share}; the first is {bad[0]['path']}, all are in "
+            f"{store.folder / 'failures.parquet'}. Mend the images or raise the share; what was extracted is kept"
         )
+    good = [(row["image_id"], row["sha256"]) for row in rows if row["sha256"] not in failed]
     store.link_into(out, good, config.part_size)
-    return {
-        "images": len(rows),
-        "extracted": len(wanted) - len(failed_keys),
-        "reused": len(rows) - len(wanted),
-        "failed": len(failed_keys),
-    }
+    _write_failures(bad, out / "failures.parquet")
+    extracted = len(wanted) - len(failed)
+    return {"images": len(rows), "extracted": extracted, "reused": len(good) - extracted, "failed": len(bad)}
 
 
 def _run_ray(
@@ -169,11 +165,20 @@ def _run_ray(
     import ray
 
     local = {"num_cpus": workers, "object_store_memory": 200 * 2**20} if address is None else {}
+    # "local" and not null, or RAY_ADDRESS in the environment would decide.
     ray.init(
-        address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **local
+        address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **local
     )
     try:
-        gpus = 1 if arguments[1].startswith("cuda") else 0
+        # Ray deals out the GPUs for "cuda"; who names one ("cuda:1") gets that one in every actor.
+        gpus = int(arguments[1] == "cuda")
+        room = ray.cluster_resources()
+        if workers > room.get("CPU", 0) or workers * gpus > room.get("GPU", 0):
+            # The actors that do not fit would wait forever, and their chunks with them.
+            raise UserError(
+                f"extract: {workers} workers need {workers} CPUs and {workers * gpus} GPUs, Ray has "
+                f"{room.get('CPU', 0):g} and {room.get('GPU', 0):g}; lower machine.workers"
+            )
         actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2)(_Worker)
         actors = [actor.remote(*arguments, max(1, threads // workers)) for _ in range(workers)]
         queue = iter(enumerate(chunks))
@@ -204,6 +209,6 @@ def _write_failures(failures: Sequence[Failure], path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(name, pa.string()) for name in ("image_id", "path", "kind", "message")])
+    schema = pa.schema([(name, pa.string()) for name in ("image_id", "path", "sha256", "kind", "message")])
     with atomic_path(path) as temporary:
         pq.write_table(pa.Table.from_pylist(list(failures), schema=schema), temporary)

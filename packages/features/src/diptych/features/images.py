@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ from torch import Tensor
 
 from .errors import UserError
 
+MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs
+_ORIENTATION = 0x0112  # EXIF; values 5 to 8 stand the picture on its side
+
 
 class ImageError(UserError):
-    """An image that cannot be used; `kind` is missing, empty, not_an_image, truncated or too_large."""
+    """An image that cannot be used; `kind` is missing, unreadable, empty, not_an_image, truncated or too_large."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -25,24 +29,40 @@ class ImageError(UserError):
 def read_image(source: Path | bytes, name: str | None = None) -> Image.Image:
     """Read a file or its bytes as RGB, upright (EXIF orientation applied).
 
-    Greyscale, palette, CMYK and 16-bit images are converted, transparency is laid on black, of an
-    animation the first frame is taken. Raises ImageError that names the file (or `name`) and the problem.
+    Greyscale, palette and CMYK images are converted, 16-bit values divided by 257, transparency is laid on
+    black, of an animation the first frame is taken. Raises ImageError that names the file (or `name`) and the
+    problem; more than MAX_PIXELS are refused before they are decoded.
     """
+    with _opened(source, name) as image:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def image_size(source: Path | bytes, name: str | None = None) -> tuple[int, int]:
+    """Width and height of the upright image, from its header where the format allows. Errors: see read_image."""
+    with _opened(source, name) as image:
+        width, height = image.size
+        return (height, width) if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
+
+
+@contextmanager
+def _opened(source: Path | bytes, name: str | None) -> Iterator[Image.Image]:
+    """The image before its pixels are decoded; what goes wrong with it inside the block becomes an ImageError."""
     name = name or (str(source) if isinstance(source, Path) else "image")
     try:
         content = source.read_bytes() if isinstance(source, Path) else source
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ImageError("missing", f"{name}: no such image file") from error
+    except OSError as error:
+        raise ImageError("unreadable", f"{name}: cannot be read ({error.strerror})") from error
     if not content:
         raise ImageError("empty", f"{name}: the file is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                image.load()
-                image = ImageOps.exif_transpose(image)
-                return _to_rgb(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError("too_large", f"{name}: {image.width} x {image.height} is over {MAX_PIXELS} pixels")
+            yield image
+    except Image.DecompressionBombError as error:
         raise ImageError("too_large", f"{name}: {error}") from error
     except UnidentifiedImageError as error:
         raise ImageError("not_an_image", f"{name}: not an image that can be read") from error
@@ -64,7 +84,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         # PIL clips 16-bit values to 255 where they should be scaled.
         values = np.asarray(image, dtype=np.float64)
-        top = 65535 if values.max() > 255 else 255
+        # 32-bit and float files do not say what white is; 16-bit ones do.
+        top = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255
         return Image.fromarray((values * 255 / top).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -2,7 +2,7 @@
 
 | column | type | meaning |
 | --- | --- | --- |
-| image_id | string | unique |
+| image_id | string | unique; letters, digits, `_` and `-`, 80 at most: it names members of shards |
 | split | string | train, val, test, ... |
 | path | string | absolute, or relative to the manifest's folder |
 | width, height | int32 | pixels, as displayed (EXIF orientation applied) |
@@ -16,6 +16,7 @@ the same images do not reach them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ MANIFEST = SCENES.append(pa.field("captions", pa.list_(pa.string()), nullable=Fa
 def write_manifest(rows: Iterable[dict[str, Any]], path: Path) -> pa.Table:
     """Write rows as a manifest, atomically; the same rows give the same bytes. Returns the table.
 
-    Raises UserError for a row that lacks a column, an image_id that occurs twice, or no rows at all.
+    Raises UserError for a row that lacks a column or has a value of another type, an image_id that occurs
+    twice or could not name a shard's member, or no rows at all.
     """
     rows = list(rows)
     if not rows:
@@ -64,10 +66,13 @@ def write_manifest(rows: Iterable[dict[str, Any]], path: Path) -> pa.Table:
         missing = set(MANIFEST.names) - row.keys()
         if missing:
             raise UserError(f"{path}: image {row.get('image_id')} lacks {', '.join(sorted(missing))}")
+        # WebDataset takes what follows the first dot for the kind of a member: "a.1" and "a.2" would be one sample.
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", str(row["image_id"])):
+            raise UserError(f"{path}: image_id {row['image_id']!r}: use letters, digits, _ and -, 80 at most")
         if row["image_id"] in seen:
             raise UserError(f"{path}: image_id {row['image_id']} occurs twice; ids must be unique")
         seen.add(row["image_id"])
-    table = pa.Table.from_pylist(rows, schema=MANIFEST)
+    table = pa.table([_column(field, rows, path) for field in MANIFEST], schema=MANIFEST)
     _write(table, path)
     return table
 
@@ -83,13 +88,13 @@ def read_manifest(path: Path) -> pa.Table:
         table = pq.read_table(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; `dvc repro dataset` makes it") from error
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error}); run `dvc repro dataset`") from error
     version = (table.schema.metadata or {}).get(_VERSION_KEY)
     if version != VERSION:
         found = version.decode() if version else "none"
         raise UserError(f"{path}: manifest version {found}, this version of diptych reads {VERSION.decode()}")
-    for field in SCENES:
+    for field in MANIFEST if "captions" in table.column_names else SCENES:
         if field.name not in table.column_names or table.schema.field(field.name).type != field.type:
             raise UserError(f"{path}: column {field.name} is missing or not of type {field.type}")
     return table
@@ -108,6 +113,18 @@ def split_rows(table: pa.Table, split: str, source: Path) -> list[dict[str, Any]
     if not rows:
         raise UserError(f"{source}: no image is in the split {split!r}")
     return rows
+
+
+def _column(field: pa.Field, rows: list[dict[str, Any]], path: Path) -> pa.Array:
+    values = [row[field.name] for row in rows]
+    try:
+        if field.name == "captions" and any(isinstance(value, str) for value in values):
+            raise pa.ArrowTypeError("a string instead of a list of strings")
+        if not field.nullable and None in values:
+            raise pa.ArrowTypeError(f"null for image {rows[values.index(None)]['image_id']}")
+        return pa.array(values, field.type)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        raise UserError(f"{path}: column {field.name} must be {field.type}: {error}") from error
 
 
 def _write(table: pa.Table, path: Path) -> None:

@@ -28,7 +28,7 @@ from .codebook import read_codes
 from .errors import UserError
 from .files import atomic_path, sha256_of
 from .grid import CELLS
-from .images import read_image, resize_square, to_uint8_tensor
+from .images import image_size, read_image, resize_square, to_uint8_tensor
 from .manifest import resolve_image
 from .store import FeatureReader
 
@@ -51,6 +51,7 @@ def write_shards(
     index: dict[str, Any] = {"version": VERSION, "feature_dim": reader.feature_dim, "splits": {}}
     writers: dict[str, _ShardWriter] = {}
     position = 0
+    (out / "index.json").unlink(missing_ok=True)  # so that no index describes other tars
     for image_ids, _, grids in tqdm(reader.batches(), total=len(reader.parts), desc="shards", unit="part", mininterval=1):
         if code_ids[position : position + len(image_ids)] != image_ids:
             raise UserError(f"{codebook}: codes are not of the images in {features}; run `dvc repro cluster`")
@@ -89,6 +90,8 @@ class ShardDataset:
             index = json.loads((self.folder / "index.json").read_text())
         except FileNotFoundError as error:
             raise UserError(f"{self.folder}/index.json: no shards there; run `dvc repro shard`") from error
+        except json.JSONDecodeError as error:
+            raise UserError(f"{self.folder}/index.json: damaged ({error}); run `dvc repro -f shard`") from error
         if index["version"] != VERSION:
             raise UserError(f"{self.folder}/index.json: version {index['version']}, this version reads {VERSION}")
         if split not in index["splits"]:
@@ -218,6 +221,7 @@ def _npy_header(content: bytes) -> int:
 
 def _jpeg(path: Path) -> bytes:
     """The file's own bytes if it is an upright RGB JPEG, else the image encoded as one (quality 95)."""
+    image_size(path)  # raises ImageError where a file went missing or bad since its features were made
     content = path.read_bytes()
     with Image.open(io.BytesIO(content)) as image:
         if image.format == "JPEG" and image.mode == "RGB" and image.getexif().get(0x0112, 1) == 1:

@@ -86,7 +86,8 @@ class FeatureStore:
         """
         places = self.known()
         out.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.folder / "_meta.json", out / "_meta.json")
+        for stale in [out / "_meta.json", *out.glob("part-*.parquet")]:
+            stale.unlink(missing_ok=True)
         tables: dict[Path, pa.Table] = {}
         for number, start in enumerate(range(0, len(images), part_size)):
             wanted = images[start : start + part_size]
@@ -108,6 +109,8 @@ class FeatureStore:
             ids, keys = zip(*wanted, strict=True)
             with atomic_path(target) as temporary:
                 write_part(temporary, self.schema, ids, keys, features)
+        # Last, because a folder without it is not a feature folder.
+        shutil.copyfile(self.folder / "_meta.json", out / "_meta.json")
 
     @staticmethod
     def _holds_exactly(part: Path, wanted: Sequence[tuple[str, str]]) -> bool:

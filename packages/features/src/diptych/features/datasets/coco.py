@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..images import read_image
+from ..images import image_size
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def read_coco(config: CocoConfig, seed: int) -> Iterator[dict[str, Any]]:
     """Yield manifest rows with absolute paths, sorted by split and image_id.
 
     Raises UserError for a missing folder or annotation file, a file that is not such JSON, an annotation that
-    names an image that is not there, a damaged image.
+    names an image that is not there, an image without a caption. A damaged image is left to extraction.
     """
     if config.karpathy is not None:
         images = _read_karpathy(config)
@@ -64,6 +64,11 @@ def read_coco(config: CocoConfig, seed: int) -> Iterator[dict[str, Any]]:
         if not config.sources:
             raise UserError("dataset.coco: give `sources` or `karpathy`")
         images = [image for source in config.sources for image in _read_source(source, seed)]
+    if bare := [image for image in images if not image.captions]:
+        raise UserError(
+            f"{bare[0].origin}: {len(bare)} of {len(images)} images have no caption, the first is {bare[0].image_id}; "
+            "add captions or remove these images from the file"
+        )
     images.sort(key=lambda image: (image.split, image.image_id))
     if config.limit is not None:
         images = _limited(images, config.limit, seed)
@@ -89,10 +94,10 @@ def _read_source(source: CocoSource, seed: int) -> list[_Image]:
     splits = dict.fromkeys(files, source.split)
     if source.split == "val/test":
         order = np.random.default_rng(seed).permutation(sorted(files))
-        splits = {int(i): ("val", "test")[n % 2] for n, i in enumerate(order)}
+        splits = {i.item(): ("val", "test")[n % 2] for n, i in enumerate(order)}
     return [
         _Image(
-            image_id=f"{image_id:012d}",
+            image_id=_key(image_id),
             split=splits[image_id],
             path=(source.images / name).absolute(),
             origin=str(source.captions),
@@ -126,6 +131,7 @@ def _read_instances(path: Path) -> dict[int, list[dict[str, Any]]]:
 def _read_karpathy(config: CocoConfig) -> list[_Image]:
     if config.images is None or not config.images.is_dir():
         raise UserError(f"{config.images}: no such image folder; set dataset.coco.images")
+    assert config.karpathy is not None
     content = _read_json(config.karpathy)
     images = []
     try:
@@ -137,7 +143,7 @@ def _read_karpathy(config: CocoConfig) -> list[_Image]:
                 split = "train"
             images.append(
                 _Image(
-                    image_id=f"{image['cocoid'] if 'cocoid' in image else image['imgid']:012d}",
+                    image_id=_key(image["cocoid"] if "cocoid" in image else image["imgid"]),
                     split=split,
                     path=(config.images / image.get("filepath", "") / image["filename"]).absolute(),
                     origin=str(config.karpathy),
@@ -169,7 +175,7 @@ def _row(image: _Image) -> dict[str, Any]:
         ) from error
     # A damaged image is extraction's to report and count; only its size cannot be known here.
     try:
-        width, height = read_image(content, str(image.path)).size
+        width, height = image_size(content, str(image.path))
     except UserError:
         width = height = 0
     return {
@@ -191,6 +197,11 @@ def _read_json(path: Path) -> Any:
         raise UserError(f"{path}: no such annotation file; set it in the dataset section") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); download it again") from error
+
+
+def _key(image_id: int | str) -> str:
+    """COCO's twelve digits, as in its file names; other datasets may use strings."""
+    return image_id if isinstance(image_id, str) else f"{image_id:012d}"
 
 
 def _tidy(caption: str) -> str:

@@ -42,8 +42,8 @@ COLUMNS = ("left", "middle", "right")
 # Colour and class pairs that no picture outside the split "compositional" shows.
 UNSEEN = (("red", "boat"), ("blue", "star"), ("yellow", "house"), ("purple", "fish"), ("green", "ball"))
 
-LARGE = (25.0, 27.0)
-SMALL = (19.5, 21.0)
+LARGE = (25.5, 26.5)
+SMALL = (20.0, 21.0)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def compose(rng: np.random.Generator, config: SceneConfig, unseen: bool) -> Scen
     # Two equal things stand left and right, three fill the row: a caption's "two red kites at the
     # top" then leaves a painter nothing to guess.
     columns = {1: (int(rng.integers(3)),), 2: (0, 2), 3: (0, 1, 2)}[number]
-    low, high = LARGE if large else SMALL if number == 1 else (18.0, 19.0)
+    low, high = LARGE if large else SMALL if number == 1 else (18.0, 18.8)
     size = float(rng.uniform(low, high))
     main = tuple(Thing(label, color, row, column, _box(rng, row, column, size, config.jitter)) for column in columns)
 
@@ -112,15 +112,15 @@ def compose(rng: np.random.Generator, config: SceneConfig, unseen: bool) -> Scen
         taken = (label, *(thing.label for thing in others))
         other_color, other_label = _pair(rng, False, taken)
         place = free.pop(int(rng.integers(len(free))))
-        box = _box(rng, *place, other_size + float(rng.uniform(-0.5, 0.5)), config.jitter)
+        box = _box(rng, *place, other_size + float(rng.uniform(-0.4, 0.4)), config.jitter)
         others.append(Thing(other_label, other_color, *place, _clear(box, place, main, others)))
     return Scene(
         scenery=SCENERIES[int(rng.integers(len(SCENERIES)))],
         main=main,
         others=tuple(others),
         large=large,
-        horizon=float(rng.uniform(29, 35)),
-        light=float(rng.uniform(0.94, 1.06)),
+        horizon=float(rng.uniform(30.5, 33.5)),
+        light=float(rng.uniform(0.97, 1.03)),
     )
 
 

@@ -1,0 +1,207 @@
+"""Input and surroundings that are not as they should be: what is refused, in which words, and what survives."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from diptych.features.codebook import ClusterConfig, build_codebook
+from diptych.features.datasets.coco import CocoConfig, CocoSource, read_coco
+from diptych.features.errors import UserError
+from diptych.features.extract import ExtractConfig, extract_features
+from diptych.features.images import ImageError, image_size, read_image
+from diptych.features.manifest import read_manifest, write_manifest
+from diptych.features.shards import ShardDataset, write_shards
+from diptych.features.store import FeatureReader, FeatureStore
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    """A correct manifest row, and what a test changes in it."""
+    return {
+        "image_id": "one", "split": "train", "path": "one.jpg", "width": 8, "height": 8, "sha256": "00",
+        "captions": ["a kite ."], "objects": None, **changes,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"width": "wide"}, "column width must be int32"),
+        ({"width": None}, "column width must be int32: null for image one"),
+        ({"height": 2**40}, "column height must be int32"),
+        ({"captions": "a kite ."}, "column captions must be list.*a string instead"),
+        ({"objects": [{"bbox": "left"}]}, "column objects must be list"),
+        ({"image_id": "one.2"}, r"image_id 'one\.2': use letters"),
+        ({"image_id": "a/b"}, "image_id 'a/b': use letters"),
+        ({"image_id": "x" * 81}, "image_id .*80 at most"),
+    ],
+)
+def test_wrong_values_name_file_and_column(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"m\.parquet: {words}"):
+        write_manifest([row(**changes)], tmp_path / "m.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_or_foreign_manifest_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    write_manifest([row()], path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100] + bytes(92) + whole[-8:])  # the footer's end is there, its content is not
+    with pytest.raises(UserError, match=r"m\.parquet: not a readable Parquet file"):
+        read_manifest(path)
+    pq.write_table(pq.read_table(_written(tmp_path)).replace_schema_metadata(None), path)
+    with pytest.raises(UserError, match="manifest version none"):
+        read_manifest(path)
+
+
+def _written(folder: Path) -> Path:
+    write_manifest([row()], folder / "good.parquet")
+    return folder / "good.parquet"
+
+
+def test_dark_sixteen_bit_images_stay_dark(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 200, np.uint16)).save(tmp_path / "dark.png")
+    assert np.asarray(read_image(tmp_path / "dark.png")).max() <= 1
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("read", [read_image, image_size])
+@pytest.mark.parametrize("size", [(10_000, 9_000), (15_000, 12_000)])  # Pillow warns of one and refuses the other
+def test_decompression_bombs_are_not_decoded(
+    read: Callable[[Path], object], size: tuple[int, int], tmp_path: Path
+) -> None:
+    Image.new("1", size).save(tmp_path / "bomb.png")
+    with pytest.raises(ImageError, match=r"bomb\.png") as caught:
+        read(tmp_path / "bomb.png")
+    assert caught.value.kind == "too_large"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_is_that_of_the_upright_image(orientation: int, tmp_path: Path) -> None:
+    image = Image.new("RGB", (20, 10))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert image_size(tmp_path / "turned.jpg") == read_image(tmp_path / "turned.jpg").size
+
+
+def read_captions(folder: Path, content: Any) -> list[dict[str, Any]]:
+    Image.new("RGB", (9, 9)).save(folder / "a.jpg")
+    (folder / "captions.json").write_text(json.dumps(content))
+    source = CocoSource("train", folder, folder / "captions.json", None)
+    return list(read_coco(CocoConfig([source], None, None, False, None), 0))
+
+
+def test_captions_without_images_and_images_without_captions(tmp_path: Path) -> None:
+    images = [{"id": "a", "file_name": "a.jpg"}, {"id": "b", "file_name": "a.jpg"}]
+    caption = {"image_id": "a", "caption": "A kite"}
+    assert [r["image_id"] for r in read_captions(tmp_path, {"images": images[:1], "annotations": [caption]})] == ["a"]
+    with pytest.raises(UserError, match=r"captions\.json: 1 of 2 images have no caption, the first is b"):
+        read_captions(tmp_path, {"images": images, "annotations": [caption]})
+    with pytest.raises(UserError, match="names image a, which the file does not list"):
+        read_captions(tmp_path, {"images": images[1:], "annotations": [caption]})
+    with pytest.raises(UserError, match="not COCO captions"):
+        read_captions(tmp_path, ["something else"])
+
+
+class FakeDetector:
+    """Mean colours of the grid's cells: quick, and easy to recompute."""
+
+    feature_dim, weights_hash, preprocessing = 3, "fake", {"size": 16}
+
+    def grid_features(self, images):  # type: ignore[no-untyped-def]
+        from torch.nn.functional import avg_pool2d
+
+        return avg_pool2d(images, 2).flatten(2).transpose(1, 2)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Twelve pictures, two of them copies of one empty file, and a detector that needs no training."""
+    from diptych.features import detector
+    from diptych.features.files import sha256_of
+
+    monkeypatch.setattr(detector, "load_detector", lambda folder, device="cpu": FakeDetector())
+    rows = []
+    for number in range(12):
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", (16, 16), (number * 20, 255 - number, 7)).save(path)
+        if number in (3, 8):
+            path.write_bytes(b"")
+        rows.append(row(image_id=f"i{number}", path=path.name, sha256=sha256_of(path)))
+    write_manifest(rows, tmp_path / "m.parquet")
+    return tmp_path / "m.parquet"
+
+
+def extract(manifest: Path, out: str, share: float = 0.5, part_size: int = 4) -> dict[str, int]:
+    config = ExtractConfig(batch_size=4, part_size=part_size, max_failed_share=share, ray_address=None)
+    folder = manifest.parent
+    return extract_features(
+        read_manifest(manifest), manifest, folder, folder / "store", folder / out, config, 0, 1, "cpu"
+    )
+
+
+def test_every_image_of_a_bad_file_is_listed(dataset: Path) -> None:
+    assert extract(dataset, "out") == {"images": 12, "extracted": 10, "reused": 0, "failed": 2}
+    failures = pq.read_table(dataset.parent / "out/failures.parquet").to_pylist()
+    assert [(f["image_id"], f["path"], f["kind"]) for f in failures] == [("i3", "3.png", "empty"), ("i8", "8.png", "empty")]
+    assert extract(dataset, "again") == {"images": 12, "extracted": 0, "reused": 10, "failed": 2}
+    for path in (dataset.parent / "out").iterdir():
+        assert (dataset.parent / "again" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_too_many_failures_leave_their_table_and_what_was_extracted(dataset: Path) -> None:
+    with pytest.raises(UserError, match=r"2 of 12 images failed \(2 empty\).*the first is 3\.png") as caught:
+        extract(dataset, "out", share=0.1)
+    (table,) = (dataset.parent / "store").glob("*/failures.parquet")
+    assert str(table) in str(caught.value) and pq.read_table(table).num_rows == 2
+    assert not (dataset.parent / "out").exists()
+    assert extract(dataset, "out")["reused"] == 10
+
+
+def test_an_older_output_leaves_no_parts_behind(dataset: Path) -> None:
+    extract(dataset, "out", part_size=2)
+    extract(dataset, "out", part_size=10)
+    reader = FeatureReader(dataset.parent / "out")
+    assert len(reader.parts) == 1 and len(reader) == 10
+
+
+def test_a_part_that_a_crash_damaged_is_set_aside(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, {"feature_dim": 4})
+    part = store.append(["x"], ["s"], np.zeros((1, 64, 4), np.float16))
+    part.write_bytes(part.read_bytes()[:100])
+    assert store.known() == {} and part.with_suffix(".damaged").exists()
+
+
+def test_features_that_are_not_finite_are_refused(dataset: Path) -> None:
+    store = FeatureStore(dataset.parent / "other", {"feature_dim": 2})
+    features = np.zeros((2, 64, 2), np.float16)
+    features[1, 5, 0] = np.inf
+    store.append(["a", "b"], ["1", "2"], features)
+    store.link_into(dataset.parent / "inf", [("a", "1"), ("b", "2")], 10)
+    with pytest.raises(UserError, match="not finite among the images a .. b"):
+        build_codebook(
+            FeatureReader(dataset.parent / "inf"), {"a", "b"}, ClusterConfig(2, 2, 256, 0), 1, dataset.parent / "codes"
+        )
+    with pytest.raises(ValueError, match="iterations must be at least 1"):
+        ClusterConfig(2, 0, 256, 0)
+
+
+def test_shards_need_their_images_and_a_whole_index(dataset: Path) -> None:
+    folder = dataset.parent
+    extract(dataset, "features")
+    build_codebook(FeatureReader(folder / "features"), {"i0", "i1"}, ClusterConfig(2, 2, 256, 0), 1, folder / "codes")
+    arguments = (read_manifest(dataset), dataset, folder / "features", folder / "codes", folder / "shards", 5)
+    assert write_shards(*arguments) == {"train": 10}
+    (folder / "shards/index.json").write_text("{")
+    with pytest.raises(UserError, match=r"index\.json: damaged"):
+        ShardDataset(folder / "shards", "train")
+    (folder / "6.png").unlink()
+    with pytest.raises(UserError, match=r"6\.png: no such image file"):
+        write_shards(*arguments)
+    assert not (folder / "shards/index.json").exists()
