@@ -29,6 +29,8 @@ def test_mask_ratios_are_uniform():
     assert counts.min() == 1 and counts.max() == 64
     shares = torch.bincount((counts - 1) // 16, minlength=4) / 6400
     torch.testing.assert_close(shares, torch.full((4,), 0.25), rtol=0, atol=0.03)
+    most = sample_mask(6400, 64, least=0.5).sum(1)
+    assert most.min() == 33 and most.max() == 64
 
 
 def test_expected_scst_gradient_is_the_gradient_of_the_expected_reward(tiny):

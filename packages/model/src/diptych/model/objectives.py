@@ -37,10 +37,10 @@ def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) ->
     return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing * classes / (classes - 1))
 
 
-def sample_mask(n: int, cells: int) -> Tensor:
-    """Draw the cells to predict, bool ``[n, cells]``: per sample a ratio uniform in (0, 1], rounded up to whole
-    cells, then that many cells at random (X-LXMERT 5.1). Uses torch's global generator."""
-    counts = (torch.rand(n, 1) * cells).ceil().clamp(min=1)
+def sample_mask(n: int, cells: int, least: float = 0.0) -> Tensor:
+    """Draw the cells to predict, bool ``[n, cells]``: per sample a ratio uniform in (``least``, 1], rounded up to
+    whole cells, then that many cells at random (X-LXMERT 5.1, where ``least`` is 0). Uses torch's global generator."""
+    counts = ((least + (1 - least) * torch.rand(n, 1)) * cells).ceil().clamp(min=1)
     ranks = torch.rand(n, cells).argsort(1).argsort(1)
     return ranks < counts
 

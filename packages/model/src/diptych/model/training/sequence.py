@@ -40,7 +40,7 @@ class SequenceTrainingConfig:
         scst_batch_size, clip_batch_size, paint_batch_size: images, or captions to paint, in a step [160].
         caption_length: tokens of a caption, ``[CLS]`` and ``[SEP]`` included [17 words].
         learning_rate: constant [1e-6].
-        weight_decay, clip_norm, label_smoothing, text_drop, ema_decay, precision, seed, checkpoint_seconds: as in
+        weight_decay, clip_norm, label_smoothing, least_masked, text_drop, ema_decay, precision, seed, checkpoint_seconds: as in
             :class:`diptych.model.training.token.TokenTrainingConfig`.
         sample_temperature: of the captions that SCST samples and of the policy it improves [1].
         mask_predict_steps: k of CLIP-loss painting [4].
@@ -60,6 +60,7 @@ class SequenceTrainingConfig:
     weight_decay: float
     clip_norm: float
     label_smoothing: float
+    least_masked: float
     text_drop: float
     ema_decay: float
     sample_temperature: float
@@ -189,7 +190,15 @@ def train_sequence(
         indices = batch_indices(len(train), config.paint_batch_size, config.seed + 2, task_step).tolist()
         with autocast_context(device, config.precision):
             loss = paint_batch_loss(
-                model, tokenizer, codebook, train, captions, indices, config.text_drop, config.label_smoothing
+                model,
+                tokenizer,
+                codebook,
+                train,
+                captions,
+                indices,
+                config.least_masked,
+                config.text_drop,
+                config.label_smoothing,
             )
         return loss, {"paint_loss": loss.detach()}
 

@@ -34,6 +34,8 @@ class TokenTrainingConfig:
         weight_decay: AdamW's, on the matrices of linear layers [1e-2].
         clip_norm: largest gradient norm [1.0].
         label_smoothing: mass taken from the target, for words and codes [0.2].
+        least_masked: smallest share of a painting's cells that is masked; the share is uniform from there to 1 [0].
+            The fewer cells are visible, the more a short training learns to read the text instead of them.
         text_drop: share of paintings trained without their text, for classifier-free guidance [0].
         ema_decay: of the moving average of the weights that becomes the model [0: none].
         precision: auto, float32 or bfloat16 [mixed].
@@ -52,6 +54,7 @@ class TokenTrainingConfig:
     weight_decay: float
     clip_norm: float
     label_smoothing: float
+    least_masked: float
     text_drop: float
     ema_decay: float
     precision: str
@@ -78,14 +81,15 @@ def paint_batch_loss(
     train: TrainingShards,
     captions: CaptionTable,
     indices: list[int],
+    least_masked: float,
     text_drop: float,
     label_smoothing: float,
 ) -> Tensor:
-    """Painting loss of one batch: one caption per image, uniform mask ratios, some texts dropped."""
+    """Painting loss of one batch: one caption per image, a mask ratio for each, some texts dropped."""
     ids = captions.choose(indices, 1)[0][:, 0]
     ids = drop_text(tokenizer, ids, text_drop).to(codebook.device)
     codes = read_codes(train, indices, codebook.device)
-    masked = sample_mask(*codes.shape).to(codebook.device)
+    masked = sample_mask(*codes.shape, least_masked).to(codebook.device)
     return paint_loss(model, tokenizer, codebook, codes, ids, masked, label_smoothing)
 
 
@@ -132,7 +136,15 @@ def train_token(
                 len(train), config.paint_batch_size, config.seed + 1, step - before
             ).tolist()
             loss = paint_batch_loss(
-                model, tokenizer, codebook, train, captions, indices, config.text_drop, config.label_smoothing
+                model,
+                tokenizer,
+                codebook,
+                train,
+                captions,
+                indices,
+                config.least_masked,
+                config.text_drop,
+                config.label_smoothing,
             )
             return loss, {"paint_loss": loss.detach()}
 

@@ -1,0 +1,63 @@
+# make run      set up .venv and run the pipeline (params.yaml says which profile) to report/index.html
+# make test     set up .venv with the development tools and run every check
+# make smoke    the same pipeline with everything tiny, to see that all of it works here
+# make profile  write params.yaml from a profile: make profile PROFILE=coco
+# make clean    remove .venv, outputs and unfinished work; the DVC cache, extracted features and what you put into data/ stay
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := run
+
+PYTHON ?= python3
+PROFILE ?= toybox
+VENV := .venv
+# stages start as `python -m pipelines.<stage>`, so python has to be the one of .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+PACKAGES := -e packages/features -e packages/eval -e packages/model
+PIPELINE := dvc hydra-core ruamel.yaml psutil
+TOOLS := ruff mypy import-linter pytest pytest-xdist
+PIP_INSTALL := python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: run test smoke profile clean lint setup
+
+run: $(VENV)/.complete
+	dvc repro
+	@echo "Report: $(CURDIR)/report/index.html"
+
+smoke: $(VENV)/.complete
+	python -m pipelines.profile smoke
+	dvc repro
+	@echo "Report: $(CURDIR)/report/index.html (params.yaml is the smoke profile; back: make profile PROFILE=toybox)"
+
+profile: $(VENV)/.complete
+	python -m pipelines.profile $(PROFILE)
+
+lint: $(VENV)/.complete-tools
+	ruff check .
+	mypy
+	lint-imports
+
+test: lint
+	pytest
+
+setup: $(VENV)/.complete
+
+# A stamp stands only while its installation is whole: what was interrupted is made anew (pip's cache makes that quick).
+$(VENV)/.complete: constraints.txt packages/features/pyproject.toml packages/eval/pyproject.toml packages/model/pyproject.toml Makefile
+	@command -v git >/dev/null || { echo "git is missing: DVC needs it (apt-get install git)"; exit 1; }
+	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "this folder is no git clone: DVC needs one (git clone, not an archive)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make run PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "venv is missing: apt-get install python3-venv"; exit 1; }
+	@if [ ! -e $@ ]; then echo "Setting up $(VENV): some minutes and 6 GB the first time"; $(PYTHON) -m venv --clear $(VENV); fi
+	@rm -f $(VENV)/.complete $(VENV)/.complete-tools
+	$(PIP_INSTALL) $(PACKAGES) $(PIPELINE)
+	@touch $@
+
+$(VENV)/.complete-tools: $(VENV)/.complete
+	@rm -f $(VENV)/.complete
+	$(PIP_INSTALL) $(PACKAGES) $(PIPELINE) $(TOOLS)
+	@touch $(VENV)/.complete $@
+
+clean:
+	rm -rf $(VENV) data/{dataset,features,codebook,shards,generated,evaluation.parquet} models plots report metrics/stages .cache/training .mypy_cache .pytest_cache .ruff_cache

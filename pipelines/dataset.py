@@ -1,0 +1,47 @@
+"""Draw Toybox, or read a dataset in COCO's format: pictures, captions, objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from diptych.features.datasets.coco import CocoConfig, read_coco
+from diptych.features.datasets.toybox import ToyboxConfig, build_toybox
+from diptych.features.errors import UserError
+from diptych.features.manifest import write_manifest, write_scenes
+from pipelines.stage import Stage, run
+
+
+@dataclass(frozen=True)
+class DatasetParams:
+    """source: where the data come from, a dependency of the stage: COCO's folder, or Toybox's own code.
+
+    toybox, coco: one of them, the other is null.
+    """
+
+    source: str
+    toybox: ToyboxConfig | None
+    coco: CocoConfig | None
+
+    def __post_init__(self) -> None:
+        if (self.toybox is None) == (self.coco is None):
+            raise UserError("give one of toybox and coco, and null for the other")
+
+
+def main(stage: Stage, params: DatasetParams) -> None:
+    """Write the manifest, the same without captions (what visual stages read), and the pictures drawn."""
+    if not Path(params.source).exists():
+        raise UserError(f"{params.source}: no such dataset folder; put the data there or set dataset.source")
+    with stage.write("data/dataset") as folder:
+        (folder / "images").mkdir(parents=True)  # stays empty where the pictures are somewhere else
+        if params.toybox is not None:
+            rows = build_toybox(params.toybox, stage.seed, folder)
+        else:
+            assert params.coco is not None
+            rows = read_coco(params.coco, stage.seed)
+        table = write_manifest(rows, folder / "manifest.parquet")
+        write_scenes(table, folder / "scenes.parquet")
+
+
+if __name__ == "__main__":
+    run("dataset", DatasetParams, main)

@@ -1,0 +1,151 @@
+"""Measure captions and pictures of the test split (UMT 5.1), beside real pictures and reconstructions as ceilings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diptych.eval.captions import caption_metrics, names_object
+from diptych.eval.clip import PROMPT
+from diptych.eval.inspector import load_inspector, main_and_second
+from diptych.eval.retrieval import clip_scores, r_precision
+from diptych.features.images import read_image, resize_square, to_uint8_tensor
+from diptych.features.manifest import read_manifest
+from pipelines.clips import read_clip
+from pipelines.stage import Stage, run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diptych.eval.clip import Clip
+    from diptych.eval.inspector import Inspector
+
+KINDS = ("real", "reconstruction", "painted")
+COMPOSITIONAL = "compositional"  # the split whose main objects no training picture shows
+
+
+@dataclass(frozen=True)
+class EvaluateParams:
+    """image_size: pixels per side at which all kinds are compared; negatives, folds: of R-precision."""
+
+    image_size: int
+    batch_size: int
+    negatives: int
+    folds: int
+
+
+def main(stage: Stage, params: EvaluateParams) -> None:
+    """Write metrics/evaluate.json, and what is right in each test item to data/evaluation.parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    known = {row["image_id"]: row for row in read_manifest(Path("data/dataset/manifest.parquet")).to_pylist()}
+    inspector_folder = Path("models/inspector")  # empty for data without attributes
+    inspector = load_inspector(inspector_folder, stage.device) if any(inspector_folder.iterdir()) else None
+
+    rows = read_generated("test")
+    truth = [known[row["image_id"]] for row in rows]
+    objects = [row["objects"] for row in truth]
+    facts = main_facts(rows, truth)
+    verdicts: dict[str, Any] = {"image_id": [row["image_id"] for row in rows], "caption_right": facts}
+    verdicts["painted_right"] = [None] * len(rows)
+    metrics = caption_figures(rows, truth, facts)
+    clips = {name: read_clip(Path(f"models/{name}"), stage.device) for name in ("judge", "scorer")}
+    prompts = [PROMPT + row["prompt"] for row in rows]
+    texts = {name: batched(clip.encode_texts, prompts, params.batch_size) for name, clip in clips.items()}
+    for kind in KINDS:
+        images = pictures(rows, kind, params.image_size)
+        for name, clip in clips.items():
+            encode = partial(encode_pixels, clip, stage.device)
+            embeddings = batched(encode, images, params.batch_size)
+            precision, _ = r_precision(embeddings, texts[name], stage.seed, params.negatives, params.folds)
+            metrics[f"{kind}.r_precision_{name}"] = precision
+            metrics[f"{kind}.clip_score_{name}"] = float(clip_scores(embeddings, texts[name]).mean())
+        if inspector:
+            metrics |= inspector_figures(inspector, kind, images, objects)
+            if kind == "painted":
+                verdicts["painted_right"] = inspector.inspect(images, objects)["main_object"].tolist()
+
+    if inspector and Path(f"data/generated/{COMPOSITIONAL}.parquet").is_file():
+        rows = read_generated(COMPOSITIONAL)
+        truth = [known[row["image_id"]] for row in rows]
+        objects = [row["objects"] for row in truth]
+        metrics["caption.main_fact_unseen"] = mean(main_facts(rows, truth))
+        for kind in KINDS:
+            figures = inspector_figures(inspector, kind, pictures(rows, kind, params.image_size), objects)
+            metrics[f"{kind}.main_object_unseen"] = figures[f"{kind}.main_object"]
+    # JSON has no NaN: a figure about nothing is left out
+    stage.write_metrics("metrics/evaluate.json", {k: v for k, v in metrics.items() if math.isfinite(v)})
+    schema = pa.schema(
+        [("image_id", pa.string()), ("caption_right", pa.bool_()), ("painted_right", pa.bool_())]
+    )
+    with stage.write("data/evaluation.parquet") as path:
+        pq.write_table(pa.table(verdicts, schema), path)
+
+
+def read_generated(split: str) -> list[dict[str, Any]]:
+    """What `generate` wrote for a split."""
+    import pyarrow.parquet as pq
+
+    return pq.read_table(f"data/generated/{split}.parquet").to_pylist()
+
+
+def main_facts(rows: list[dict[str, Any]], truth: list[dict[str, Any]]) -> list[bool | None]:
+    """Whether each caption names its picture's main object with its colour; None where no colour is known."""
+    things = [main_and_second(known["objects"] or []) for known in truth]
+    return [
+        names_object(row["caption"], *several[0]) if several else None
+        for row, several in zip(rows, things, strict=True)
+    ]
+
+
+def caption_figures(
+    rows: list[dict[str, Any]], truth: list[dict[str, Any]], facts: list[bool | None]
+) -> dict[str, float]:
+    """CIDEr-D, BLEU, and the share of captions that name the main object with its colour."""
+    predictions = {row["image_id"]: row["caption"] for row in rows}
+    figures = caption_metrics(predictions, {row["image_id"]: row["captions"] for row in truth})
+    return {f"caption.{name}": value for name, value in {**figures, "main_fact": mean(facts)}.items()}
+
+
+def inspector_figures(
+    inspector: Inspector, kind: str, images: Tensor, objects: list[Any]
+) -> dict[str, float]:
+    """Shares of pictures of a kind whose main and second object have the right class and colour."""
+    right = inspector.accuracy(images, objects)
+    return {f"{kind}.{name}": right[name] for name in ("main_object", "second_object")}
+
+
+def mean(facts: list[bool | None]) -> float:
+    """The share of what is known that is true; NaN where nothing is known."""
+    known = [fact for fact in facts if fact is not None]
+    return sum(known) / len(known) if known else math.nan
+
+
+def pictures(rows: list[dict[str, Any]], kind: str, size: int) -> Tensor:
+    """The rows' images of a kind, uint8 [n, 3, size, size]."""
+    import torch
+
+    images = (resize_square(read_image(row[kind], f"{row['image_id']} ({kind})"), size) for row in rows)
+    return torch.stack([to_uint8_tensor(image) for image in images])
+
+
+def encode_pixels(clip: Clip, device: str, images: Tensor) -> Tensor:
+    """Embeddings of uint8 pictures."""
+    return clip.encode_images(images.to(device).float() / 255)
+
+
+def batched(encode: Callable[[Any], Tensor], items: Any, size: int) -> Tensor:
+    """`encode` over slices of `items`, gathered on the CPU: all at once would not fit."""
+    import torch
+
+    with torch.inference_mode():
+        return torch.cat([encode(items[start : start + size]).cpu() for start in range(0, len(items), size)])
+
+
+if __name__ == "__main__":
+    run("evaluate", EvaluateParams, main)

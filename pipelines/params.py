@@ -1,0 +1,199 @@
+"""Typed sections of params.yaml: every key is checked against a frozen dataclass before a stage does any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from diptych.eval.errors import UserError as EvalUserError
+from diptych.features.errors import UserError as FeaturesUserError
+from diptych.model.errors import UserError as ModelUserError
+
+PACKAGE_ERRORS = (EvalUserError, FeaturesUserError, ModelUserError)
+PARAMS_FILE = Path("params.yaml")
+T = TypeVar("T")
+
+
+class ParameterError(Exception):
+    """A wrong parameter; the message names the file, the key path and the expected type."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How and where a run happens, as opposed to what it computes.
+
+    No stage lists this section in dvc.yaml: a colleague with more cores or a GPU gets the same stages up to date.
+
+    threads: threads of this process for tensor work; "auto" takes every core this process may use.
+    workers: Ray actors of the extract stage; "auto" takes one a core or GPU; 0 works in the stage's process.
+    device: "cpu", "cuda", "cuda:1", ...; "auto" takes CUDA where there is a device.
+    precision: "float32", "bfloat16"; "auto" takes bfloat16 where the hardware multiplies it natively.
+    checkpoint_seconds: wall time between two savings of a training's state.
+    feature_store: folder that keeps extracted features by key; share it between clones to extract once.
+    """
+
+    threads: int | Literal["auto"]
+    workers: int | Literal["auto"]
+    device: str
+    precision: Literal["auto", "float32", "bfloat16"]
+    checkpoint_seconds: float
+    feature_store: str
+
+    def __post_init__(self) -> None:
+        for key, least in (("threads", 1), ("workers", 0)):
+            value = getattr(self, key)
+            if value != "auto" and value < least:
+                raise ValueError(f"{key} must be at least {least} or auto, is {value}")
+
+
+def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
+    """The whole parameter file as plain dicts.
+
+    Raises ParameterError where the file is missing, is not YAML, or is no mapping.
+    """
+    # ruamel reads YAML 1.2 as DVC does: PyYAML would read `5e-5` as a string and DVC would track a float.
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        params = YAML(typ="safe").load(path)
+    except FileNotFoundError:
+        raise ParameterError(f"{path} is missing: write it with `make profile PROFILE=toybox`") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise ParameterError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(params, dict):
+        raise ParameterError(f"{path}: expected a mapping of sections, found {_spell(params)}")
+    return params
+
+
+def read_section(
+    kind: type[T],
+    key: str,
+    params: Mapping[str, Any],
+    path: Path = PARAMS_FILE,
+    provided: Mapping[str, Any] | None = None,
+) -> T:
+    """Section `key` of `params` as an instance of `kind`, a dataclass or any type that `convert` knows.
+
+    provided: fields, by name, that the run sets and no section may (the seed, the machine's precision).
+    Raises ParameterError for a missing section and for everything inside it that is unknown, missing or ill-typed.
+    """
+    if key not in params:
+        raise ParameterError(f"{path}: section {key!r} is missing: `make profile PROFILE=toybox` restores it")
+    return _Converter(path, provided or {}).convert(kind, params[key], key)
+
+
+@dataclass(frozen=True)
+class _Converter:
+    path: Path
+    provided: Mapping[str, Any]
+
+    def convert(self, kind: Any, value: Any, key: str) -> Any:
+        """`value`, as read from YAML, as type `kind`; ParameterError names the file, `key` and the expected type.
+
+        Knows dataclasses (unknown and missing keys are errors), int, float (an int is a float), bool, str, Path,
+        None, Literal, unions, list[T], tuple[T, ...] and tuple[T, U], dict[str, T].
+        """
+        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+        wrong = ParameterError(f"{self.path}: {key}: expected {_name(kind)}, found {_spell(value)}")
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            return self._dataclass(kind, value, key)
+        if kind is Any:
+            return value
+        if origin is Literal:
+            # compared with their types, because True == 1
+            if any(type(value) is type(choice) and value == choice for choice in arguments):
+                return value
+            raise wrong
+        if origin in (typing.Union, types.UnionType):
+            sections = [choice for choice in arguments if dataclasses.is_dataclass(choice)]
+            if isinstance(value, dict) and sections:
+                # the dataclass that shares most keys is meant: say what is wrong inside it, not that none fits
+                shared = [
+                    len({field.name for field in dataclasses.fields(s)} & value.keys()) for s in sections
+                ]
+                return self.convert(sections[shared.index(max(shared))], value, key)
+            for choice in arguments:
+                try:
+                    return self.convert(choice, value, key)
+                except ParameterError:
+                    continue
+            raise wrong
+        if origin in (list, tuple) and isinstance(value, list):
+            if origin is tuple and not (len(arguments) == 2 and arguments[1] is Ellipsis):
+                if len(value) != len(arguments):
+                    raise wrong
+                kinds: tuple[Any, ...] = arguments
+            else:
+                kinds = (arguments[0],) * len(value)
+            items = (
+                self.convert(k, v, f"{key}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True))
+            )
+            return origin(items)
+        if origin is dict and isinstance(value, dict):
+            return {
+                str(name): self.convert(arguments[1], item, f"{key}.{name}") for name, item in value.items()
+            }
+        if kind is float and type(value) is int:
+            return float(value)
+        if kind is Path and type(value) is str:
+            return Path(value)
+        if kind in (type(None), None) and value is None:
+            return None
+        if kind in (int, float, str, bool) and type(value) is kind:
+            return value
+        raise wrong
+
+    def _dataclass(self, kind: Any, value: Any, key: str) -> Any:
+        if not isinstance(value, dict):
+            raise ParameterError(f"{self.path}: {key}: expected a section with keys, found {_spell(value)}")
+        hints = typing.get_type_hints(kind)
+        fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+        for name in value:
+            if name not in fields:
+                known = ", ".join(sorted(fields))
+                raise ParameterError(f"{self.path}: {key}.{name}: unknown key (known here: {known})")
+            if name in self.provided:
+                raise ParameterError(
+                    f"{self.path}: {key}.{name}: not set here but by the run, for all stages alike"
+                )
+        values = {name: self.provided[name] for name in fields if name in self.provided}
+        for name, field in fields.items():
+            required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            if required and name not in value and name not in values:
+                raise ParameterError(f"{self.path}: {key}.{name}: missing, expected {_name(hints[name])}")
+        for name, item in value.items():
+            values[name] = self.convert(hints[name], item, f"{key}.{name}")
+        try:
+            return kind(**values)
+        except (ValueError, *PACKAGE_ERRORS) as error:  # a dataclass checks its own ranges in __post_init__
+            raise ParameterError(f"{self.path}: {key}: {error}") from None
+
+
+def _name(kind: Any) -> str:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return " or ".join(repr(choice) for choice in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_name(choice) for choice in arguments)
+    if origin is None:
+        if kind is type(None):
+            return "null"
+        return (
+            "a section with keys" if dataclasses.is_dataclass(kind) else getattr(kind, "__name__", str(kind))
+        )
+    return str(kind).replace("typing.", "")
+
+
+def _spell(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"

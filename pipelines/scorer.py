@@ -1,0 +1,40 @@
+"""Train or adopt the scorer: the CLIP that rewards painting in sequence-level training (UMT 4.2.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from diptych.eval.clip import ClipConfig, ClipTrainingConfig
+from diptych.features.shards import ShardDataset
+from pipelines.clips import PretrainedClip, write_clip
+from pipelines.stage import Stage, run
+
+
+@dataclass(frozen=True)
+class ScorerParams:
+    """network: sizes of a CLIP to train, or a pretrained one; training: its schedule, null for a pretrained one."""
+
+    network: ClipConfig | PretrainedClip
+    training: ClipTrainingConfig | None
+
+
+def main(stage: Stage, params: ScorerParams) -> None:
+    """Train on pictures and captions of the train split."""
+    train = ShardDataset(Path("data/shards"), "train")
+    with stage.write("models/scorer") as folder:
+        history = write_clip(
+            folder,
+            params.network,
+            params.training,
+            train,
+            stage.seed,
+            stage.checkpoints(),
+            stage.device,
+            "scorer",
+        )
+    stage.write_history("plots/scorer.csv", history)
+
+
+if __name__ == "__main__":
+    run("scorer", ScorerParams, main)

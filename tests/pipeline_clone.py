@@ -1,0 +1,70 @@
+"""A throw-away clone of this repository with a profile's parameters, and what `dvc repro` ran in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.profile import write_profile
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A git clone whose stages run in this Python and read the packages of the clone."""
+
+    folder: Path
+
+    def command(self, *arguments: str) -> dict:
+        """Keyword arguments for subprocess that start `arguments` in the clone."""
+        sources = [str(self.folder / "packages" / name / "src") for name in ("features", "eval", "model")]
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": os.pathsep.join(sources),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "DVC_NO_ANALYTICS": "1",
+        }
+        return {"args": arguments, "cwd": self.folder, "env": environment}
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end, whatever its exit status."""
+        return subprocess.run(**self.command(*arguments), capture_output=True, text=True, check=False)
+
+    def repro(self, *arguments: str) -> list[str]:
+        """`dvc repro`, which must succeed; the names of the stages that ran, in order."""
+        done = self.run("dvc", "repro", *arguments)
+        assert done.returncode == 0, f"dvc repro failed:\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+        return re.findall(r"^Running stage '(\w+)'", done.stdout, re.MULTILINE)
+
+    def set_params(self, *overrides: str, profile: str = "smoke") -> None:
+        """Write params.yaml: `profile` with Hydra overrides."""
+        write_profile(profile, self.folder / "params.yaml", list(overrides))
+
+    def copy(self, folder: Path) -> Clone:
+        """An independent copy with all outputs."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Clone(folder)
+
+
+def make_clone(folder: Path) -> Clone:
+    """The repository's files as git would take them, in a fresh git repository without any output."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+    ).stdout.split("\0")  # fmt: skip
+    for name in filter(None, listed):
+        if (REPOSITORY / name).is_file() and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, folder / name)
+    shutil.rmtree(folder / "metrics", ignore_errors=True)
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false"]
+    for command in (["init", "--quiet"], ["add", "--all"], [*identity, "commit", "--quiet", "-m", "test"]):
+        subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True)
+    return Clone(folder)

@@ -1,0 +1,43 @@
+"""The whole pipeline on real photographs in COCO's format, with the small networks of the smoke profile."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pipeline_clone import REPOSITORY, make_clone
+
+COCO = REPOSITORY.parent / "shared/coco-mini"
+
+
+def overrides() -> list[str]:
+    """The smoke profile's parameters, with photographs for pictures."""
+    sources = ",".join(
+        f"{{split: {split}, images: {COCO}/{name}, captions: {COCO}/annotations/captions_{name}.json,"
+        f" instances: {COCO}/annotations/instances_{name}.json}}"
+        for split, name in (("train", "train2017"), ("val/test", "val2017"))
+    )
+    return [
+        f"dataset.source={COCO}",
+        "dataset.toybox=null",
+        f"dataset.coco={{sources: [{sources}], karpathy: null, images: null, restval: false, limit: null}}",
+        # instances have no attributes: nothing to learn colours from, nothing for the inspector to read
+        "detector.training.grid_attribute_weight=0",
+        "judge.inspector=null",
+        "generate.splits=[test]",
+    ]
+
+
+@pytest.mark.skipif(not COCO.is_dir(), reason=f"{COCO} is not on this machine")
+def test_the_pipeline_runs_on_coco(tmp_path: Path) -> None:
+    clone = make_clone(tmp_path / "clone")
+    clone.set_params(*overrides())
+    assert clone.repro()[-1] == "report"
+    figures = json.loads((clone.folder / "metrics/evaluate.json").read_text())
+    assert {
+        "caption.cider_d",
+        "painted.r_precision_judge",
+        "reconstruction.clip_score_scorer",
+    } <= figures.keys()
+    assert "painted.main_object" not in figures, "COCO's objects have no colours to be right about"

@@ -1,0 +1,130 @@
+"""params.yaml: typed, checked before work starts, and composed from the profiles."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import pytest
+from pipeline_clone import REPOSITORY, Clone
+from ruamel.yaml import YAML
+
+from pipelines.params import Machine, ParameterError, read_params, read_section
+from pipelines.profile import profiles, write_profile
+
+STAGES = list(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])
+
+
+@dataclass(frozen=True)
+class Inner:
+    share: float
+    names: tuple[str, ...]
+    mode: Literal["fast", "exact"] = "fast"
+
+
+@dataclass(frozen=True)
+class Outer:
+    steps: int
+    inner: Inner
+    limit: int | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError("steps must be at least 1")
+
+
+GOOD: dict[str, Any] = {"steps": 3, "inner": {"share": 1, "names": ["a"]}, "limit": None}
+FILE = Path("params.yaml")
+
+
+def read(section: Any) -> Outer:
+    return read_section(Outer, "outer", {"outer": section}, FILE, provided={"seed": 7})
+
+
+def test_a_good_section_becomes_typed() -> None:
+    assert read(GOOD) == Outer(3, Inner(1.0, ("a",)), None, 7)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({**GOOD, "stepz": 3}, "params.yaml: outer.stepz: unknown key"),
+        ({**GOOD, "steps": "3"}, "params.yaml: outer.steps: expected int, found '3' (str)"),
+        ({**GOOD, "steps": 3.5}, "params.yaml: outer.steps: expected int, found 3.5 (float)"),
+        ({**GOOD, "steps": True}, "params.yaml: outer.steps: expected int, found True (bool)"),
+        ({**GOOD, "steps": 0}, "params.yaml: outer: steps must be at least 1"),
+        ({**GOOD, "limit": "all"}, "params.yaml: outer.limit: expected int or null, found 'all' (str)"),
+        ({**GOOD, "seed": 1}, "params.yaml: outer.seed: not set here"),
+        ({**GOOD, "inner": {"names": ["a"]}}, "params.yaml: outer.inner.share: missing, expected float"),
+        (
+            {**GOOD, "inner": {"share": 1.0, "names": ["a", 2]}},
+            "outer.inner.names[1]: expected str, found 2 (int)",
+        ),
+        (
+            {**GOOD, "inner": {"share": 1.0, "names": [], "mode": "slow"}},
+            "outer.inner.mode: expected 'fast' or 'exact'",
+        ),
+        ({**GOOD, "inner": None}, "params.yaml: outer.inner: expected a section with keys, found nothing"),
+    ],
+)
+def test_what_is_wrong_is_named_with_file_and_key(section: Any, message: str) -> None:
+    with pytest.raises(ParameterError) as caught:
+        read(section)
+    assert message in str(caught.value)
+
+
+def test_a_missing_section_and_a_broken_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match=r"params.yaml: section 'outer' is missing"):
+        read_section(Outer, "outer", {}, FILE)
+    broken = tmp_path / "params.yaml"
+    with pytest.raises(ParameterError, match="is missing"):
+        read_params(broken)
+    broken.write_text("seed: [1\nmachine: 2\n")
+    with pytest.raises(ParameterError, match=r"params.yaml line \d+: not valid YAML"):
+        read_params(broken)
+
+
+def test_params_yaml_is_the_toybox_profile(tmp_path: Path) -> None:
+    composed = tmp_path / "params.yaml"
+    write_profile("toybox", composed)
+    assert composed.read_text() == (REPOSITORY / "params.yaml").read_text(), (
+        "run `make profile PROFILE=toybox`"
+    )
+
+
+@pytest.mark.parametrize("profile", profiles())
+def test_every_profile_fits_the_stages(profile: str, tmp_path: Path) -> None:
+    composed = tmp_path / "params.yaml"
+    write_profile(profile, composed)
+    params = read_params(composed)
+    provided = {"seed": 0, "precision": "auto", "checkpoint_seconds": 30.0}
+    read_section(Machine, "machine", params, composed)
+    for stage in STAGES:
+        main = importlib.import_module(f"pipelines.{stage}").main
+        read_section(get_type_hints(main)["params"], stage, params, composed, provided)
+    assert set(params) == {*STAGES, "seed", "machine"}
+
+
+def test_a_stage_says_what_is_wrong_in_one_line(clone: Clone) -> None:
+    params = (clone.folder / "params.yaml").read_text()
+    assert "negatives:" in params
+    (clone.folder / "params.yaml").write_text(params.replace("negatives:", "negativs:"))
+    done = clone.run("python", "-m", "pipelines.evaluate")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .startswith("evaluate: params.yaml: evaluate.negativs: unknown key")
+    )
+
+
+def test_a_stage_without_its_input_says_how_to_make_it(clone: Clone) -> None:
+    done = clone.run("python", "-m", "pipelines.detector")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert "data/dataset/scenes.parquet" in last and "dvc repro" in last

@@ -1,0 +1,76 @@
+"""The whole pipeline with smoke parameters: it runs, promises its figures, and reruns no more than it must."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from pipeline_clone import REPOSITORY, Clone
+from ruamel.yaml import YAML
+
+STAGES = list(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])
+PROMISED = [
+    "caption.cider_d", "caption.bleu_4", "caption.main_fact", "caption.main_fact_unseen", "painted.main_object_unseen",
+    *(
+        f"{kind}.{name}"
+        for kind in ("real", "reconstruction", "painted")
+        for name in (
+            "r_precision_judge", "r_precision_scorer", "clip_score_judge", "clip_score_scorer", "main_object", "second_object",
+        )
+    ),
+]  # fmt: skip
+
+
+def read(clone: Clone, name: str) -> dict[str, float]:
+    return json.loads((clone.folder / "metrics" / f"{name}.json").read_text())
+
+
+def test_every_stage_writes_what_it_promises(finished_clone: Clone) -> None:
+    assert "map50" in read(finished_clone, "detector")
+    figures = read(finished_clone, "evaluate")
+    assert [name for name in PROMISED if name not in figures] == []
+    for name, value in figures.items():
+        assert value >= 0 and ("cider" in name or "clip_score" in name or value <= 1), (name, value)
+    costs = read(finished_clone, "stages")
+    for stage in STAGES:
+        if stage != "report":
+            assert 0 < costs[f"{stage}.minutes"] < 3
+            assert 0 < costs[f"{stage}.peak_memory_gib"] < 8
+    page = (finished_clone.folder / "report/index.html").read_text()
+    assert "data:image/" in page and "src=\"http" not in page and "href=\"http" not in page  # fmt: skip
+    assert (finished_clone.folder / "report/contact_sheet.png").stat().st_size > 10_000
+    assert list((finished_clone.folder / ".cache/training").rglob("*.pt")) == []
+    shown = finished_clone.run("dvc", "metrics", "show", "--json")
+    assert shown.returncode == 0 and "painted.main_object" in shown.stdout
+
+
+def test_nothing_changed_runs_nothing_quickly(finished_clone: Clone) -> None:
+    started = time.monotonic()
+    assert finished_clone.repro() == []
+    assert time.monotonic() - started < 5
+
+
+def test_an_evaluation_parameter_runs_evaluate_and_report_only(finished_clone: Clone, tmp_path: Path) -> None:
+    clone = finished_clone.copy(tmp_path / "clone")
+    clone.set_params("evaluate.negatives=8")
+    assert clone.repro() == ["evaluate", "report"]
+
+
+def test_another_k_extracts_nothing(finished_clone: Clone, tmp_path: Path) -> None:
+    clone = finished_clone.copy(tmp_path / "clone")
+    clone.set_params("cluster.k=24")
+    assert clone.repro("shard") == ["cluster", "shard"]
+
+
+def test_another_grammar_does_not_reach_the_detector(finished_clone: Clone, tmp_path: Path) -> None:
+    clone = finished_clone.copy(tmp_path / "clone")
+    clone.set_params("dataset.toybox.captions.where=0.5")
+    assert clone.repro("detector", "extract", "cluster") == ["dataset"]
+    assert "shard" in clone.run("dvc", "status", "shard").stdout, "the captions did change"
+
+
+def test_other_machine_settings_run_nothing(finished_clone: Clone, tmp_path: Path) -> None:
+    clone = finished_clone.copy(tmp_path / "clone")
+    clone.set_params("machine.threads=1", "machine.checkpoint_seconds=5")
+    assert clone.repro() == []

@@ -1,0 +1,58 @@
+"""A stage that was killed goes on where it was and ends with the same outputs as one that was not."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from pipeline_clone import Clone
+
+# what the killed stage writes, and how many steps make it long enough to be killed in its middle
+CASES = {
+    "detector": ("detector.training.steps=60", ["models/detector", "plots/detector.csv"]),
+    "train_token": ("train_token.training.steps=300", ["models/token", "plots/train_token.csv"]),
+}
+
+
+def digest(clone: Clone, outs: list[str]) -> dict[str, str]:
+    """sha256 by file of the outputs."""
+    files = [path for out in outs for path in sorted([clone.folder / out, *(clone.folder / out).rglob("*")])]
+    return {
+        str(path.relative_to(clone.folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("stage", CASES)
+def test_a_killed_training_goes_on(stage: str, finished_clone: Clone, tmp_path: Path) -> None:
+    steps, outs = CASES[stage]
+    undisturbed, killed = (finished_clone.copy(tmp_path / name) for name in ("undisturbed", "killed"))
+    undisturbed.set_params(steps)
+    done = undisturbed.run("python", "-m", f"pipelines.{stage}")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    killed.set_params(steps, "machine.checkpoint_seconds=0")
+    before = digest(killed, outs)
+    command = killed.command("python", "-m", f"pipelines.{stage}")
+    process = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    store = killed.folder / ".cache/training" / stage
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(int(path.stem.split("-")[1]) >= 5 for path in store.rglob("checkpoint-*.pt")):
+            break
+        time.sleep(0.01)
+    assert process.poll() is None, "the stage ended before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert digest(killed, outs) == before, "a killed stage leaves its outputs alone"
+
+    resumed = killed.run("python", "-m", f"pipelines.{stage}")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert digest(killed, outs) == digest(undisturbed, outs)
+    assert list(store.rglob("*.pt")) == []

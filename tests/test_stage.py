@@ -1,0 +1,152 @@
+"""The runner of all stages: whole outputs or none, checkpoints under the right key, one line for every user error."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines import stage as stages
+from pipelines.params import Machine
+from pipelines.stage import Stage
+
+MACHINE = Machine(1, 1, "cpu", "float32", 30.0, ".cache/features")
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project with one stage `train`."""
+    monkeypatch.chdir(tmp_path)
+    for variable in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):  # `run` sets them; afterwards they are as before
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
+    (tmp_path / "data.txt").write_text("data")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code/a.py").write_text("a")
+    (tmp_path / "dvc.yaml").write_text("stages: {train: {cmd: train, deps: [data.txt, code]}}")
+    (tmp_path / "params.yaml").write_text(
+        "seed: 0\ntrain: 1\nmachine: {threads: 1, workers: 1, device: cpu, precision: float32,"
+        " checkpoint_seconds: 30, feature_store: .cache/features}\n"
+    )
+    return tmp_path
+
+
+def stage(value: int = 1) -> Stage:
+    return Stage("train", 0, MACHINE, {"seed": 0, "train": value})
+
+
+def test_an_output_appears_whole_or_not_at_all(work: Path) -> None:
+    with pytest.raises(RuntimeError), stage().write("models/net") as folder:
+        folder.mkdir()
+        (folder / "half").write_text("half")
+        raise RuntimeError
+    assert list((work / "models").iterdir()) == []
+    for content in ("old", "new"):
+        with stage().write("models/net") as folder:
+            folder.mkdir()
+            (folder / content).write_text(content)
+    assert [path.name for path in (work / "models").rglob("*")] == ["net", "new"]
+
+
+def test_history_and_metrics_are_what_dvc_reads(work: Path) -> None:
+    stage().write_history("plots/a.csv", [{"step": 0, "loss": 0.5}, {"step": 20, "accuracy": 1.0}])
+    assert (work / "plots/a.csv").read_text().split() == ["step,loss,accuracy", "0,0.5,", "20,,1"]
+    stage().write_metrics("metrics/a.json", {"painted.main_object": 0.75})
+    assert json.loads((work / "metrics/a.json").read_text()) == {"painted.main_object": 0.75}
+
+
+def test_a_training_goes_on_only_with_the_same_inputs(work: Path) -> None:
+    def state_after_change(change: str) -> dict | None:
+        if change == "data":
+            (work / "data.txt").write_text("other")
+        elif change == "code":
+            (work / "code/a.py").write_text("b")
+        return stage(2 if change == "parameter" else 1).checkpoints().load()
+
+    stage().checkpoints().save({"step": 1})
+    assert state_after_change("nothing") == {"step": 1}
+    for change in ("parameter", "code", "data"):
+        assert state_after_change(change) is None, change
+
+
+def test_success_removes_the_training_state_and_failure_keeps_it(work: Path) -> None:
+    def main(stage: Stage, value: int) -> None:
+        stage.checkpoints().save({"step": 1})
+        if value == 1:
+            raise stages.ParameterError("params.yaml: train: try 2")
+
+    with pytest.raises(SystemExit) as caught:
+        stages.run("train", int, main)
+    assert caught.value.code == 1
+    assert len(list((work / ".cache/training/train").iterdir())) == 1
+    text = (work / "params.yaml").read_text().replace("train: 1", "train: 2")
+    (work / "params.yaml").write_text(text)
+    stages.run("train", int, main)
+    assert len(list((work / ".cache/training/train").iterdir())) == 1, "only its own state is removed"
+    assert json.loads((work / "metrics/stages/train.json").read_text()).keys() == {
+        "minutes",
+        "peak_memory_gib",
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (RuntimeError("SafetensorError: No space left on device (os error 28)"), "the disk is full"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out of memory"),
+        (
+            FileNotFoundError(2, "No such file", "data/shards/index.json"),
+            "data/shards/index.json is missing: `dvc repro`",
+        ),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)
+def test_user_errors_are_one_line(
+    error: BaseException, words: str, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(stage: Stage, value: int) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        stages.run("train", int, main)
+    assert caught.value.code == (130 if isinstance(error, KeyboardInterrupt) else 1)
+    printed = capsys.readouterr().err.strip()
+    assert words in printed and printed.startswith("train: ") and "\n" not in printed
+
+
+def test_a_defect_keeps_its_traceback(work: Path) -> None:
+    def main(stage: Stage, value: int) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        stages.run("train", int, main)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt belongs to glibc")
+def test_freed_memory_is_kept() -> None:
+    """A second large buffer must not fault its pages in again."""
+    script = """
+import resource, sys
+from pipelines.stage import keep_freed_memory
+if sys.argv[1] == "keep": keep_freed_memory()
+def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+bytearray(32 << 20); before = faults()
+for _ in range(4): bytearray(b"1" * (32 << 20))
+print(faults() - before)
+"""
+
+    def run(mode: str) -> int:
+        root = Path(__file__).resolve().parents[1]
+        done = subprocess.run(
+            [sys.executable, "-c", script, mode], capture_output=True, text=True, check=True,
+            env={"PYTHONPATH": ":".join(sys.path + [str(root)])},
+        )  # fmt: skip
+        return int(done.stdout)
+
+    assert run("keep") < run("default") / 2
