@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 CONF = Path(__file__).parent / "conf"
@@ -13,12 +14,12 @@ def profiles() -> list[str]:
     return sorted(path.stem for path in (CONF / "profile").glob("*.yaml"))
 
 
-def write_profile(profile: str, target: Path, overrides: list[str] | None = None) -> None:
-    """Compose `profile` with Hydra overrides ("detector.steps=5") into the parameter file `target`."""
+def write_profile(profile: str, target: Path, overrides: Sequence[str] = (), conf: Path = CONF) -> None:
+    """Compose `profile` of `conf` with Hydra overrides ("cluster.k=64") into the parameter file `target`."""
     from dvc.utils.hydra import compose_and_dump
 
-    with_profile = [f"profile={profile}", *(overrides or [])]
-    compose_and_dump(target, str(CONF), None, "config", str(CONF), with_profile)
+    conf = conf.absolute()
+    compose_and_dump(target, str(conf), None, "config", str(conf), [f"profile={profile}", *overrides])
 
 
 if __name__ == "__main__":

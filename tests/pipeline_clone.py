@@ -45,7 +45,7 @@ class Clone:
 
     def set_params(self, *overrides: str, profile: str = "smoke") -> None:
         """Write params.yaml: `profile` with Hydra overrides."""
-        write_profile(profile, self.folder / "params.yaml", list(overrides))
+        write_profile(profile, self.folder / "params.yaml", overrides, self.folder / "pipelines/conf")
 
     def copy(self, folder: Path) -> Clone:
         """An independent copy with all outputs."""

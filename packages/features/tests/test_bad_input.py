@@ -71,7 +71,9 @@ def test_dark_sixteen_bit_images_stay_dark(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("read", [read_image, image_size])
-@pytest.mark.parametrize("size", [(10_000, 9_000), (15_000, 12_000)])  # Pillow warns of one and refuses the other
+@pytest.mark.parametrize(
+    "size", [(10_000, 9_000), (15_000, 12_000)]
+)  # Pillow warns of one and refuses the other
 def test_decompression_bombs_are_not_decoded(
     read: Callable[[Path], object], size: tuple[int, int], tmp_path: Path
 ) -> None:
@@ -100,7 +102,9 @@ def read_captions(folder: Path, content: Any) -> list[dict[str, Any]]:
 def test_captions_without_images_and_images_without_captions(tmp_path: Path) -> None:
     images = [{"id": "a", "file_name": "a.jpg"}, {"id": "b", "file_name": "a.jpg"}]
     caption = {"image_id": "a", "caption": "A kite"}
-    assert [r["image_id"] for r in read_captions(tmp_path, {"images": images[:1], "annotations": [caption]})] == ["a"]
+    assert [
+        r["image_id"] for r in read_captions(tmp_path, {"images": images[:1], "annotations": [caption]})
+    ] == ["a"]
     with pytest.raises(UserError, match=r"captions\.json: 1 of 2 images have no caption, the first is b"):
         read_captions(tmp_path, {"images": images, "annotations": [caption]})
     with pytest.raises(UserError, match="names image a, which the file does not list"):
@@ -149,7 +153,10 @@ def extract(manifest: Path, out: str, share: float = 0.5, part_size: int = 4) ->
 def test_every_image_of_a_bad_file_is_listed(dataset: Path) -> None:
     assert extract(dataset, "out") == {"images": 12, "extracted": 10, "reused": 0, "failed": 2}
     failures = pq.read_table(dataset.parent / "out/failures.parquet").to_pylist()
-    assert [(f["image_id"], f["path"], f["kind"]) for f in failures] == [("i3", "3.png", "empty"), ("i8", "8.png", "empty")]
+    assert [(f["image_id"], f["path"], f["kind"]) for f in failures] == [
+        ("i3", "3.png", "empty"),
+        ("i8", "8.png", "empty"),
+    ]
     assert extract(dataset, "again") == {"images": 12, "extracted": 0, "reused": 10, "failed": 2}
     for path in (dataset.parent / "out").iterdir():
         assert (dataset.parent / "again" / path.name).read_bytes() == path.read_bytes()
@@ -186,7 +193,11 @@ def test_features_that_are_not_finite_are_refused(dataset: Path) -> None:
     store.link_into(dataset.parent / "inf", [("a", "1"), ("b", "2")], 10)
     with pytest.raises(UserError, match="not finite among the images a .. b"):
         build_codebook(
-            FeatureReader(dataset.parent / "inf"), {"a", "b"}, ClusterConfig(2, 2, 256, 0), 1, dataset.parent / "codes"
+            FeatureReader(dataset.parent / "inf"),
+            {"a", "b"},
+            ClusterConfig(2, 2, 256, 0),
+            1,
+            dataset.parent / "codes",
         )
     with pytest.raises(ValueError, match="iterations must be at least 1"):
         ClusterConfig(2, 0, 256, 0)
@@ -195,7 +206,9 @@ def test_features_that_are_not_finite_are_refused(dataset: Path) -> None:
 def test_shards_need_their_images_and_a_whole_index(dataset: Path) -> None:
     folder = dataset.parent
     extract(dataset, "features")
-    build_codebook(FeatureReader(folder / "features"), {"i0", "i1"}, ClusterConfig(2, 2, 256, 0), 1, folder / "codes")
+    build_codebook(
+        FeatureReader(folder / "features"), {"i0", "i1"}, ClusterConfig(2, 2, 256, 0), 1, folder / "codes"
+    )
     arguments = (read_manifest(dataset), dataset, folder / "features", folder / "codes", folder / "shards", 5)
     assert write_shards(*arguments) == {"train": 10}
     (folder / "shards/index.json").write_text("{")

@@ -19,7 +19,9 @@ def make(folder: Path) -> CocoSource:
     for number in (1, 2, 3):
         Image.new("RGB", (30, 20), (number * 40, 0, 0)).save(folder / "images" / f"{number}.jpg")
     images = [{"id": n, "file_name": f"{n}.jpg", "width": 30, "height": 20} for n in (1, 2, 3)]
-    captions = [{"image_id": n, "id": n * 10 + k, "caption": f" A  picture {k}"} for n in (1, 2, 3) for k in range(2)]
+    captions = [
+        {"image_id": n, "id": n * 10 + k, "caption": f" A  picture {k}"} for n in (1, 2, 3) for k in range(2)
+    ]
     boxes = [
         {"image_id": 1, "category_id": 7, "bbox": [1, 2, 3, 4], "iscrowd": 0},
         {"image_id": 1, "category_id": 7, "bbox": [5, 5, 9, 9], "iscrowd": 0},
@@ -42,7 +44,10 @@ def test_captions_and_boxes_reach_the_manifest(tmp_path: Path) -> None:
     write_manifest(rows, tmp_path / "manifest.parquet")
     assert [row["image_id"] for row in rows] == ["000000000001", "000000000002", "000000000003"]
     assert rows[0]["captions"] == ["A picture 0 .", "A picture 1 ."]
-    assert [o["bbox"] for o in rows[0]["objects"]] == [[5, 5, 14, 14], [1, 2, 4, 6]]  # no crowd, largest first
+    assert [o["bbox"] for o in rows[0]["objects"]] == [
+        [5, 5, 14, 14],
+        [1, 2, 4, 6],
+    ]  # no crowd, largest first
     assert (rows[0]["width"], rows[0]["height"], Path(rows[0]["path"]).is_absolute()) == (30, 20, True)
 
 
@@ -57,7 +62,13 @@ def test_val_can_be_shared_between_val_and_test(tmp_path: Path) -> None:
 def test_karpathys_splits(tmp_path: Path) -> None:
     source = make(tmp_path)
     images = [
-        {"cocoid": n, "filepath": "images", "filename": f"{n}.jpg", "split": split, "sentences": [{"raw": "A kite."}]}
+        {
+            "cocoid": n,
+            "filepath": "images",
+            "filename": f"{n}.jpg",
+            "split": split,
+            "sentences": [{"raw": "A kite."}],
+        }
         for n, split in ((1, "train"), (2, "restval"), (3, "test"))
     ]
     (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images}))

@@ -67,7 +67,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("dataset"))
 
 
-def extract(manifest: Path, detector: Path, root: Path, out: Path, workers: int = 0, **changes: object) -> dict:
+def extract(
+    manifest: Path, detector: Path, root: Path, out: Path, workers: int = 0, **changes: object
+) -> dict:
     config = ExtractConfig(**{**vars(CONFIG), **changes})
     return extract_features(read_manifest(manifest), manifest, detector, root, out, config, workers, 2, "cpu")
 
@@ -157,10 +159,14 @@ def test_features_are_the_detectors(features: Path, manifest: Path, detector: Pa
     np.testing.assert_allclose(grids[3].astype(np.float32), expected.numpy(), atol=2e-3)
 
 
-def test_ray_actors_give_the_same_features(features: Path, manifest: Path, detector: Path, tmp_path: Path) -> None:
+def test_ray_actors_give_the_same_features(
+    features: Path, manifest: Path, detector: Path, tmp_path: Path
+) -> None:
     counts = extract(manifest, detector, tmp_path / "store", tmp_path / "out", workers=2)
     assert counts == {"images": COUNT, "extracted": COUNT, "reused": 0, "failed": 0}
-    one, two = (np.concatenate([b[2] for b in FeatureReader(f).batches()]) for f in (features, tmp_path / "out"))
+    one, two = (
+        np.concatenate([b[2] for b in FeatureReader(f).batches()]) for f in (features, tmp_path / "out")
+    )
     np.testing.assert_allclose(one.astype(np.float32), two.astype(np.float32), atol=2e-3)
 
 
@@ -224,7 +230,11 @@ def test_damaged_images_are_counted_by_kind(manifest: Path, detector: Path, tmp_
     counts = extract(path, detector, tmp_path / "store", tmp_path / "out")
     assert (counts["failed"], counts["extracted"]) == (3, COUNT)
     failures = pq.read_table(tmp_path / "out" / "failures.parquet").to_pylist()
-    assert {f["image_id"]: f["kind"] for f in failures} == {"empty": "empty", "text": "not_an_image", "gone": "missing"}
+    assert {f["image_id"]: f["kind"] for f in failures} == {
+        "empty": "empty",
+        "text": "not_an_image",
+        "gone": "missing",
+    }
     assert len(FeatureReader(tmp_path / "out")) == COUNT
     with pytest.raises(UserError, match=r"3 of 63 images failed \(1 empty.*max_failed_share = 0\.01"):
         extract(path, detector, tmp_path / "store", tmp_path / "strict", max_failed_share=0.01)
@@ -256,7 +266,9 @@ def test_codes_are_the_nearest_centroids(features: Path, codebook: Path) -> None
     np.testing.assert_allclose(chosen, distances.min(-1), rtol=1e-3, atol=1e-3)
 
 
-def test_clustering_is_seeded_and_its_error_is_true(features: Path, manifest: Path, codebook: Path, tmp_path: Path) -> None:
+def test_clustering_is_seeded_and_its_error_is_true(
+    features: Path, manifest: Path, codebook: Path, tmp_path: Path
+) -> None:
     config = ClusterConfig(20, 10, 256, 0)
     metrics, curve = build_codebook(FeatureReader(features), train_ids(manifest), config, 2, tmp_path)
     assert content(tmp_path) == content(codebook)
@@ -270,7 +282,9 @@ def test_clustering_is_seeded_and_its_error_is_true(features: Path, manifest: Pa
 
 def test_more_centroids_than_cells_are_refused(features: Path, manifest: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cluster\.k = 5000.*3072 grid cells"):
-        build_codebook(FeatureReader(features), train_ids(manifest), ClusterConfig(5000, 2, 256, 0), 2, tmp_path)
+        build_codebook(
+            FeatureReader(features), train_ids(manifest), ClusterConfig(5000, 2, 256, 0), 2, tmp_path
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from diptych.features.datasets.toybox import GrammarConfig, SceneConfig, ToyboxConfig, build_toybox
 from diptych.features.detector import (
     Detector,

@@ -1,8 +1,9 @@
 """The grid: boxes, pooling, and what a cell shows."""
 
 import torch
-from diptych.features.grid import CELLS, cell_targets, grid_boxes, pool_grid
 from torchvision.ops import roi_align
+
+from diptych.features.grid import CELLS, cell_targets, grid_boxes, pool_grid
 
 
 def test_boxes_tile_the_image_row_by_row() -> None:

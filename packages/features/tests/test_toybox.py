@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from diptych.features.datasets.toybox import (
     CLASSES,
     COLORS,
@@ -16,7 +18,6 @@ from diptych.features.datasets.toybox import (
 )
 from diptych.features.datasets.toybox.drawing import draw
 from diptych.features.datasets.toybox.world import Scene, Thing
-from PIL import Image
 
 SCENES = SceneConfig(two=0.13, three=0.07, large=0.7, second=0.65, third=0.15, jitter=1.5)
 GRAMMAR = GrammarConfig(where=0.9, size=0.4, scenery=0.6, second=0.85, third=0.4)
@@ -32,7 +33,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return toybox(tmp_path_factory.mktemp("toybox"))
 
 
-def test_the_same_seed_gives_the_same_world_and_another_one_does_not(rows: list[dict], tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_world_and_another_one_does_not(
+    rows: list[dict], tmp_path: Path
+) -> None:
     assert toybox(tmp_path / "again") == rows
     other = toybox(tmp_path / "other", seed=1)
     assert [row["sha256"] for row in other] != [row["sha256"] for row in rows]
@@ -57,10 +60,16 @@ def test_captions_have_8_to_16_words_and_a_full_stop(rows: list[dict]) -> None:
 def test_the_main_object_is_the_largest_and_named_first_with_its_colour(rows: list[dict]) -> None:
     for row in rows:
         main, *others = [o for o in row["objects"] if o["attributes"]]
-        area = {o["label"]: (o["bbox"][2] - o["bbox"][0]) * (o["bbox"][3] - o["bbox"][1]) for o in (main, *others)}
+        area = {
+            o["label"]: (o["bbox"][2] - o["bbox"][0]) * (o["bbox"][3] - o["bbox"][1]) for o in (main, *others)
+        }
         assert max(area, key=area.__getitem__) == main["label"]
         for caption in row["captions"]:
-            words = [w if w == "fish" else w.rstrip("s") for w in caption.split() if w.rstrip("s") in CLASSES or w == "fish"]
+            words = [
+                w if w == "fish" else w.rstrip("s")
+                for w in caption.split()
+                if w.rstrip("s") in CLASSES or w == "fish"
+            ]
             assert words[0] == main["label"]
             assert f"{main['attributes'][0]} {main['label']}" in caption
 
@@ -77,7 +86,13 @@ def test_unseen_pairs_are_main_objects_of_the_compositional_split_only(rows: lis
             assert pairs[0] in UNSEEN
         else:
             assert not set(pairs) & set(UNSEEN)
-    seen = {(o["attributes"][0], o["label"]) for r in rows if r["split"] == "train" for o in r["objects"] if o["attributes"]}
+    seen = {
+        (o["attributes"][0], o["label"])
+        for r in rows
+        if r["split"] == "train"
+        for o in r["objects"]
+        if o["attributes"]
+    }
     assert len(seen) > 0.9 * (len(COLORS) * len(CLASSES) - len(UNSEEN))
 
 
@@ -85,8 +100,12 @@ def test_counts_and_boxes_are_exact(rows: list[dict]) -> None:
     numbers = set()
     for row in rows:
         main = row["objects"][0]
-        equals = [o for o in row["objects"] if (o["label"], o["attributes"]) == (main["label"], main["attributes"])]
-        number = {"two": 2, "three": 3}.get(next((w for w in row["captions"][0].split() if w in ("two", "three")), ""), 1)
+        equals = [
+            o for o in row["objects"] if (o["label"], o["attributes"]) == (main["label"], main["attributes"])
+        ]
+        number = {"two": 2, "three": 3}.get(
+            next((w for w in row["captions"][0].split() if w in ("two", "three")), ""), 1
+        )
         assert number == len(equals)
         numbers.add(number)
         assert row["objects"][-1]["label"] in SCENERIES

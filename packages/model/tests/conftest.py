@@ -87,6 +87,7 @@ def tiny() -> SimpleNamespace:
         codebook_size=12,
         feature_dim=10,
         grid_size=4,
+        cell_positions=False,
         text_positions=20,
         dropout=0.0,
         code_head="linear",

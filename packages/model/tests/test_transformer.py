@@ -213,6 +213,18 @@ def test_grid_boxes_are_row_major():
     assert boxes[8].tolist() == [0.0, 0.125, 0.125, 0.25]
 
 
+def test_cell_positions_tell_rows_and_columns_apart(tiny):
+    torch.manual_seed(0)
+    embedding = UnifiedTransformer(dataclasses.replace(tiny.config, cell_positions=True)).visual_embedding
+    features, masked = torch.zeros(1, 16, 10), torch.ones(1, 16, dtype=torch.bool)
+    before = embedding(features, masked)[0]
+    with torch.no_grad():
+        embedding.rows.weight[2] += torch.randn(24)
+        embedding.columns.weight[3] += torch.randn(24)
+    changed = (embedding(features, masked)[0] - before).abs().amax(1) > 1e-4
+    assert changed.view(4, 4).tolist() == [[c == 3 or r == 2 for c in range(4)] for r in range(4)]
+
+
 def test_config_errors_name_the_key(tiny):
     with pytest.raises(UserError, match="attention_heads"):
         dataclasses.replace(tiny.config, attention_heads=5)

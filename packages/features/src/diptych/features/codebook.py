@@ -92,7 +92,9 @@ def build_codebook(
             column = pa.FixedSizeBinaryArray.from_buffers(
                 pa.binary(CELLS * 2), len(image_ids), [None, pa.py_buffer(codes.astype("<u2").tobytes())]
             )
-            writer.write_table(pa.Table.from_arrays([pa.array(image_ids), pa.array(sha256s), column], schema=CODES))
+            writer.write_table(
+                pa.Table.from_arrays([pa.array(image_ids), pa.array(sha256s), column], schema=CODES)
+            )
     with atomic_path(out / "codebook.safetensors") as temporary:
         save_file({"centroids": centroids, "sizes": sizes}, temporary)
     share = sizes[sizes > 0] / sizes.sum()
@@ -125,7 +127,9 @@ def read_codes(folder: Path) -> tuple[list[str], np.ndarray]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no codes there; run `dvc repro cluster`") from error
     packed = b"".join(table["codes"].to_pylist())
-    return table["image_id"].to_pylist(), np.frombuffer(packed, dtype="<u2").reshape(-1, CELLS).astype(np.int64)
+    return table["image_id"].to_pylist(), np.frombuffer(packed, dtype="<u2").reshape(-1, CELLS).astype(
+        np.int64
+    )
 
 
 def _sample(reader: FeatureReader, train_ids: set[str], config: ClusterConfig) -> np.ndarray:

@@ -115,7 +115,9 @@ def extract_features(
     for row in rows:
         if row["sha256"] not in queued:
             queued.add(row["sha256"])
-            wanted.append((row["image_id"], row["sha256"], str(resolve_image(table_path.absolute(), row["path"]))))
+            wanted.append(
+                (row["image_id"], row["sha256"], str(resolve_image(table_path.absolute(), row["path"])))
+            )
     chunks = [wanted[i : i + config.part_size] for i in range(0, len(wanted), config.part_size)]
 
     failed: dict[str, Failure] = {}  # by sha256
@@ -127,7 +129,9 @@ def extract_features(
         results = ((chunk, worker.extract(chunk)) for chunk in chunks)
     else:
         results = _run_ray(chunks, arguments, min(workers, len(chunks)), threads, config.ray_address)
-    with tqdm(total=len(rows), initial=len(rows) - len(wanted), unit="image", desc="extract", mininterval=1) as bar:
+    with tqdm(
+        total=len(rows), initial=len(rows) - len(wanted), unit="image", desc="extract", mininterval=1
+    ) as bar:
         for chunk, (positions, features, failures) in results:
             if positions:
                 store.append([chunk[p][0] for p in positions], [chunk[p][1] for p in positions], features)
@@ -167,7 +171,11 @@ def _run_ray(
     local = {"num_cpus": workers, "object_store_memory": 200 * 2**20} if address is None else {}
     # "local" and not null, or RAY_ADDRESS in the environment would decide.
     ray.init(
-        address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **local
+        address=address or "local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        **local,
     )
     try:
         # Ray deals out the GPUs for "cuda"; who names one ("cuda:1") gets that one in every actor.

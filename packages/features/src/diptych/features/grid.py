@@ -48,7 +48,8 @@ def cell_targets(boxes: Tensor, labels: Tensor, height: float, width: float) -> 
     if len(labels) == 0:
         return torch.full((CELLS,), -1), torch.zeros(CELLS)
     overlap = (
-        torch.minimum(cells[:, None, 2:], boxes[None, :, 2:]) - torch.maximum(cells[:, None, :2], boxes[None, :, :2])
+        torch.minimum(cells[:, None, 2:], boxes[None, :, 2:])
+        - torch.maximum(cells[:, None, :2], boxes[None, :, :2])
     ).clamp(min=0)
     share = overlap.prod(dim=2) / (height / GRID * width / GRID)  # [64, m]
     area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)

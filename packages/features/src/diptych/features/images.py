@@ -60,7 +60,9 @@ def _opened(source: Path | bytes, name: str | None) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(content)) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ImageError("too_large", f"{name}: {image.width} x {image.height} is over {MAX_PIXELS} pixels")
+                raise ImageError(
+                    "too_large", f"{name}: {image.width} x {image.height} is over {MAX_PIXELS} pixels"
+                )
             yield image
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", f"{name}: {error}") from error

@@ -52,13 +52,17 @@ def write_shards(
     writers: dict[str, _ShardWriter] = {}
     position = 0
     (out / "index.json").unlink(missing_ok=True)  # so that no index describes other tars
-    for image_ids, _, grids in tqdm(reader.batches(), total=len(reader.parts), desc="shards", unit="part", mininterval=1):
+    for image_ids, _, grids in tqdm(
+        reader.batches(), total=len(reader.parts), desc="shards", unit="part", mininterval=1
+    ):
         if code_ids[position : position + len(image_ids)] != image_ids:
             raise UserError(f"{codebook}: codes are not of the images in {features}; run `dvc repro cluster`")
         for offset, (image_id, grid) in enumerate(zip(image_ids, grids, strict=True)):
             row = rows.get(image_id)
             if row is None:
-                raise UserError(f"{manifest_path}: lacks {image_id}, which has features; run `dvc repro extract`")
+                raise UserError(
+                    f"{manifest_path}: lacks {image_id}, which has features; run `dvc repro extract`"
+                )
             if row["split"] not in writers:
                 writers[row["split"]] = _ShardWriter(out, row["split"], shard_size)
             sample = {
@@ -91,9 +95,13 @@ class ShardDataset:
         except FileNotFoundError as error:
             raise UserError(f"{self.folder}/index.json: no shards there; run `dvc repro shard`") from error
         except json.JSONDecodeError as error:
-            raise UserError(f"{self.folder}/index.json: damaged ({error}); run `dvc repro -f shard`") from error
+            raise UserError(
+                f"{self.folder}/index.json: damaged ({error}); run `dvc repro -f shard`"
+            ) from error
         if index["version"] != VERSION:
-            raise UserError(f"{self.folder}/index.json: version {index['version']}, this version reads {VERSION}")
+            raise UserError(
+                f"{self.folder}/index.json: version {index['version']}, this version reads {VERSION}"
+            )
         if split not in index["splits"]:
             known = ", ".join(sorted(index["splits"]))
             raise UserError(f"{self.folder}/index.json: no split {split!r}; it has {known}")
@@ -104,7 +112,9 @@ class ShardDataset:
         for number, shard in enumerate(index["splits"][split]):
             path = self.folder / shard["name"]
             if not path.exists():
-                raise UserError(f"{path}: the shard is missing; `dvc checkout` or `dvc repro shard` brings it back")
+                raise UserError(
+                    f"{path}: the shard is missing; `dvc checkout` or `dvc repro shard` brings it back"
+                )
             if path.stat().st_size != shard["size"]:
                 raise UserError(
                     f"{path}: {path.stat().st_size} bytes instead of {shard['size']}, the shard is damaged; "
@@ -187,16 +197,23 @@ class _ShardWriter:
         path = self.folder / f"{self.split}-{len(self.shards):06d}.tar"
         places: list[list[list[int]]] = []
         with atomic_path(path) as temporary:
-            with open(temporary, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            with (
+                open(temporary, "wb") as file,
+                tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+            ):
                 for key, sample in self._samples:
                     places.append(list(_add_members(tar, file, key, sample)))
             digest, size = sha256_of(temporary), temporary.stat().st_size
         keys = [key for key, _ in self._samples]
-        self.shards.append({"name": path.name, "sha256": digest, "size": size, "keys": keys, "members": places})
+        self.shards.append(
+            {"name": path.name, "sha256": digest, "size": size, "keys": keys, "members": places}
+        )
         self._samples.clear()
 
 
-def _add_members(tar: tarfile.TarFile, file: io.BufferedIOBase, key: str, sample: dict[str, bytes]) -> Iterable[list[int]]:
+def _add_members(
+    tar: tarfile.TarFile, file: io.BufferedIOBase, key: str, sample: dict[str, bytes]
+) -> Iterable[list[int]]:
     """Add a sample; yields [offset, length] of each member's data (of the values in the case of arrays)."""
     for name in _MEMBERS:
         content = sample[name]

@@ -115,7 +115,9 @@ class FeatureStore:
     @staticmethod
     def _holds_exactly(part: Path, wanted: Sequence[tuple[str, str]]) -> bool:
         table = pq.read_table(part, columns=["image_id", "sha256"])
-        return list(zip(table["image_id"].to_pylist(), table["sha256"].to_pylist(), strict=True)) == list(wanted)
+        return list(zip(table["image_id"].to_pylist(), table["sha256"].to_pylist(), strict=True)) == list(
+            wanted
+        )
 
 
 class FeatureReader:
@@ -126,7 +128,9 @@ class FeatureReader:
         try:
             self.meta = json.loads((self.folder / "_meta.json").read_text())
         except FileNotFoundError as error:
-            raise UserError(f"{self.folder}/_meta.json: no feature folder there; run `dvc repro extract`") from error
+            raise UserError(
+                f"{self.folder}/_meta.json: no feature folder there; run `dvc repro extract`"
+            ) from error
         self.feature_dim: int = self.meta["feature_dim"]
         self.parts = sorted(self.folder.glob("part-*.parquet"))
         try:
@@ -143,7 +147,9 @@ class FeatureReader:
         for part in self.parts:
             table = pq.read_table(part)
             column = table["features"].combine_chunks()
-            features = np.frombuffer(column.buffers()[1], dtype="<f2").reshape(len(table), CELLS, self.feature_dim)
+            features = np.frombuffer(column.buffers()[1], dtype="<f2").reshape(
+                len(table), CELLS, self.feature_dim
+            )
             yield table["image_id"].to_pylist(), table["sha256"].to_pylist(), features
 
 

@@ -33,6 +33,9 @@ class TransformerConfig:
         codebook_size: number of codes, K.
         feature_dim: width of a grid feature and of a codebook vector, D.
         grid_size: cells along one side of the grid (8 in the papers, so 64 cells).
+        cell_positions: add learned embeddings of a cell's row and column to the projection of its box. LXMERT has
+            only the projection, which is linear in four coordinates: a short training cannot tell neighbouring
+            cells apart by it.
         text_positions: rows of the position table; no text may be longer.
         dropout: dropout probability of embeddings, sublayers and attention probabilities.
         code_head: what follows the code head's transform: ``linear`` (H to K), ``features`` (H to D to K, as the
@@ -50,6 +53,7 @@ class TransformerConfig:
     codebook_size: int
     feature_dim: int
     grid_size: int
+    cell_positions: bool
     text_positions: int
     dropout: float
     code_head: str

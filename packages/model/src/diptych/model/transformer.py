@@ -248,6 +248,10 @@ class VisualEmbedding(nn.Module):
         self.features = nn.Linear(config.feature_dim, config.hidden_size)
         self.features_norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPSILON)
         self.boxes = nn.Linear(4, config.hidden_size)
+        self.rows, self.columns = (
+            nn.Embedding(config.grid_size, config.hidden_size) if config.cell_positions else None
+            for _ in range(2)
+        )
         self.boxes_norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPSILON)
         # Not zero: LayerNorm of a zero vector has gradients of the order of 1e6.
         self.mask_feature = nn.Parameter(torch.randn(config.feature_dim))
@@ -261,7 +265,10 @@ class VisualEmbedding(nn.Module):
         features = (features - self.feature_mean) / self.feature_scale
         if masked is not None:
             features = torch.where(masked[..., None], self.mask_feature, features)
-        states = self.features_norm(self.features(features)) + self.boxes_norm(self.boxes(self.grid_boxes))
+        positions = self.boxes(self.grid_boxes)
+        if self.rows is not None and self.columns is not None:
+            positions = positions + (self.rows.weight[:, None] + self.columns.weight).flatten(0, 1)
+        states = self.features_norm(self.features(features)) + self.boxes_norm(positions)
         return F.dropout(states / 2, self.dropout, self.training)
 
 

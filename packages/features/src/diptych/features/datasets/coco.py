@@ -87,7 +87,9 @@ def _read_source(source: CocoSource, seed: int) -> list[_Image]:
         for annotation in content["annotations"]:
             captions[annotation["image_id"]].append(_tidy(annotation["caption"]))
     except (KeyError, TypeError) as error:
-        raise UserError(f"{source.captions}: not COCO captions (no {error}); expected images and annotations") from error
+        raise UserError(
+            f"{source.captions}: not COCO captions (no {error}); expected images and annotations"
+        ) from error
     for image_id in captions.keys() - files.keys():
         raise UserError(f"{source.captions}: a caption names image {image_id}, which the file does not list")
     objects = _read_instances(source.instances) if source.instances else None
@@ -118,10 +120,16 @@ def _read_instances(path: Path) -> dict[int, list[dict[str, Any]]]:
                 continue
             x, y, width, height = annotation["bbox"]
             objects[annotation["image_id"]].append(
-                {"bbox": [x, y, x + width, y + height], "label": names[annotation["category_id"]], "attributes": []}
+                {
+                    "bbox": [x, y, x + width, y + height],
+                    "label": names[annotation["category_id"]],
+                    "attributes": [],
+                }
             )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not COCO instances ({error}); expected categories and annotations") from error
+        raise UserError(
+            f"{path}: not COCO instances ({error}); expected categories and annotations"
+        ) from error
     # The largest object first: what a caption is about, as far as boxes can tell.
     for found in objects.values():
         found.sort(key=lambda o: -(o["bbox"][2] - o["bbox"][0]) * (o["bbox"][3] - o["bbox"][1]))

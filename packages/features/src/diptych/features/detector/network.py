@@ -12,6 +12,7 @@ import json
 import os
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,12 @@ class Backbone(nn.Module):
         super().__init__()
         stem, *stages = config.channels
         self.stem = nn.Sequential(
-            nn.Conv2d(3, stem, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(stem), nn.ReLU(inplace=True)
+            nn.Conv2d(3, stem, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(stem),
+            nn.ReLU(inplace=True),
         )
         widths = (stem, *stages)
-        self.stages = nn.ModuleList(_Block(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.stages = nn.ModuleList(_Block(a, b) for a, b in pairwise(widths))
         self.pyramid = FeaturePyramidNetwork(list(stages), config.pyramid_channels)
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
@@ -115,7 +118,7 @@ class BoxPredictor(nn.Module):
 class _Heads(RoIHeads):
     """torchvision's RoI heads with an attribute classifier over the boxes that hold an object."""
 
-    def forward(self, features, proposals, image_shapes, targets=None):  # noqa: ANN001, ANN201
+    def forward(self, features, proposals, image_shapes, targets=None):
         if not self.training:
             x = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
             logits, deltas = self.box_predictor(x)
@@ -128,7 +131,9 @@ class _Heads(RoIHeads):
         x = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
         logits, deltas = self.box_predictor(x)
         class_loss, box_loss = fastrcnn_loss(logits, deltas, labels, regression_targets)
-        attributes = torch.cat([target["attributes"][index] for target, index in zip(targets, matched, strict=True)])
+        attributes = torch.cat(
+            [target["attributes"][index] for target, index in zip(targets, matched, strict=True)]
+        )
         attributes = torch.where(torch.cat(labels) > 0, attributes, torch.full_like(attributes, -1))
         attribute_loss = _masked_cross_entropy(self.box_predictor.attributes(x).float(), attributes)
         return [], {"box_class": class_loss, "box_delta": box_loss, "box_attribute": attribute_loss}
@@ -232,7 +237,7 @@ class Detector(nn.Module):
         levels = OrderedDict((name, level.float()) for name, level in self.backbone(images).items())
         return levels, [tuple(images.shape[-2:])] * len(images)
 
-    def _grid_losses(self, level: Tensor, targets: list[dict[str, Tensor]], shape) -> dict[str, Tensor]:  # noqa: ANN001
+    def _grid_losses(self, level: Tensor, targets: list[dict[str, Tensor]], shape) -> dict[str, Tensor]:
         features = self.heads.box_head.features(pool_grid(level, _BINS))
         # k-means sees Euclidean distance, not what is linearly separable. Unit noise makes the network
         # spread what its heads must tell apart, and the penalty shrinks all that they do not need: an
@@ -262,7 +267,9 @@ class Detector(nn.Module):
 
 def _masked_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Mean cross-entropy where target >= 0; zero where nothing is known."""
-    return F.cross_entropy(logits, target, ignore_index=-1, reduction="sum") / (target >= 0).sum().clamp(min=1)
+    return F.cross_entropy(logits, target, ignore_index=-1, reduction="sum") / (target >= 0).sum().clamp(
+        min=1
+    )
 
 
 def cell_objects(boxes: Tensor, labels: Tensor, size: int) -> Tensor:
@@ -279,7 +286,10 @@ def save_detector(detector: Detector, folder: Path) -> None:
         "labels": detector.labels,
         "attributes": detector.attributes,
     }
-    save_file({name: tensor.contiguous() for name, tensor in detector.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in detector.state_dict().items()},
+        folder / "model.safetensors",
+    )
     temporary = folder / "config.json.tmp"
     temporary.write_text(json.dumps(config, indent=2) + "\n")
     os.replace(temporary, folder / "config.json")
@@ -295,9 +305,13 @@ def load_detector(folder: Path | str, device: str | torch.device = "cpu") -> Det
         content = json.loads((folder / "config.json").read_text())
         weights = load_file(folder / "model.safetensors")
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: no detector there; train one with `dvc repro detector`") from error
+        raise UserError(
+            f"{error.filename}: no detector there; train one with `dvc repro detector`"
+        ) from error
     if content.get("format") != FORMAT:
-        raise UserError(f"{folder / 'config.json'}: detector format {content.get('format')}, this version reads {FORMAT}")
+        raise UserError(
+            f"{folder / 'config.json'}: detector format {content.get('format')}, this version reads {FORMAT}"
+        )
     config = content["config"] | {"channels": tuple(content["config"]["channels"])}
     detector = Detector(DetectorConfig(**config), content["labels"], content["attributes"])
     detector.load_state_dict(weights)

@@ -7,7 +7,7 @@ import io
 import math
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -120,9 +120,13 @@ def train_detector(
     """
     labels, attributes = vocabulary(rows)
     if not labels:
-        raise UserError(f"{table_path}: no image of the train split has objects; the detector needs boxes to learn from")
+        raise UserError(
+            f"{table_path}: no image of the train split has objects; the detector needs boxes to learn from"
+        )
     torch.manual_seed(seed)
-    detector = Detector(architecture, labels, attributes).to(device, memory_format=torch.channels_last).train()
+    detector = (
+        Detector(architecture, labels, attributes).to(device, memory_format=torch.channels_last).train()
+    )
     data = SceneDataset(rows, table_path, detector)
     decay = [p for p in detector.parameters() if p.ndim > 1]
     rest = [p for p in detector.parameters() if p.ndim <= 1]
@@ -155,13 +159,15 @@ def train_detector(
             losses = detector.losses(images, targets)
         loss = sum(weights.get(name, 1.0) * value for name, value in losses.items())
         if not math.isfinite(value := loss.item()):
-            raise UserError(f"detector: the loss is {value} at step {step}; lower detector.training.learning_rate")
+            raise UserError(
+                f"detector: the loss is {value} at step {step}; lower detector.training.learning_rate"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 5.0)
         optimizer.step()
         if step % 20 == 0 or step == config.steps - 1:
-            history.append({"step": step, "loss": value, **{k: float(v) for k, v in losses.items()}})
+            history.append({"step": step, "loss": value, **{k: v.item() for k, v in losses.items()}})
             bar.set_postfix(loss=f"{value:.3f}", refresh=False)
         bar.update()
         if checkpoints and time.monotonic() - saved > config.checkpoint_seconds:
@@ -179,13 +185,13 @@ def _prefetch(
     """Batches from step `first` on, one read ahead while the network works."""
     with ThreadPoolExecutor(1) as pool:
 
-        def read(step: int):  # noqa: ANN202
-            return pool.submit(data.batch, batch_indices(len(data), config.batch_size, seed, step))
+        def read(step: int) -> Future[tuple[Tensor, list[dict[str, Tensor]]]]:
+            indices = batch_indices(len(data), config.batch_size, seed, step)
+            return pool.submit(data.batch, indices.tolist())
 
-        following = read(first) if first < config.steps else None
+        following = read(first)
         for step in range(first, config.steps):
-            current = following
-            following = read(step + 1) if step + 1 < config.steps else None
+            current, following = following, read(step + 1)
             yield current.result()
 
 
@@ -215,15 +221,20 @@ def average_precision(
         images = images.to(device).float() / 255
         for offset, (target, detection) in enumerate(zip(targets, detector.detect(images), strict=True)):
             truth += [
-                _annotation(start + offset, box, label) for box, label in zip(target["boxes"], target["labels"], strict=True)
+                _annotation(start + offset, box, label)
+                for box, label in zip(target["boxes"], target["labels"], strict=True)
             ]
             found += [
                 _annotation(start + offset, box, label) | {"score": float(score)}
-                for box, label, score in zip(detection["boxes"], detection["labels"], detection["scores"], strict=True)
+                for box, label, score in zip(
+                    detection["boxes"], detection["labels"], detection["scores"], strict=True
+                )
             ]
         known = [target["attributes"] >= 0 for target in targets]
         boxes = [target["boxes"][keep].to(device) for target, keep in zip(targets, known, strict=True)]
-        expected = torch.cat([target["attributes"][keep] for target, keep in zip(targets, known, strict=True)])
+        expected = torch.cat(
+            [target["attributes"][keep] for target, keep in zip(targets, known, strict=True)]
+        )
         right += int((_attributes(detector, images, boxes).cpu() == expected).sum())
         total += len(expected)
     metrics = {"map50": _coco_map50(truth, found, len(data), len(detector.labels))}
@@ -255,7 +266,8 @@ def _coco_map50(truth: list[dict], found: list[dict], images: int, classes: int)
             "images": [{"id": i} for i in range(images)],
             "categories": [{"id": i + 1} for i in range(classes)],
             "annotations": [
-                a | {"id": i + 1, "iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3]} for i, a in enumerate(truth)
+                a | {"id": i + 1, "iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3]}
+                for i, a in enumerate(truth)
             ],
         }
         reference.createIndex()

@@ -21,7 +21,16 @@ from .drawing import draw
 from .grammar import GrammarConfig, describe
 from .world import CLASSES, COLORS, SCENERIES, UNSEEN, SceneConfig, compose
 
-__all__ = ["CLASSES", "COLORS", "SCENERIES", "UNSEEN", "GrammarConfig", "SceneConfig", "ToyboxConfig", "build_toybox"]
+__all__ = [
+    "CLASSES",
+    "COLORS",
+    "SCENERIES",
+    "UNSEEN",
+    "GrammarConfig",
+    "SceneConfig",
+    "ToyboxConfig",
+    "build_toybox",
+]
 
 CAPTIONS_PER_IMAGE = 5
 
@@ -49,7 +58,12 @@ def build_toybox(config: ToyboxConfig, seed: int, folder: Path) -> Iterator[dict
     A scene depends on (seed, split, number), its captions on the same and the grammar: another
     grammar leaves the pictures as they are. Files are JPEG (quality 95, full colour resolution).
     """
-    splits = {"train": config.train, "val": config.val, "test": config.test, "compositional": config.compositional}
+    splits = {
+        "train": config.train,
+        "val": config.val,
+        "test": config.test,
+        "compositional": config.compositional,
+    }
     (folder / "images").mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=sum(splits.values()), unit="picture", desc="toybox", mininterval=1)
     for split_number, (split, count) in enumerate(splits.items()):
@@ -70,14 +84,16 @@ def build_toybox(config: ToyboxConfig, seed: int, folder: Path) -> Iterator[dict
                 "width": config.image_size,
                 "height": config.image_size,
                 "sha256": hashlib.sha256(content).hexdigest(),
-                "captions": [describe(scene, caption_rng, config.captions) for _ in range(CAPTIONS_PER_IMAGE)],
+                "captions": [
+                    describe(scene, caption_rng, config.captions) for _ in range(CAPTIONS_PER_IMAGE)
+                ],
                 "objects": _objects(scene, config.image_size),
             }
             bar.update()
     bar.close()
 
 
-def _objects(scene, size: int) -> list[dict[str, Any]]:  # noqa: ANN001
+def _objects(scene, size: int) -> list[dict[str, Any]]:
     """Main object, second, third, the main object's equals, and last the scenery as a whole.
 
     The scenery is an object as "sky" and "grass" are in Visual Genome: the detector learns it, and

@@ -45,7 +45,9 @@ def draw(scene: Scene, size: int) -> Image.Image:
 
 
 def _background(scene: Scene, size: int) -> np.ndarray:
-    top, far_sky, far_ground, bottom = (np.array(color, dtype=np.float32) for color in _SCENERY[scene.scenery])
+    top, far_sky, far_ground, bottom = (
+        np.array(color, dtype=np.float32) for color in _SCENERY[scene.scenery]
+    )
     y = (np.arange(size, dtype=np.float32) + 0.5) * 64 / size
     sky = np.clip(y / scene.horizon, 0, 1)[:, None]
     ground = np.clip((y - scene.horizon) / (64 - scene.horizon), 0, 1)[:, None]
@@ -58,7 +60,7 @@ def _background(scene: Scene, size: int) -> np.ndarray:
 class _Brush:
     """A pen that works in fractions (0..1) of an object's box."""
 
-    def __init__(self, pen, x, y, width, height, fill, outline, scale) -> None:  # noqa: ANN001
+    def __init__(self, pen, x, y, width, height, fill, outline, scale) -> None:
         self.pen, self.x, self.y, self.width, self.height = pen, x, y, width, height
         self.fill, self.outline, self.line = (*fill, 255), (*outline, 255), max(1, round(0.9 * scale))
 
@@ -70,7 +72,9 @@ class _Brush:
         self.pen.polygon(corners, fill=fill or self.fill)
         self.pen.line([*corners, corners[0]], fill=self.outline, width=self.line, joint="curve")
 
-    def ellipse(self, x0: float, y0: float, x1: float, y1: float, fill: tuple[int, ...] | None = None) -> None:
+    def ellipse(
+        self, x0: float, y0: float, x1: float, y1: float, fill: tuple[int, ...] | None = None
+    ) -> None:
         box = [*self.at((x0, y0)), *self.at((x1, y1))]
         self.pen.ellipse(box, fill=fill or self.fill, outline=self.outline, width=self.line)
 
@@ -119,7 +123,12 @@ def _kite(brush: _Brush) -> None:
 def _star(brush: _Brush) -> None:
     angles = np.arange(10) * np.pi / 5 - np.pi / 2
     radii = np.where(np.arange(10) % 2 == 0, 0.52, 0.23)
-    brush.polygon(*((float(0.5 + r * np.cos(a)), float(0.53 + r * np.sin(a))) for a, r in zip(angles, radii, strict=True)))
+    brush.polygon(
+        *(
+            (float(0.5 + r * np.cos(a)), float(0.53 + r * np.sin(a)))
+            for a, r in zip(angles, radii, strict=True)
+        )
+    )
 
 
 def _tree(brush: _Brush) -> None:

@@ -101,7 +101,9 @@ def compose(rng: np.random.Generator, config: SceneConfig, unseen: bool) -> Scen
     columns = {1: (int(rng.integers(3)),), 2: (0, 2), 3: (0, 1, 2)}[number]
     low, high = LARGE if large else SMALL if number == 1 else (18.0, 18.8)
     size = float(rng.uniform(low, high))
-    main = tuple(Thing(label, color, row, column, _box(rng, row, column, size, config.jitter)) for column in columns)
+    main = tuple(
+        Thing(label, color, row, column, _box(rng, row, column, size, config.jitter)) for column in columns
+    )
 
     others: list[Thing] = []
     free = [(r, c) for r in range(2) for c in range(3) if not (r == row and c in columns)]
