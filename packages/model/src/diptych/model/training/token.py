@@ -89,7 +89,7 @@ def paint_batch_loss(
     ids = captions.choose(indices, 1)[0][:, 0]
     ids = drop_text(tokenizer, ids, text_drop).to(codebook.device)
     codes = read_codes(train, indices, codebook.device)
-    masked = sample_mask(*codes.shape, least=least_masked).to(codebook.device)
+    masked = sample_mask(len(codes), codes.shape[1], least_masked).to(codebook.device)
     return paint_loss(model, tokenizer, codebook, codes, ids, masked, label_smoothing)
 
 
