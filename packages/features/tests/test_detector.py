@@ -33,6 +33,7 @@ def training(steps: int) -> DetectorTrainingConfig:
         grid_class_weight=1.0,
         grid_attribute_weight=2.0,
         grid_box_weight=1.0,
+        grid_size_weight=0.1,
         precision="float32",
         checkpoint_seconds=0,
     )
@@ -53,6 +54,7 @@ class Memory:
             "model": {name: tensor.clone() for name, tensor in state["model"].items()},
             "optimizer": copy.deepcopy(state["optimizer"]),
             "step": state["step"],
+            "history": list(state["history"]),
         }
         if state["step"] == self.stop_after:
             raise KeyboardInterrupt
@@ -90,13 +92,13 @@ def test_it_learns_to_find_what_it_is_shown(world: tuple[list[dict], Path]) -> N
 
 def test_a_killed_run_goes_on_to_the_same_weights(world: tuple[list[dict], Path]) -> None:
     rows, path = world
-    whole, _ = train_detector(TINY, training(6), rows, path, seed=3, device="cpu")
+    whole, curve = train_detector(TINY, training(6), rows, path, seed=3, device="cpu")
     checkpoints = Memory(stop_after=3)
     with pytest.raises(KeyboardInterrupt):
         train_detector(TINY, training(6), rows, path, seed=3, device="cpu", checkpoints=checkpoints)
     checkpoints.stop_after = None
-    resumed, _ = train_detector(TINY, training(6), rows, path, seed=3, device="cpu", checkpoints=checkpoints)
-    assert whole.weights_hash == resumed.weights_hash
+    resumed, resumed_curve = train_detector(TINY, training(6), rows, path, seed=3, device="cpu", checkpoints=checkpoints)
+    assert (whole.weights_hash, curve) == (resumed.weights_hash, resumed_curve)
 
 
 def test_loading_gives_what_was_saved(world: tuple[list[dict], Path], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork, roi_align
 
 from ..errors import UserError
 from ..grid import CELLS, cell_targets, grid_boxes, pool_grid
@@ -84,6 +84,17 @@ class Backbone(nn.Module):
         for name, stage in zip(_LEVELS, self.stages, strict=True):
             levels[name] = x = stage(x)
         return self.pyramid(levels)
+
+
+class BoxPool(nn.Module):
+    """RoIAlign of boxes in pixels on the finest level: half-pixel aligned, one sampling point a bin, as `pool_grid`."""
+
+    def forward(
+        self, levels: OrderedDict[str, Tensor], boxes: list[Tensor], shapes: list[tuple[int, int]]
+    ) -> Tensor:
+        """Returns [m, C, bins, bins], the boxes of all images one after the other."""
+        level = levels[_LEVELS[0]]
+        return roi_align(level, boxes, _BINS, level.shape[-1] / shapes[0][1], sampling_ratio=1, aligned=True)
 
 
 class BoxHead(nn.Module):
@@ -167,7 +178,7 @@ class Detector(nn.Module):
             nms_thresh=0.7,
         )
         self.heads = _Heads(
-            MultiScaleRoIAlign(list(_LEVELS[:1]), output_size=_BINS, sampling_ratio=1),
+            BoxPool(),
             BoxHead(config),
             BoxPredictor(config.feature_dim, len(labels) + 1, len(attributes)),
             fg_iou_thresh=0.5,

@@ -136,17 +136,17 @@ def train_detector(
         fused=True,
     )
     first = 0
+    history: list[dict[str, float]] = []
     if checkpoints and (state := checkpoints.load()):
         detector.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+        first, history = state["step"], state["history"]
     weights = {
         "grid_class": config.grid_class_weight,
         "grid_attribute": config.grid_attribute_weight,
         "grid_box": config.grid_box_weight,
         "grid_size": config.grid_size_weight,
     }
-    history: list[dict[str, float]] = []
     saved = time.monotonic()
     bar = tqdm(total=config.steps, initial=first, unit="step", desc="detector", mininterval=1)
     for step, (images, targets) in enumerate(_prefetch(data, config, seed, first), start=first):
@@ -172,7 +172,12 @@ def train_detector(
         bar.update()
         if checkpoints and time.monotonic() - saved > config.checkpoint_seconds:
             checkpoints.save(
-                {"model": detector.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+                {
+                    "model": detector.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                    "history": history,
+                }
             )
             saved = time.monotonic()
     bar.close()
