@@ -97,7 +97,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(world: tuple[list[dict], Path]
     with pytest.raises(KeyboardInterrupt):
         train_detector(TINY, training(6), rows, path, seed=3, device="cpu", checkpoints=checkpoints)
     checkpoints.stop_after = None
-    resumed, resumed_curve = train_detector(TINY, training(6), rows, path, seed=3, device="cpu", checkpoints=checkpoints)
+    resumed, resumed_curve = train_detector(
+        TINY, training(6), rows, path, seed=3, device="cpu", checkpoints=checkpoints
+    )
     assert (whole.weights_hash, curve) == (resumed.weights_hash, resumed_curve)
 
 
