@@ -108,6 +108,13 @@ def test_every_profile_fits_the_stages(profile: str, tmp_path: Path) -> None:
     assert set(params) == {*STAGES, "seed", "machine"}
 
 
+@pytest.mark.parametrize("profile", profiles())
+def test_the_judge_is_not_the_scorer(profile: str, tmp_path: Path) -> None:
+    write_profile(profile, tmp_path / "params.yaml")
+    params = read_params(tmp_path / "params.yaml")
+    assert params["scorer"]["network"] != params["judge"]["network"]
+
+
 def test_a_stage_says_what_is_wrong_in_one_line(clone: Clone) -> None:
     params = (clone.folder / "params.yaml").read_text()
     assert "negatives:" in params

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 from pipeline_clone import REPOSITORY, Clone
@@ -45,10 +44,8 @@ def test_every_stage_writes_what_it_promises(finished_clone: Clone) -> None:
     assert shown.returncode == 0 and "painted.main_object" in shown.stdout
 
 
-def test_nothing_changed_runs_nothing_quickly(finished_clone: Clone) -> None:
-    started = time.monotonic()
+def test_nothing_changed_runs_nothing(finished_clone: Clone) -> None:
     assert finished_clone.repro() == []
-    assert time.monotonic() - started < 5
 
 
 def test_an_evaluation_parameter_runs_evaluate_and_report_only(finished_clone: Clone, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from diptych.eval.clip import (
     load_clip,
     load_pretrained_clip,
     save_clip,
-    toybox_clip_config,
     train_clip,
 )
 from diptych.eval.errors import UserError
@@ -170,12 +169,6 @@ def test_pretrained_models_have_the_same_interface(tmp_path: Path, monkeypatch: 
         save_clip(clip, tmp_path / "copy")
 
 
-def test_toybox_scorer_and_judge_differ_in_architecture() -> None:
-    scorer, judge = toybox_clip_config("scorer"), toybox_clip_config("judge")
-    assert scorer.vision_layers != judge.vision_layers and scorer.text_layers != judge.text_layers
-    # Sixteen words and a full stop, PROMPT's three words, start and end: no Toybox caption is cut.
-    assert min(scorer.context_length, judge.context_length) >= 22
-    with pytest.raises(UserError, match="referee"):
-        toybox_clip_config("referee")
+def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(UserError, match="float8"):
         dataclasses.replace(TRAINING, precision="float8")

@@ -116,6 +116,10 @@ def test_mistakes_end_in_one_message(world: tuple[list[dict], Path], tmp_path: P
     with pytest.raises(UserError, match=r"config\.json.*dvc repro detector"):
         load_detector(tmp_path / "missing")
     rows, path = world
+    (tmp_path / "half.jpg").write_bytes((path.parent / rows[0]["path"]).read_bytes()[:500])
+    with pytest.raises(UserError, match=r"half\.jpg: the image is damaged.*replace the file"):
+        damaged = [{**rows[0], "path": str(tmp_path / "half.jpg")}]
+        train_detector(TINY, training(1), damaged, path, seed=0, device="cpu")
     bare = [{**row, "objects": []} for row in rows]
     with pytest.raises(UserError, match="needs boxes"):
         train_detector(TINY, training(1), bare, path, seed=0, device="cpu")

@@ -10,7 +10,6 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -126,14 +125,6 @@ class Clip(nn.Module):
 
 
 _ALL_BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
-
-
-def toybox_clip_config(role: str) -> ClipConfig:
-    """The architecture of Toybox's "scorer" or "judge"; UserError for another role."""
-    source = resources.files("diptych.eval") / "configs" / f"clip_{role}_toybox.json"
-    if not source.is_file():
-        raise UserError(f"clip role '{role}' has no ready configuration; choose scorer or judge")
-    return _config_from_json(json.loads(source.read_text()))
 
 
 def build_clip(config: ClipConfig, captions: Sequence[Sequence[str]], seed: int) -> Clip:
