@@ -35,6 +35,7 @@ _LABELS = {
     "clip_score_judge": "CLIPScore by the judge",
     "clip_score_scorer": "CLIPScore by the scorer",
     "main_object": "Main object: class and colour right",
+    "main_object_unseen": "Main object, pairs of class and colour unseen in training",
     "second_object": "Second object: class and colour right",
     "main_class": "Main object: class right",
     "main_color": "Main object: colour right",
