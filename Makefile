@@ -22,6 +22,7 @@ PIP_INSTALL := python -m pip install --quiet --disable-pip-version-check --const
 .PHONY: run test smoke profile clean lint setup
 
 run: $(VENV)/.complete
+	@python -m pipelines.check
 	dvc repro
 	@echo "Report: $(CURDIR)/report/index.html"
 

@@ -18,6 +18,7 @@ from diptych.eval.clip import (
     train_clip,
 )
 from diptych.eval.errors import UserError
+from diptych.features.files import sha256_of
 
 if TYPE_CHECKING:
     from diptych.features.shards import ShardDataset
@@ -48,7 +49,8 @@ def write_clip(
     if isinstance(network, PretrainedClip):
         load_pretrained_clip(network.model_name, network.checkpoint, "cpu")  # a wrong name should fail here
         folder.mkdir(parents=True)
-        (folder / POINTER).write_text(json.dumps(asdict(network), indent=2) + "\n", encoding="utf-8")
+        pointer = {**asdict(network), "sha256": sha256_of(Path(network.checkpoint))}
+        (folder / POINTER).write_text(json.dumps(pointer, indent=2) + "\n", encoding="utf-8")
         return []
     if training is None:
         raise UserError(
@@ -67,6 +69,11 @@ def write_clip(
 def read_clip(folder: Path, device: str) -> Clip:
     """What `write_clip` wrote, in eval mode."""
     if (folder / POINTER).is_file():
-        pointer = PretrainedClip(**json.loads((folder / POINTER).read_text(encoding="utf-8")))
+        content = json.loads((folder / POINTER).read_text(encoding="utf-8"))
+        digest, pointer = content.pop("sha256"), PretrainedClip(**content)
+        if sha256_of(Path(pointer.checkpoint)) != digest:
+            raise UserError(
+                f"{pointer.checkpoint}: not the weights that {folder / POINTER} names; run `dvc repro -f {folder.name}`"
+            )
         return load_pretrained_clip(pointer.model_name, pointer.checkpoint, device)
     return load_clip(folder, device)

@@ -27,16 +27,16 @@ class DetectorParams:
 
 
 def main(stage: Stage, params: DetectorParams) -> None:
-    """Train on the train split, measure mAP on the val split."""
+    """Train on the train split, measure mAP on the test split."""
     scenes = read_manifest(SCENES)
-    train, val = (split_rows(scenes, split, SCENES) for split in ("train", "val"))
+    train, test = (split_rows(scenes, split, SCENES) for split in ("train", "test"))
     detector, history = train_detector(
         params.network, params.training, train, SCENES, stage.seed, stage.device, stage.checkpoints()
     )
     with stage.write("models/detector") as folder:
         save_detector(detector, folder)
     stage.write_history("plots/detector.csv", history)
-    stage.write_metrics("metrics/detector.json", average_precision(detector, val, SCENES, stage.device))
+    stage.write_metrics("metrics/detector.json", average_precision(detector, test, SCENES, stage.device))
 
 
 if __name__ == "__main__":

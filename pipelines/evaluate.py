@@ -16,6 +16,7 @@ from diptych.eval.retrieval import clip_scores, r_precision
 from diptych.features.images import read_image, resize_square, to_uint8_tensor
 from diptych.features.manifest import read_manifest
 from pipelines.clips import read_clip
+from pipelines.params import at_least
 from pipelines.stage import Stage, run
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ class EvaluateParams:
     batch_size: int
     negatives: int
     folds: int
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "image_size", "batch_size", "negatives", "folds")
 
 
 def main(stage: Stage, params: EvaluateParams) -> None:
@@ -78,8 +82,7 @@ def main(stage: Stage, params: EvaluateParams) -> None:
         for kind in KINDS:
             figures = inspector_figures(inspector, kind, pictures(rows, kind, params.image_size), objects)
             metrics[f"{kind}.main_object_unseen"] = figures[f"{kind}.main_object"]
-    # JSON has no NaN: a figure about nothing is left out
-    stage.write_metrics("metrics/evaluate.json", {k: v for k, v in metrics.items() if math.isfinite(v)})
+    stage.write_metrics("metrics/evaluate.json", metrics)
     schema = pa.schema(
         [("image_id", pa.string()), ("caption_right", pa.bool_()), ("painted_right", pa.bool_())]
     )

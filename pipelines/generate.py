@@ -13,6 +13,7 @@ from diptych.model.decoding.paint import paint_codes
 from diptych.model.image_generator import load_image_generator
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import load_transformer
+from pipelines.params import at_least
 from pipelines.stage import Stage, run
 
 
@@ -22,6 +23,10 @@ class CaptionParams:
 
     length: int
     temperature: float
+
+    def __post_init__(self) -> None:
+        at_least(self, 3, "length")
+        at_least(self, 0, "temperature")
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,10 @@ class PaintParams:
     temperature: float
     confidence_noise: float
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps")
+        at_least(self, 0, "temperature", "confidence_noise")
+
 
 @dataclass(frozen=True)
 class GenerateParams:
@@ -43,6 +52,9 @@ class GenerateParams:
     batch_size: int
     caption: CaptionParams
     paint: PaintParams
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size", "limit")
 
 
 def main(stage: Stage, params: GenerateParams) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,8 +57,15 @@ def main(stage: Stage, params: JudgeParams) -> None:
     context = multiprocessing.get_context("spawn")
     threads = stage.threads // len(parts)
     with ProcessPoolExecutor(len(parts), context, initializer=prepare_process, initargs=(threads,)) as pool:
-        for finished in [pool.submit(part, stage, params) for part in parts]:
-            finished.result()
+        running = [pool.submit(part, stage, params) for part in parts]
+        try:
+            for finished in as_completed(running):
+                finished.result()
+        except BaseException:
+            # The pool would wait for the other training to end before it lets the error out.
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
 
 
 def write_judge(stage: Stage, params: JudgeParams) -> None:

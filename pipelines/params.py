@@ -51,6 +51,14 @@ class Machine:
                 raise ValueError(f"{key} must be at least {least} or auto, is {value}")
 
 
+def at_least(section: Any, least: float, *names: str) -> None:
+    """For `__post_init__`: ValueError where a field of `section` is below `least`; null passes."""
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, is {value}")
+
+
 def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
     """The whole parameter file as plain dicts.
 

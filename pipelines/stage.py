@@ -11,12 +11,15 @@ import ctypes
 import errno
 import hashlib
 import json
+import math
+import multiprocessing
 import os
 import re
 import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,9 +92,9 @@ class Stage:
             _remove(partial)
 
     def write_metrics(self, path: str, values: Mapping[str, float]) -> None:
-        """Flat JSON for `dvc metrics show`: names to numbers."""
+        """Flat JSON for `dvc metrics show`: names to numbers. JSON has no NaN: a figure about nothing is left out."""
         with self.write(path) as partial:
-            rounded = {name: round(value, 6) for name, value in values.items()}
+            rounded = {name: round(value, 6) for name, value in values.items() if math.isfinite(value)}
             partial.write_text(json.dumps(rounded, indent=2) + "\n", encoding="utf-8")
 
     def write_history(self, path: str, rows: Sequence[Mapping[str, float]]) -> None:
@@ -163,8 +166,22 @@ def available_cores() -> int:
 
 def prepare_process(threads: int) -> None:
     """Threads and memory of a process that is about to work, a stage's own or one that it starts."""
+    if multiprocessing.parent_process() is not None:
+        _end_with_parent()
     keep_freed_memory()
     set_threads(threads)
+
+
+def _end_with_parent() -> None:
+    """End this process when its stage is killed: a rerun must not meet it at the same checkpoints."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def set_threads(threads: int) -> None:
@@ -232,7 +249,8 @@ def _key_of_inputs(stage: Stage) -> str:
     """sha256 over the stage's parameters and the content of every dependency that dvc.yaml lists for it."""
     from ruamel.yaml import YAML
 
-    digest = hashlib.sha256(json.dumps(stage.params, sort_keys=True).encode())
+    settings = [stage.params, stage.machine.precision, stage.device]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     params = read_params()
     for dep in YAML(typ="safe").load(Path("dvc.yaml"))["stages"][stage.name]["deps"]:
         # `${section.key}` stands for a parameter, as it does for DVC

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import pytest
 from pipeline_clone import REPOSITORY, Clone
 from ruamel.yaml import YAML
 
-from pipelines.params import Machine, ParameterError, read_params, read_section
+from pipelines.check import check_params
+from pipelines.params import ParameterError, read_params, read_section
 from pipelines.profile import profiles, write_profile
 
 STAGES = list(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])
@@ -100,12 +100,15 @@ def test_every_profile_fits_the_stages(profile: str, tmp_path: Path) -> None:
     composed = tmp_path / "params.yaml"
     write_profile(profile, composed)
     params = read_params(composed)
-    provided = {"seed": 0, "precision": "auto", "checkpoint_seconds": 30.0}
-    read_section(Machine, "machine", params, composed)
-    for stage in STAGES:
-        main = importlib.import_module(f"pipelines.{stage}").main
-        read_section(get_type_hints(main)["params"], stage, params, composed, provided)
-    assert set(params) == {*STAGES, "seed", "machine"}
+    check_params(params, STAGES, composed)
+    for section, key, message in (
+        ("generate", "limit", "generate: limit must be at least 1, is 0"),
+        ("extract", "part_size", "extract: part_size must be at least 1, is 0"),
+        ("generatr", "limit", "generatr: unknown section"),
+    ):
+        wrong = {**params, section: {**params.get(section, {}), key: 0}}
+        with pytest.raises(ParameterError, match=message):
+            check_params(wrong, STAGES, composed)
 
 
 @pytest.mark.parametrize("profile", profiles())

@@ -15,6 +15,10 @@ from pipeline_clone import Clone
 # what the killed stage writes, and how many steps make it long enough to be killed in its middle
 CASES = {
     "detector": ("detector.training.steps=60", ["models/detector", "plots/detector.csv"]),
+    "judge": (
+        "judge.training.steps=40",
+        ["models/judge", "models/inspector", "plots/judge.csv", "plots/inspector.csv"],
+    ),
     "train_token": ("train_token.training.steps=300", ["models/token", "plots/train_token.csv"]),
 }
 

@@ -112,12 +112,24 @@ def test_loading_gives_what_was_saved(world: tuple[list[dict], Path], tmp_path: 
     assert (loaded.labels, loaded.weights_hash) == (["kite", "sea"], detector.weights_hash)
 
 
+def test_a_damaged_picture_is_left_out(world: tuple[list[dict], Path], tmp_path: Path) -> None:
+    rows, path = world
+    (tmp_path / "empty.jpg").touch()
+    many = [{**row, "image_id": f"{n}"} for n, row in enumerate(rows * 3)]
+    many[5] = {**many[5], "path": str(tmp_path / "empty.jpg")}
+    data = SceneDataset(many, path, Detector(TINY, ["kite"], ["red"]))
+    images, targets = data.batch(range(4, 8))
+    assert (len(images), len(targets), data.unreadable) == (3, 3, {"5"})
+
+
 def test_mistakes_end_in_one_message(world: tuple[list[dict], Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json.*dvc repro detector"):
         load_detector(tmp_path / "missing")
     rows, path = world
     (tmp_path / "half.jpg").write_bytes((path.parent / rows[0]["path"]).read_bytes()[:500])
-    with pytest.raises(UserError, match=r"half\.jpg: the image is damaged.*replace the file"):
+    with pytest.raises(
+        UserError, match=r"1 of 1 images cannot be read.*half\.jpg: the image is damaged.*replace"
+    ):
         damaged = [{**rows[0], "path": str(tmp_path / "half.jpg")}]
         train_detector(TINY, training(1), damaged, path, seed=0, device="cpu")
     bare = [{**row, "objects": []} for row in rows]

@@ -23,6 +23,13 @@ def test_label_smoothing_is_the_papers():
     torch.testing.assert_close(smoothed_cross_entropy(logits, targets, 0.2), expected)
 
 
+def test_reward_and_metric_use_the_same_prompt():
+    from diptych.eval import clip
+    from diptych.model import objectives
+
+    assert objectives.PROMPT == clip.PROMPT
+
+
 def test_mask_ratios_are_uniform():
     torch.manual_seed(0)
     counts = sample_mask(6400, 64).sum(1)

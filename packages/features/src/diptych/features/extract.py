@@ -39,6 +39,11 @@ class ExtractConfig:
     max_failed_share: float
     ray_address: str | None
 
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "part_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, is {getattr(self, name)}")
+
 
 class _Worker:
     """Holds the detector and turns chunks of images into features; runs here or as a Ray actor."""

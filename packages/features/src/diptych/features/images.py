@@ -25,6 +25,10 @@ class ImageError(UserError):
         super().__init__(message)
         self.kind = kind
 
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+        # An exception is unpickled from its `args`; ours crosses from worker processes with its kind.
+        return ImageError, (self.kind, str(self))
+
 
 def read_image(source: Path | bytes, name: str | None = None) -> Image.Image:
     """Read a file or its bytes as RGB, upright (EXIF orientation applied).

@@ -330,10 +330,6 @@ class UnifiedTransformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
-    @property
-    def device(self) -> torch.device:
-        return self.word_bias.device
-
     @torch.no_grad()
     def set_codebook(self, codebook: Tensor) -> None:
         """Take the statistics of the visual input, and the tied head's weights if any, from ``codebook`` (float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,9 @@ from ..manifest import resolve_image
 from ..order import batch_indices
 from ..precision import autocast_context
 from .network import Detector, DetectorConfig, cell_objects
+
+# A damaged picture is left out and reported; more of them than this share are a damaged dataset.
+MAX_UNREADABLE_SHARE = 0.01
 
 
 class Checkpoints(Protocol):
@@ -52,12 +56,18 @@ class DetectorTrainingConfig:
     precision: str
     checkpoint_seconds: float
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} must be greater than 0, is {getattr(self, name)}")
+
 
 class SceneDataset:
     """Pictures and detection targets of one split of a scenes table (or manifest)."""
 
     def __init__(self, rows: Sequence[dict[str, Any]], table_path: Path, detector: Detector) -> None:
         self.rows, self.table_path, self.detector = rows, table_path, detector
+        self.unreadable: set[str] = set()
         self._label = {name: number + 1 for number, name in enumerate(detector.labels)}
         self._attribute = {name: number for number, name in enumerate(detector.attributes)}
 
@@ -67,10 +77,7 @@ class SceneDataset:
     def image(self, index: int) -> Tensor:
         """uint8 [3, S, S], resized to the detector's input size."""
         path = resolve_image(self.table_path, self.rows[index]["path"])
-        try:
-            return to_uint8_tensor(resize_square(read_image(path), self.detector.config.image_size))
-        except ImageError as error:
-            raise UserError(f"{error}; replace the file, or take the image out of the annotations") from error
+        return to_uint8_tensor(resize_square(read_image(path), self.detector.config.image_size))
 
     def target(self, index: int) -> dict[str, Tensor]:
         """Boxes in pixels of the resized picture, labels, attributes and the object of each cell."""
@@ -96,8 +103,29 @@ class SceneDataset:
         }
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, list[dict[str, Tensor]]]:
-        """uint8 [n, 3, S, S] and the targets."""
-        return torch.stack([self.image(i) for i in indices]), [self.target(i) for i in indices]
+        """uint8 [n, 3, S, S] and the targets, without pictures that cannot be read.
+
+        Raises UserError when those are more than MAX_UNREADABLE_SHARE of the split.
+        """
+        images, targets = [], []
+        for index in indices:
+            try:
+                images.append(self.image(index))
+            except ImageError as error:
+                self._skip(self.rows[index]["image_id"], error)
+                continue
+            targets.append(self.target(index))
+        return torch.stack(images), targets
+
+    def _skip(self, image_id: str, error: ImageError) -> None:
+        if image_id not in self.unreadable:
+            self.unreadable.add(image_id)
+            tqdm.write(f"left out: {error}", file=sys.stderr)
+        if len(self.unreadable) > MAX_UNREADABLE_SHARE * len(self.rows):
+            raise UserError(
+                f"{len(self.unreadable)} of {len(self.rows)} images cannot be read; the last: {error}; "
+                "replace the files, or take the images out of the annotations"
+            ) from error
 
 
 def vocabulary(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:

@@ -203,7 +203,7 @@ def object_emphasis(samples: Sequence[dict[str, Any]], image_size: int, object_w
     emphasis = torch.ones(len(samples), 1, image_size, image_size)
     for sample, weights in zip(samples, emphasis, strict=True):
         scale_x, scale_y = image_size / sample["width"], image_size / sample["height"]
-        for thing in sample["objects"]:
+        for thing in sample["objects"] or []:
             x0, y0, x1, y1 = (float(value) for value in thing["bbox"])
             if (x1 - x0) * (y1 - y0) >= 0.99 * sample["width"] * sample["height"]:
                 continue

@@ -71,6 +71,13 @@ class SequenceTrainingConfig:
     seed: int
     checkpoint_seconds: float
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "scst_batch_size", "clip_batch_size", "paint_batch_size", "mask_predict_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, is {getattr(self, name)}")
+        if not 0 <= self.least_masked < 1:
+            raise UserError(f"least_masked must be in [0, 1), is {self.least_masked}")
+
 
 def reference_words(tokenizer: CaptionTokenizer, train: TrainingShards, length: int) -> list[list[list[int]]]:
     """Return the training captions as word ids, per image, as :class:`CiderDReward` takes its references."""

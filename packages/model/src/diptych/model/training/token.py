@@ -61,6 +61,13 @@ class TokenTrainingConfig:
     seed: int
     checkpoint_seconds: float
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "caption_batch_size", "captions_per_image", "paint_batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, is {getattr(self, name)}")
+        if not 0 <= self.least_masked < 1:
+            raise UserError(f"least_masked must be in [0, 1), is {self.least_masked}")
+
 
 def caption_steps_before(step: int, caption_share: float) -> int:
     """Number of captioning steps among the first ``step`` steps; step s is one if it raises this number."""

@@ -36,9 +36,6 @@ VERBS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 CLASSES = tuple(VERBS)
 SCENERIES = ("desert", "field", "night", "sea", "snow")
 
-ROWS = ("top", "bottom")
-COLUMNS = ("left", "middle", "right")
-
 # Colour and class pairs that no picture outside the split "compositional" shows.
 UNSEEN = (("red", "boat"), ("blue", "star"), ("yellow", "house"), ("purple", "fish"), ("green", "ball"))
 

@@ -1,0 +1,54 @@
+"""Check all parameters before the first stage runs: `python -m pipelines.check`, the first step of `make run`.
+
+Each stage checks its own section again; here a slip in the last one is found before the first has run for an hour.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pipelines.params import PARAMS_FILE, Machine, ParameterError, read_params, read_section
+
+SHARED = ("seed", "machine")
+
+
+def check_params(params: Mapping[str, Any], stages: list[str], path: Path = PARAMS_FILE) -> None:
+    """Raise ParameterError for the first section that is unknown, missing or wrong."""
+    for name in params:
+        if name not in (*stages, *SHARED):
+            raise ParameterError(f"{path}: {name}: unknown section (known: {', '.join((*stages, *SHARED))})")
+    machine = read_section(Machine, "machine", params, path)
+    seed = read_section(int, "seed", params, path)
+    if seed < 0:
+        raise ParameterError(f"{path}: seed must be 0 or more, is {seed}")
+    provided = {
+        "seed": seed,
+        "precision": machine.precision,
+        "checkpoint_seconds": machine.checkpoint_seconds,
+    }
+    for stage in stages:
+        kind = get_type_hints(importlib.import_module(f"pipelines.{stage}").main)["params"]
+        read_section(kind, stage, params, path, provided)
+
+
+def main() -> None:
+    """Check ./params.yaml and that the dataset is where it says."""
+    from ruamel.yaml import YAML
+
+    try:
+        params = read_params()
+        check_params(params, list(YAML(typ="safe").load(Path("dvc.yaml"))["stages"]))
+        if not Path(source := params["dataset"]["source"]).exists():
+            raise ParameterError(
+                f"{source}: no such dataset folder; put the data there or set dataset.source in {PARAMS_FILE}"
+            )
+    except ParameterError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
