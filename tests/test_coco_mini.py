@@ -21,7 +21,7 @@ def overrides() -> list[str]:
     return [
         f"dataset.source={COCO}",
         "dataset.toybox=null",
-        f"dataset.coco={{sources: [{sources}], karpathy: null, images: null, restval: false, limit: null}}",
+        f"dataset.coco={{sources: [{sources}], karpathy: null, images: null, instances: [], restval: false, limit: null}}",
         # instances have no attributes: nothing to learn colours from, nothing for the inspector to read
         "detector.training.grid_attribute_weight=0",
         "judge.inspector=null",

@@ -35,7 +35,7 @@ def make(folder: Path) -> CocoSource:
 
 
 def config(*sources: CocoSource, **changes: object) -> CocoConfig:
-    values = {"sources": list(sources), "karpathy": None, "images": None, "restval": False, "limit": None}
+    values = {"sources": list(sources), "karpathy": None, "images": None, "instances": [], "restval": False, "limit": None}
     return CocoConfig(**{**values, **changes})
 
 
@@ -75,7 +75,8 @@ def test_karpathys_splits(tmp_path: Path) -> None:
     karpathy = {"karpathy": tmp_path / "dataset_coco.json", "images": tmp_path}
     assert [r["split"] for r in read_coco(config(**karpathy), 0)] == ["test", "train"]
     assert [r["split"] for r in read_coco(config(**karpathy, restval=True), 0)] == ["test", "train", "train"]
-    assert source.images.is_dir()
+    boxed = list(read_coco(config(**karpathy, restval=True, instances=[source.instances]), 0))
+    assert {r["image_id"][-1]: len(r["objects"]) for r in boxed} == {"1": 2, "2": 0, "3": 0}
 
 
 def test_mistakes_name_file_and_mend(tmp_path: Path) -> None:

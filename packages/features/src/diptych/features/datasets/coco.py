@@ -33,11 +33,13 @@ class CocoSource:
 class CocoConfig:
     """Either `sources`, or `karpathy`: dataset_coco.json with `images`, the folder that holds its file paths
     (train2014/, val2014/); its split "restval" counts as train only if `restval` is true (the papers
-    train on the official 82,783). `limit`: at most so many images a split, drawn with the seed; null for all."""
+    train on the official 82,783). Karpathy's file has no boxes: `instances` are COCO's files that do, empty for
+    none. `limit`: at most so many images a split, drawn with the seed; null for all."""
 
     sources: list[CocoSource]
     karpathy: Path | None
     images: Path | None
+    instances: list[Path]
     restval: bool
     limit: int | None
 
@@ -56,7 +58,7 @@ def read_coco(config: CocoConfig, seed: int) -> Iterator[dict[str, Any]]:
     """Yield manifest rows with absolute paths, sorted by split and image_id.
 
     Raises UserError for a missing folder or annotation file, a file that is not such JSON, an annotation that
-    names an image that is not there, an image without a caption. A damaged image is left to extraction.
+    names an image that is not there, an image without a caption. A damaged image is left to the stages that decode it.
     """
     if config.karpathy is not None:
         images = _read_karpathy(config)
@@ -141,6 +143,7 @@ def _read_karpathy(config: CocoConfig) -> list[_Image]:
         raise UserError(f"{config.images}: no such image folder; set dataset.coco.images")
     assert config.karpathy is not None
     content = _read_json(config.karpathy)
+    objects = {key: found for path in config.instances for key, found in _read_instances(path).items()}
     images = []
     try:
         for image in content["images"]:
@@ -156,7 +159,7 @@ def _read_karpathy(config: CocoConfig) -> list[_Image]:
                     path=(config.images / image.get("filepath", "") / image["filename"]).absolute(),
                     origin=str(config.karpathy),
                     captions=[_tidy(sentence["raw"]) for sentence in image["sentences"]],
-                    objects=None,
+                    objects=objects.get(image.get("cocoid"), []) if config.instances else None,
                 )
             )
     except (KeyError, TypeError) as error:
