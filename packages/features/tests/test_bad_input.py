@@ -96,7 +96,7 @@ def read_captions(folder: Path, content: Any) -> list[dict[str, Any]]:
     Image.new("RGB", (9, 9)).save(folder / "a.jpg")
     (folder / "captions.json").write_text(json.dumps(content))
     source = CocoSource("train", folder, folder / "captions.json", None)
-    return list(read_coco(CocoConfig([source], None, None, False, None), 0))
+    return list(read_coco(CocoConfig([source], None, None, [], False, None), 0))
 
 
 def test_captions_without_images_and_images_without_captions(tmp_path: Path) -> None:

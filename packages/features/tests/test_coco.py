@@ -35,7 +35,14 @@ def make(folder: Path) -> CocoSource:
 
 
 def config(*sources: CocoSource, **changes: object) -> CocoConfig:
-    values = {"sources": list(sources), "karpathy": None, "images": None, "instances": [], "restval": False, "limit": None}
+    values = {
+        "sources": list(sources),
+        "karpathy": None,
+        "images": None,
+        "instances": [],
+        "restval": False,
+        "limit": None,
+    }
     return CocoConfig(**{**values, **changes})
 
 
