@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from diptych.eval.captions import caption_metrics, names_object
 from diptych.eval.clip import PROMPT
-from diptych.eval.inspector import load_inspector, main_and_second
+from diptych.eval.inspector import load_inspector, main_and_second, shares_right
 from diptych.eval.retrieval import clip_scores, r_precision
 from diptych.features.images import read_image, resize_square, to_uint8_tensor
 from diptych.features.manifest import read_manifest
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diptych.eval.clip import Clip
-    from diptych.eval.inspector import Inspector
 
 KINDS = ("real", "reconstruction", "painted")
 COMPOSITIONAL = "compositional"  # the split whose main objects no training picture shows
@@ -70,9 +69,11 @@ def main(stage: Stage, params: EvaluateParams) -> None:
             metrics[f"{kind}.r_precision_{name}"] = precision
             metrics[f"{kind}.clip_score_{name}"] = float(clip_scores(embeddings, texts[name]).mean())
         if inspector:
-            metrics |= inspector_figures(inspector, kind, images, objects)
+            right = inspector.inspect(images, objects)
+            shares = shares_right(right)
+            metrics |= {f"{kind}.{name}": shares[name] for name in ("main_object", "second_object")}
             if kind == "painted":
-                verdicts["painted_right"] = inspector.inspect(images, objects)["main_object"].tolist()
+                verdicts["painted_right"] = right["main_object"].tolist()
 
     if inspector and Path(f"data/generated/{COMPOSITIONAL}.parquet").is_file():
         rows = read_generated(COMPOSITIONAL)
@@ -80,8 +81,8 @@ def main(stage: Stage, params: EvaluateParams) -> None:
         objects = [row["objects"] for row in truth]
         metrics["caption.main_fact_unseen"] = mean(main_facts(rows, truth))
         for kind in KINDS:
-            figures = inspector_figures(inspector, kind, pictures(rows, kind, params.image_size), objects)
-            metrics[f"{kind}.main_object_unseen"] = figures[f"{kind}.main_object"]
+            images = pictures(rows, kind, params.image_size)
+            metrics[f"{kind}.main_object_unseen"] = inspector.accuracy(images, objects)["main_object"]
     stage.write_metrics("metrics/evaluate.json", metrics)
     schema = pa.schema(
         [("image_id", pa.string()), ("caption_right", pa.bool_()), ("painted_right", pa.bool_())]
@@ -113,14 +114,6 @@ def caption_figures(
     predictions = {row["image_id"]: row["caption"] for row in rows}
     figures = caption_metrics(predictions, {row["image_id"]: row["captions"] for row in truth})
     return {f"caption.{name}": value for name, value in {**figures, "main_fact": mean(facts)}.items()}
-
-
-def inspector_figures(
-    inspector: Inspector, kind: str, images: Tensor, objects: list[Any]
-) -> dict[str, float]:
-    """Shares of pictures of a kind whose main and second object have the right class and colour."""
-    right = inspector.accuracy(images, objects)
-    return {f"{kind}.{name}": right[name] for name in ("main_object", "second_object")}
 
 
 def mean(facts: list[bool | None]) -> float:

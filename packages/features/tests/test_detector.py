@@ -79,6 +79,14 @@ def test_grid_features_are_fc6_of_roi_align_on_the_grid(world: tuple[list[dict],
     torch.testing.assert_close(detector.grid_features(images), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_pictures_without_objects_are_background(world: tuple[list[dict], Path]) -> None:
+    rows, path = world
+    data = SceneDataset([rows[0], {**rows[1], "objects": []}], path, Detector(TINY, ["kite", "sea"], ["red"]))
+    images, targets = data.batch(range(2))
+    losses = data.detector.losses(images.float() / 255, targets)
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
 def test_it_learns_to_find_what_it_is_shown(world: tuple[list[dict], Path]) -> None:
     rows, path = world
     few = rows[:8]

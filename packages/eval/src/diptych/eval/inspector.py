@@ -141,14 +141,19 @@ class Inspector(nn.Module):
 
         The second object counts where there is one; NaN when no picture has one.
         """
-        right = self.inspect(images, objects)
-        present = right.pop("has_second")
-        return {
-            name: float((values[present] if name.startswith("second") else values).mean())
-            if present.any() or name.startswith("main")
-            else float("nan")
-            for name, values in right.items()
-        }
+        return shares_right(self.inspect(images, objects))
+
+
+def shares_right(right: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """What :meth:`Inspector.inspect` found as shares, as :meth:`Inspector.accuracy` gives them."""
+    present = right["has_second"]
+    return {
+        name: float((values[present] if name.startswith("second") else values).mean())
+        if present.any() or name.startswith("main")
+        else float("nan")
+        for name, values in right.items()
+        if name != "has_second"
+    }
 
 
 def main_and_second(objects: Objects) -> list[tuple[str, str]]:

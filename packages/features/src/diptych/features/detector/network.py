@@ -143,7 +143,7 @@ class _Heads(RoIHeads):
         logits, deltas = self.box_predictor(x)
         class_loss, box_loss = fastrcnn_loss(logits, deltas, labels, regression_targets)
         attributes = torch.cat(
-            [target["attributes"][index] for target, index in zip(targets, matched, strict=True)]
+            [_append(target["attributes"], -1)[index] for target, index in zip(targets, matched, strict=True)]
         )
         attributes = torch.where(torch.cat(labels) > 0, attributes, torch.full_like(attributes, -1))
         attribute_loss = _masked_cross_entropy(self.box_predictor.attributes(x).float(), attributes)
@@ -257,11 +257,10 @@ class Detector(nn.Module):
         labels, attributes, offsets = [], [], []
         cells = grid_boxes(*shape).to(features.device)
         for target in targets:
-            index = target["cell_object"]
-            known, index = index >= 0, index.clamp(min=0)
-            labels.append(torch.where(known, target["labels"][index], 0))
-            attributes.append(torch.where(known, target["attributes"][index], -1))
-            offsets.append((target["boxes"][index] - cells) / (0.25 * shape[-1]))
+            index = target["cell_object"]  # -1, an empty cell, takes the last row: what was appended
+            labels.append(_append(target["labels"], 0)[index])
+            attributes.append(_append(target["attributes"], -1)[index])
+            offsets.append((_append(target["boxes"], 0)[index] - cells) / (0.25 * shape[-1]))
         label, attribute, offset = torch.cat(labels), torch.cat(attributes), torch.cat(offsets)
         # Scenery covers most cells; objects weigh as much as all of it together.
         is_object = attribute >= 0
@@ -274,6 +273,11 @@ class Detector(nn.Module):
             "grid_box": (box_loss * is_object).sum() / is_object.sum().clamp(min=1),
             "grid_size": features.float().square().mean(),
         }
+
+
+def _append(rows: Tensor, value: int) -> Tensor:
+    """`rows` and one more that holds `value`: what is read where a picture has no object."""
+    return torch.cat([rows, rows.new_full((1, *rows.shape[1:]), value)])
 
 
 def _masked_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

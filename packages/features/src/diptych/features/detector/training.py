@@ -93,8 +93,6 @@ class SceneDataset:
         )
         keep = (boxes[:, 2:] - boxes[:, :2]).min(dim=1).values >= 1 if len(objects) else slice(None)
         boxes, labels, attributes = boxes[keep], labels[keep], attributes[keep]
-        if not len(boxes):  # An image without objects: the whole of it is background.
-            boxes = boxes.reshape(0, 4)
         return {
             "boxes": boxes,
             "labels": labels,
@@ -227,7 +225,9 @@ def _prefetch(
 
         following = read(first)
         for step in range(first, config.steps):
-            current, following = following, read(step + 1)
+            current = following
+            if step + 1 < config.steps:
+                following = read(step + 1)
             yield current.result()
 
 
@@ -246,8 +246,8 @@ def average_precision(
     device: str,
     batch_size: int = 50,
 ) -> dict[str, float]:
-    """COCO's mAP at IoU 0.5 over all classes on `rows`, and the share of found objects whose
-    attribute is read right from the box (`attribute_accuracy`)."""
+    """COCO's mAP at IoU 0.5 over all classes on `rows`, and the share of objects whose
+    attribute is read right from their true box (`attribute_accuracy`)."""
     data = SceneDataset(rows, table_path, detector)
     truth: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []

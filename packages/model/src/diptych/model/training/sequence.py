@@ -196,17 +196,7 @@ def train_sequence(
             return loss, {"clip_loss": loss.detach()}
         indices = batch_indices(len(train), config.paint_batch_size, config.seed + 2, task_step).tolist()
         with autocast_context(device, config.precision):
-            loss = paint_batch_loss(
-                model,
-                tokenizer,
-                codebook,
-                train,
-                captions,
-                indices,
-                config.least_masked,
-                config.text_drop,
-                config.label_smoothing,
-            )
+            loss = paint_batch_loss(config, model, tokenizer, codebook, train, captions, indices)
         return loss, {"paint_loss": loss.detach()}
 
     settings = {key: value for key, value in asdict(config).items() if key != "checkpoint_seconds"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -81,23 +82,34 @@ def drop_text(tokenizer: CaptionTokenizer, ids: Tensor, probability: float) -> T
     return torch.where(torch.rand(len(ids), 1) < probability, no_text, ids)
 
 
+class PaintSettings(Protocol):
+    """What token-level painting reads of either stage's config."""
+
+    @property
+    def least_masked(self) -> float: ...
+
+    @property
+    def text_drop(self) -> float: ...
+
+    @property
+    def label_smoothing(self) -> float: ...
+
+
 def paint_batch_loss(
+    config: PaintSettings,
     model: UnifiedTransformer,
     tokenizer: CaptionTokenizer,
     codebook: Tensor,
     train: TrainingShards,
     captions: CaptionTable,
     indices: list[int],
-    least_masked: float,
-    text_drop: float,
-    label_smoothing: float,
 ) -> Tensor:
     """Painting loss of one batch: one caption per image, a mask ratio for each, some texts dropped."""
     ids = captions.choose(indices, 1)[0][:, 0]
-    ids = drop_text(tokenizer, ids, text_drop).to(codebook.device)
+    ids = drop_text(tokenizer, ids, config.text_drop).to(codebook.device)
     codes = read_codes(train, indices, codebook.device)
-    masked = sample_mask(len(codes), codes.shape[1], least_masked).to(codebook.device)
-    return paint_loss(model, tokenizer, codebook, codes, ids, masked, label_smoothing)
+    masked = sample_mask(len(codes), codes.shape[1], config.least_masked).to(codebook.device)
+    return paint_loss(model, tokenizer, codebook, codes, ids, masked, config.label_smoothing)
 
 
 def train_token(
@@ -142,17 +154,7 @@ def train_token(
             indices = batch_indices(
                 len(train), config.paint_batch_size, config.seed + 1, step - before
             ).tolist()
-            loss = paint_batch_loss(
-                model,
-                tokenizer,
-                codebook,
-                train,
-                captions,
-                indices,
-                config.least_masked,
-                config.text_drop,
-                config.label_smoothing,
-            )
+            loss = paint_batch_loss(config, model, tokenizer, codebook, train, captions, indices)
             return loss, {"paint_loss": loss.detach()}
 
     settings = {key: value for key, value in asdict(config).items() if key != "checkpoint_seconds"}
