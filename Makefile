@@ -2,6 +2,8 @@
 # make test     set up .venv with the development tools and run every check
 # make smoke    the same pipeline with everything tiny, to see that all of it works here
 # make profile  write params.yaml from a profile: make profile PROFILE=coco
+# make doctor   what this machine and clone lack to run, and what to do
+# make team-cache  share outputs and features with other clones: make team-cache DIRECTORY=/srv/diptych (docs/team-cache.md)
 # make clean    remove .venv, outputs and unfinished work; the DVC cache, extracted features and what you put into data/ stay
 
 SHELL := /bin/bash
@@ -15,11 +17,11 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 PACKAGES := -e packages/features -e packages/eval -e packages/model
-PIPELINE := dvc hydra-core ruamel.yaml psutil
-TOOLS := ruff mypy import-linter pytest pytest-xdist
+PIPELINE := dvc dvc-ssh hydra-core ruamel.yaml psutil
+TOOLS := ruff mypy import-linter pytest pytest-xdist h5py
 PIP_INSTALL := python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test smoke profile clean lint setup
+.PHONY: run test smoke profile doctor team-cache clean lint setup
 
 run: $(VENV)/.complete
 	@python -m pipelines.check
@@ -33,6 +35,14 @@ smoke: $(VENV)/.complete
 
 profile: $(VENV)/.complete
 	python -m pipelines.profile $(PROFILE)
+
+# also where nothing is set up yet, to say why that fails
+doctor:
+	@$(if $(wildcard $(VENV)/bin/python),python,$(PYTHON)) -m pipelines.doctor
+
+team-cache: $(VENV)/.complete
+	@python -m pipelines.team_cache $(or $(DIRECTORY),$(error say where: make team-cache DIRECTORY=/srv/diptych)) \
+		$(if $(GROUP),--group $(GROUP)) $(if $(REMOTE),--remote $(REMOTE))
 
 lint: $(VENV)/.complete-tools
 	ruff check .
@@ -61,4 +71,4 @@ $(VENV)/.complete-tools: $(VENV)/.complete
 	@touch $(VENV)/.complete $@
 
 clean:
-	rm -rf $(VENV) data/{dataset,features,codebook,shards,generated,evaluation.parquet} models plots report metrics/stages .cache/training .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) data/{dataset,features,codebook,shards,generated,evaluation.parquet} models plots report metrics/stages .cache/training .cache/unfinished .mypy_cache .pytest_cache .ruff_cache

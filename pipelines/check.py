@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 from pipelines.params import PARAMS_FILE, Machine, ParameterError, read_params, read_section
 
 SHARED = ("seed", "machine")
+MADE_BY_STAGES = ("models/detector", "data/features")
 
 
 def check_params(params: Mapping[str, Any], stages: list[str], path: Path = PARAMS_FILE) -> None:
@@ -35,17 +36,24 @@ def check_params(params: Mapping[str, Any], stages: list[str], path: Path = PARA
         read_section(kind, stage, params, path, provided)
 
 
+def check_sources(params: Mapping[str, Any]) -> None:
+    """Raise ParameterError for the first `source` of a stage that is not there and that no stage makes."""
+    for stage in ("dataset", "detector", "extract", "cluster"):
+        source = params[stage]["source"]
+        if source not in MADE_BY_STAGES and not Path(source).exists():
+            raise ParameterError(
+                f"{source}: no such file or folder; put it there or set {stage}.source in {PARAMS_FILE}"
+            )
+
+
 def main() -> None:
-    """Check ./params.yaml and that the dataset is where it says."""
+    """Check ./params.yaml and that what others made is where it says."""
     from ruamel.yaml import YAML
 
     try:
         params = read_params()
         check_params(params, list(YAML(typ="safe").load(Path("dvc.yaml"))["stages"]))
-        if not Path(source := params["dataset"]["source"]).exists():
-            raise ParameterError(
-                f"{source}: no such dataset folder; put the data there or set dataset.source in {PARAMS_FILE}"
-            )
+        check_sources(params)
     except ParameterError as error:
         sys.exit(str(error))
 

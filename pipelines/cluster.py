@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from diptych.features.codebook import ClusterConfig, build_codebook
+from diptych.features.codebook import ClusterConfig, build_codebook, load_cluster_sizes
+from diptych.features.importers.xlxmert_centroids import import_centroids
 from diptych.features.manifest import read_manifest, split_rows
 from diptych.features.store import FeatureReader
 from pipelines.stage import Stage, run
@@ -12,16 +14,34 @@ from pipelines.stage import Stage, run
 SCENES = Path("data/dataset/scenes.parquet")
 
 
-def main(stage: Stage, params: ClusterConfig) -> None:
-    """Cluster the train split's cells, assign everybody's."""
+@dataclass(frozen=True)
+class ClusterParams(ClusterConfig):
+    """source: data/features, whose cells are clustered, or a file of centroids that X-LXMERT released, *.npy."""
+
+    source: str
+
+
+def main(stage: Stage, params: ClusterParams) -> None:
+    """Cluster the train split's cells or take the given centroids, assign everybody's."""
+    reader = FeatureReader(Path("data/features"))
     train_ids = {row["image_id"] for row in split_rows(read_manifest(SCENES), "train", SCENES)}
     with stage.write("data/codebook") as folder:
-        metrics, curve = build_codebook(
-            FeatureReader(Path("data/features")), train_ids, params, stage.threads, folder
-        )
+        if Path(params.source).suffix == ".npy":
+            metrics, curve = import_centroids(
+                Path(params.source), params.k, reader, train_ids, stage.threads, folder
+            )
+        else:
+            metrics, curve = build_codebook(
+                reader, train_ids, params, stage.threads, folder, stage.device, stage.checkpoints()
+            )
+        sizes = sorted(load_cluster_sizes(folder).tolist(), reverse=True)
     stage.write_metrics("metrics/cluster.json", metrics)
     stage.write_history("plots/cluster.csv", curve)
+    stage.write_history(
+        "plots/cluster_sizes.csv",
+        [{"rank": rank, "cells": cells} for rank, cells in enumerate(sizes, start=1)],
+    )
 
 
 if __name__ == "__main__":
-    run("cluster", ClusterConfig, main)
+    run("cluster", ClusterParams, main)

@@ -9,7 +9,7 @@ from diptych.features.datasets.coco import CocoConfig, read_coco
 from diptych.features.datasets.toybox import ToyboxConfig, build_toybox
 from diptych.features.errors import UserError
 from diptych.features.manifest import write_manifest, write_scenes
-from pipelines.stage import Stage, run
+from pipelines.stage import FILE_FACTS, Stage, run
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def main(stage: Stage, params: DatasetParams) -> None:
             rows = build_toybox(params.toybox, stage.seed, folder)
         else:
             assert params.coco is not None
-            rows = read_coco(params.coco, stage.seed)
+            rows = read_coco(params.coco, stage.seed, FILE_FACTS, Path("data/dataset"))
         table = write_manifest(rows, folder / "manifest.parquet")
         write_scenes(table, folder / "scenes.parquet")
 

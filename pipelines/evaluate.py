@@ -1,9 +1,9 @@
-"""Measure captions and pictures of the test split (UMT 5.1), beside real pictures and reconstructions as ceilings."""
+"""Measure captions and pictures of the test set (UMT 5.1), beside real pictures and reconstructions as ceilings."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,18 +50,18 @@ def main(stage: Stage, params: EvaluateParams) -> None:
     inspector_folder = Path("models/inspector")  # empty for data without attributes
     inspector = load_inspector(inspector_folder, stage.device) if any(inspector_folder.iterdir()) else None
 
-    rows = read_generated("test")
-    truth = [known[row["image_id"]] for row in rows]
-    objects = [row["objects"] for row in truth]
-    facts = main_facts(rows, truth)
-    verdicts: dict[str, Any] = {"image_id": [row["image_id"] for row in rows], "caption_right": facts}
-    verdicts["painted_right"] = [None] * len(rows)
-    metrics = caption_figures(rows, truth, facts)
+    rows = read_generated("test", known)
+    captioned, painted = those_with("caption", rows), those_with("painted", rows)
+    facts = main_facts(captioned)
+    for row, fact in zip(captioned, facts, strict=True):
+        row["caption_right"] = fact
+    metrics = caption_figures(captioned, facts)
+    objects = [row["objects"] for row in painted]
     clips = {name: read_clip(Path(f"models/{name}"), stage.device) for name in ("judge", "scorer")}
-    prompts = [PROMPT + row["prompt"] for row in rows]
+    prompts = [PROMPT + row["prompt"] for row in painted]
     texts = {name: batched(clip.encode_texts, prompts, params.batch_size) for name, clip in clips.items()}
     for kind in KINDS:
-        images = pictures(rows, kind, params.image_size)
+        images = pictures(painted, kind, params.image_size)
         for name, clip in clips.items():
             encode = partial(encode_pixels, clip, stage.device)
             embeddings = batched(encode, images, params.batch_size)
@@ -73,46 +73,51 @@ def main(stage: Stage, params: EvaluateParams) -> None:
             shares = shares_right(right)
             metrics |= {f"{kind}.{name}": shares[name] for name in ("main_object", "second_object")}
             if kind == "painted":
-                verdicts["painted_right"] = right["main_object"].tolist()
+                for row, verdict in zip(painted, right["main_object"].tolist(), strict=True):
+                    row["painted_right"] = verdict
 
     if inspector and Path(f"data/generated/{COMPOSITIONAL}.parquet").is_file():
-        rows = read_generated(COMPOSITIONAL)
-        truth = [known[row["image_id"]] for row in rows]
-        objects = [row["objects"] for row in truth]
-        metrics["caption.main_fact_unseen"] = mean(main_facts(rows, truth))
+        unseen = read_generated(COMPOSITIONAL, known)
+        metrics["caption.main_fact_unseen"] = mean(main_facts(those_with("caption", unseen)))
+        unseen = those_with("painted", unseen)
+        objects = [row["objects"] for row in unseen]
         for kind in KINDS:
-            images = pictures(rows, kind, params.image_size)
+            images = pictures(unseen, kind, params.image_size)
             metrics[f"{kind}.main_object_unseen"] = inspector.accuracy(images, objects)["main_object"]
     stage.write_metrics("metrics/evaluate.json", metrics)
     schema = pa.schema(
         [("image_id", pa.string()), ("caption_right", pa.bool_()), ("painted_right", pa.bool_())]
     )
     with stage.write("data/evaluation.parquet") as path:
-        pq.write_table(pa.table(verdicts, schema), path)
+        pq.write_table(pa.Table.from_pylist(rows, schema), path)
 
 
-def read_generated(split: str) -> list[dict[str, Any]]:
-    """What `generate` wrote for a split."""
+def read_generated(name: str, known: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What `generate` wrote for a set, a row per picture, with its true `captions` and `objects`."""
     import pyarrow.parquet as pq
 
-    return pq.read_table(f"data/generated/{split}.parquet").to_pylist()
+    rows = pq.read_table(f"data/generated/{name}.parquet").to_pylist()
+    return [{**row, **{key: known[row["image_id"]][key] for key in ("captions", "objects")}} for row in rows]
 
 
-def main_facts(rows: list[dict[str, Any]], truth: list[dict[str, Any]]) -> list[bool | None]:
+def those_with(column: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the pictures that were captioned (`caption`), or painted (`painted`)."""
+    return [row for row in rows if row[column] is not None]
+
+
+def main_facts(rows: list[dict[str, Any]]) -> list[bool | None]:
     """Whether each caption names its picture's main object with its colour; None where no colour is known."""
-    things = [main_and_second(known["objects"] or []) for known in truth]
+    things = [main_and_second(row["objects"] or []) for row in rows]
     return [
         names_object(row["caption"], *several[0]) if several else None
         for row, several in zip(rows, things, strict=True)
     ]
 
 
-def caption_figures(
-    rows: list[dict[str, Any]], truth: list[dict[str, Any]], facts: list[bool | None]
-) -> dict[str, float]:
+def caption_figures(rows: list[dict[str, Any]], facts: list[bool | None]) -> dict[str, float]:
     """CIDEr-D, BLEU, and the share of captions that name the main object with its colour."""
     predictions = {row["image_id"]: row["caption"] for row in rows}
-    figures = caption_metrics(predictions, {row["image_id"]: row["captions"] for row in truth})
+    figures = caption_metrics(predictions, {row["image_id"]: row["captions"] for row in rows})
     return {f"caption.{name}": value for name, value in {**figures, "main_fact": mean(facts)}.items()}
 
 

@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from diptych.features.extract import ExtractConfig, extract_features
+from diptych.features.importers.xlxmert_features import import_features
 from diptych.features.manifest import read_manifest
-from pipelines.stage import Stage, run
+from pipelines.stage import FILE_FACTS, Stage, run
 
 SCENES = Path("data/dataset/scenes.parquet")
 
 
-def main(stage: Stage, params: ExtractConfig) -> None:
-    """Extract what the store does not hold yet; pictures that cannot be read are listed and counted."""
+@dataclass(frozen=True)
+class ExtractParams(ExtractConfig):
+    """source: models/detector, which sees the pictures, or a folder with features that X-LXMERT released, *_grid8.h5."""
+
+    source: str
+
+
+def main(stage: Stage, params: ExtractParams) -> None:
+    """Extract or import what the store does not hold yet; pictures without features are listed and counted by kind."""
+    released = sorted(Path(params.source).glob("*_grid8.h5"))
+    scenes, store = read_manifest(SCENES), Path(stage.machine.feature_store)
     with stage.write("data/features") as folder:
-        counts = extract_features(
-            read_manifest(SCENES),
-            SCENES,
-            Path("models/detector"),
-            Path(stage.machine.feature_store),
-            folder,
-            params,
-            stage.workers,
-            stage.threads,
-            stage.device,
-        )
+        if released:
+            counts = import_features(
+                scenes, released, store, folder, params.part_size, params.max_failed_share, FILE_FACTS
+            )
+        else:
+            counts = extract_features(
+                scenes,
+                SCENES,
+                Path(params.source),
+                store,
+                folder,
+                params,
+                stage.workers,
+                stage.threads,
+                stage.device,
+            )
     # how many were new depends on the store and not on the inputs, so it is printed and no metric
     print(", ".join(f"{name}: {count}" for name, count in counts.items()))
 
 
 if __name__ == "__main__":
-    run("extract", ExtractConfig, main)
+    run("extract", ExtractParams, main)

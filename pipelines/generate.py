@@ -1,9 +1,11 @@
-"""Caption the test pictures and paint one reference caption of each (UMT 3.1; X-LXMERT 5.2)."""
+"""Caption pictures, and paint one reference caption of each of the same or of others (UMT 3.1; X-LXMERT 5.2)."""
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,21 +46,47 @@ class PaintParams:
 
 
 @dataclass(frozen=True)
-class GenerateParams:
-    """splits: one file each; limit: pictures per split at most, null for all; batch_size: pictures at a time."""
+class Sample:
+    """Pictures of some splits: all of them, or `limit`, drawn by the seed from all splits together."""
 
     splits: tuple[str, ...]
     limit: int | None
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "limit")
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """The pictures to caption, and those whose captions are painted; they may be others (UMT 5.1)."""
+
+    caption: Sample
+    paint: Sample
+
+
+@dataclass(frozen=True)
+class GenerateParams:
+    """sets: a file each, by name; `evaluate` measures "test". batch_size: pictures at a time."""
+
+    sets: dict[str, EvaluationSet]
     batch_size: int
     caption: CaptionParams
     paint: PaintParams
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size", "limit")
+        at_least(self, 1, "batch_size")
+        if "test" not in self.sets:
+            raise ValueError("sets: one has to be named test, which is what evaluate measures")
+        for name in self.sets:
+            if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+                raise ValueError(f"sets.{name}: a name has letters, digits and _: it becomes a file's name")
 
 
 def main(stage: Stage, params: GenerateParams) -> None:
-    """Write data/generated/<split>.parquet, a row per picture in the order of the shards."""
+    """Write data/generated/<set>.parquet, a row per picture, split by split in the order of the shards.
+
+    What a picture is not in the set for is null: `caption`, or `prompt`, `codes`, `painted` and `reconstruction`.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -75,62 +103,103 @@ def main(stage: Stage, params: GenerateParams) -> None:
     )
     with stage.write("data/generated") as folder:
         folder.mkdir()
-        for split in params.splits:
-            with pq.ParquetWriter(folder / f"{split}.parquet", schema, compression="none") as writer:
-                for rows in generate(stage, params, ShardDataset(Path("data/shards"), split), split):
+        for name, wanted in params.sets.items():
+            splits = dict.fromkeys((*wanted.caption.splits, *wanted.paint.splits))
+            shards = {split: ShardDataset(Path("data/shards"), split) for split in splits}
+            keys = {split: dataset.keys for split, dataset in shards.items()}
+            chosen = [draw(sample, keys, stage.seed) for sample in (wanted.caption, wanted.paint)]
+            print(f"{name}: {len(chosen[0])} pictures to caption, {len(chosen[1])} to paint")
+            with pq.ParquetWriter(folder / f"{name}.parquet", schema, compression="none") as writer:
+                for rows in generate(stage, params, shards, *chosen):
                     writer.write_table(pa.Table.from_pylist(rows, schema))
 
 
-def generate(stage: Stage, params: GenerateParams, shards: ShardDataset, split: str) -> Iterator[list[dict]]:
-    """Rows of the output, a batch at a time; an item's noise depends on the seed and its number only."""
+def draw(sample: Sample, keys: Mapping[str, Sequence[str]], seed: int) -> set[str]:
+    """The ids of a sample's pictures; `keys` has those of every split.
+
+    Each picture draws its place from the seed and its own id. So the same are drawn from the same pictures however
+    they are divided into splits, and where one of them is missing, one other comes in for it.
+    """
+
+    def place(image_id: str) -> bytes:
+        return hashlib.sha256(f"{seed}/{image_id}".encode()).digest()
+
+    candidates = [key for split in sample.splits for key in keys[split]]
+    return set(candidates if sample.limit is None else sorted(candidates, key=place)[: sample.limit])
+
+
+def generate(
+    stage: Stage,
+    params: GenerateParams,
+    shards: Mapping[str, ShardDataset],
+    to_caption: set[str],
+    to_paint: set[str],
+) -> Iterator[list[dict]]:
+    """Rows of the output, a batch at a time; an item's noise depends on the seed and its number in its split only."""
     import torch
     from tqdm import tqdm
 
     device = stage.device
     model, tokenizer, codebook = load_transformer(Path("models/sequence"), device)
     generator = load_image_generator(Path("models/image_generator"), device)
-    count = min(len(shards), params.limit or len(shards))
-    for start in tqdm(range(0, count, params.batch_size), desc=split, unit="batch", mininterval=1):
-        indices = list(range(start, min(start + params.batch_size, count)))
-        seeds = [stage.seed * 1_000_003 + index for index in indices]
+
+    def seeds(indices: list[int]) -> list[int]:
+        return [stage.seed * 1_000_003 + index for index in indices]
+
+    def captions(dataset: ShardDataset, indices: list[int]) -> list[dict]:
+        grid = torch.from_numpy(dataset.grid(indices)).to(device).float()
+        written = decode_captions(
+            model,
+            tokenizer,
+            model.encode_visual_prefix(grid),
+            params.caption.length,
+            params.caption.temperature,
+            seeds(indices),
+        )
+        return [{"caption": tokenizer.decode(written.ids[row])} for row in range(len(indices))]
+
+    def pictures(dataset: ShardDataset, indices: list[int]) -> list[dict]:
         # each picture's captions take turns, so that the painted ones are a fair sample of all
-        references = [shards.captions(index) for index in indices]
+        references = [dataset.captions(index) for index in indices]
         prompts = [texts[index % len(texts)] for index, texts in zip(indices, references, strict=True)]
-        with torch.inference_mode(), autocast_context(device, stage.machine.precision):
-            grid = torch.from_numpy(shards.grid(indices)).to(device).float()
-            captions = decode_captions(
-                model,
-                tokenizer,
-                model.encode_visual_prefix(grid),
-                params.caption.length,
-                params.caption.temperature,
-                seeds,
-            )
-            codes = paint_codes(
-                model,
-                tokenizer,
-                codebook,
-                tokenizer.encode(prompts, params.caption.length).to(device),
-                params.paint.steps,
-                params.paint.guidance,
-                params.paint.temperature,
-                params.paint.confidence_noise,
-                seeds,
-            ).codes
-            real_codes = torch.from_numpy(shards.codes(indices)).to(device)
-            painted, reconstruction = (generator(codebook[c]).float().cpu() for c in (codes, real_codes))
-        yield [
+        codes = paint_codes(
+            model,
+            tokenizer,
+            codebook,
+            tokenizer.encode(prompts, params.caption.length).to(device),
+            params.paint.steps,
+            params.paint.guidance,
+            params.paint.temperature,
+            params.paint.confidence_noise,
+            seeds(indices),
+        ).codes
+        real_codes = torch.from_numpy(dataset.codes(indices)).to(device)
+        painted, reconstruction = (generator(codebook[c]).float().cpu() for c in (codes, real_codes))
+        return [
             {
-                "image_id": shards.keys[index],
-                "caption": tokenizer.decode(captions.ids[row]),
-                "prompt": prompts[row],
+                "prompt": prompt,
                 "codes": codes[row].cpu().numpy().astype("<u2").tobytes(),
                 "painted": png(painted[row]),
                 "reconstruction": png(reconstruction[row]),
-                "real": shards.image_bytes(index),
             }
-            for row, index in enumerate(indices)
+            for row, prompt in enumerate(prompts)
         ]
+
+    for split, dataset in shards.items():
+        wanted = [index for index, key in enumerate(dataset.keys) if key in to_caption or key in to_paint]
+        for start in tqdm(range(0, len(wanted), params.batch_size), desc=split, unit="batch", mininterval=1):
+            indices = wanted[start : start + params.batch_size]
+            rows: dict[int, dict] = {
+                index: {"image_id": dataset.keys[index], "real": dataset.image_bytes(index)}
+                for index in indices
+            }
+            with torch.inference_mode(), autocast_context(device, stage.machine.precision):
+                for ids, work in ((to_caption, captions), (to_paint, pictures)):
+                    those = [index for index in indices if dataset.keys[index] in ids]
+                    if those:
+                        for index, columns in zip(those, work(dataset, those), strict=True):
+                            rows[index].update(columns)
+            yield list(rows.values())
 
 
 def png(image) -> bytes:

@@ -20,8 +20,8 @@ class ShardParams:
 
 
 def main(stage: Stage, params: ShardParams) -> None:
-    """Write every split's shards and their index."""
-    with stage.write("data/shards") as folder:
+    """Write every split's shards and their index; after an interruption, those that are missing."""
+    with stage.resumable_folder("data/shards") as folder:
         counts = write_shards(
             read_manifest(MANIFEST),
             MANIFEST,

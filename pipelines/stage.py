@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TRAINING_STORE = Path(".cache/training")
+# sha256 of pictures and features that were read, so that no file is hashed again while it stays the same
+FILE_FACTS = Path(".cache/files.jsonl")
+UNFINISHED_STORE = Path(".cache/unfinished")
 # Small files that say everything about a large folder beside or inside them, sha256 sums included.
 STANDS_FOR = {
     "data/dataset/images": "data/dataset/scenes.parquet",
@@ -90,6 +93,28 @@ class Stage:
             os.replace(partial, final)
         finally:
             _remove(partial)
+
+    @contextlib.contextmanager
+    def resumable_folder(self, path: str) -> Iterator[Path]:
+        """As `write`, for a folder whose writer goes on with what it finds: what an interrupted run has made is kept.
+
+        It grows in `.cache/unfinished/<stage>/<key>`, the key being that of everything the result follows from, and
+        moves to `path` when the block ends without an error. What runs with other inputs left there goes then, too.
+        """
+        final, folder = Path(path), UNFINISHED_STORE / self.name / _key_of_inputs(self)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if final.is_dir():  # as in `write`
+            _remove(final)
+        try:
+            os.replace(folder, final)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            with self.write(path) as partial:  # `.cache` is on another file system
+                shutil.copytree(folder, partial)
+        _remove(UNFINISHED_STORE / self.name)
 
     def write_metrics(self, path: str, values: Mapping[str, float]) -> None:
         """Flat JSON for `dvc metrics show`: names to numbers. JSON has no NaN: a figure about nothing is left out."""

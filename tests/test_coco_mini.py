@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from pipeline_clone import REPOSITORY, make_clone
 
@@ -25,7 +26,9 @@ def overrides() -> list[str]:
         # instances have no attributes: nothing to learn colours from, nothing for the inspector to read
         "detector.training.grid_attribute_weight=0",
         "judge.inspector=null",
-        "generate.splits=[test]",
+        # other pictures are painted than captioned, as the papers do
+        "~generate.sets.compositional",
+        "generate.sets.test.paint={splits: [val, test], limit: 60}",
     ]
 
 
@@ -34,6 +37,9 @@ def test_the_pipeline_runs_on_coco(tmp_path: Path) -> None:
     clone = make_clone(tmp_path / "clone")
     clone.set_params(*overrides())
     assert clone.repro()[-1] == "report"
+    rows = pq.read_table(clone.folder / "data/generated/test.parquet")
+    captioned, painted = (len(rows) - rows[column].null_count for column in ("caption", "painted"))
+    assert (captioned, painted) == (39, 60)
     figures = json.loads((clone.folder / "metrics/evaluate.json").read_text())
     assert {
         "caption.cider_d",

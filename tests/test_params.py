@@ -102,7 +102,7 @@ def test_every_profile_fits_the_stages(profile: str, tmp_path: Path) -> None:
     params = read_params(composed)
     check_params(params, STAGES, composed)
     for section, key, message in (
-        ("generate", "limit", "generate: limit must be at least 1, is 0"),
+        ("generate", "batch_size", "generate: batch_size must be at least 1, is 0"),
         ("extract", "part_size", "extract: part_size must be at least 1, is 0"),
         ("generatr", "limit", "generatr: unknown section"),
     ):

@@ -14,6 +14,7 @@ from pipeline_clone import Clone
 
 # what the killed stage writes, and how many steps make it long enough to be killed in its middle
 CASES = {
+    "cluster": ("cluster.iterations=60", ["data/codebook", "plots/cluster.csv", "plots/cluster_sizes.csv"]),
     "detector": ("detector.training.steps=60", ["models/detector", "plots/detector.csv"]),
     "judge": (
         "judge.training.steps=40",

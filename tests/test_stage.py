@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -150,3 +151,40 @@ print(faults() - before)
         return int(done.stdout)
 
     assert run("keep") < run("default") / 2
+
+
+def test_an_interrupted_folder_grows_on_with_the_same_inputs_only(work: Path) -> None:
+    def interrupted(value: int = 1) -> list[str]:
+        """What a run finds, before it adds a file and is stopped."""
+        with pytest.raises(KeyboardInterrupt), stage(value).resumable_folder("data/shards") as folder:
+            found = sorted(path.name for path in folder.iterdir())
+            (folder / f"{len(found)}.tar").write_text("tar")
+            raise KeyboardInterrupt
+        return found
+
+    assert (interrupted(), interrupted()) == ([], ["0.tar"])
+    assert interrupted(2) == [], "another parameter, another folder"
+    assert not (work / "data").exists(), "what is not complete has no name"
+    (work / "data/shards").mkdir(parents=True)
+    (work / "data/shards/old").touch()
+    with stage().resumable_folder("data/shards") as folder:
+        assert len(list(folder.iterdir())) == 2
+    assert sorted(path.name for path in (work / "data/shards").iterdir()) == ["0.tar", "1.tar"]
+    assert list((work / ".cache/unfinished").iterdir()) == [], "the other parameter's is gone, too"
+
+
+def test_a_folder_is_copied_where_the_cache_is_on_another_disk(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def across_disks(source: Path, target: Path) -> None:
+        if (".cache" in Path(source).parts) != (".cache" in Path(target).parts):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", across_disks)
+    with stage().resumable_folder("data/shards") as folder:
+        (folder / "0.tar").write_text("tar")
+    assert [path.name for path in (work / "data").rglob("*")] == ["shards", "0.tar"]
+    assert list((work / ".cache/unfinished").iterdir()) == []

@@ -2,19 +2,24 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from extraction import CONFIG
 from PIL import Image
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from diptych.features.codebook import ClusterConfig, build_codebook
 from diptych.features.datasets.coco import CocoConfig, CocoSource, read_coco
 from diptych.features.errors import UserError
-from diptych.features.extract import ExtractConfig, extract_features
-from diptych.features.images import ImageError, image_size, read_image
+from diptych.features.extract import extract_features
+from diptych.features.files import sha256_of
+from diptych.features.images import ImageError, image_size, read_image, resize_square, to_uint8_tensor
 from diptych.features.manifest import read_manifest, write_manifest
 from diptych.features.shards import ShardDataset, write_shards
 from diptych.features.store import FeatureReader, FeatureStore
@@ -113,24 +118,85 @@ def test_captions_without_images_and_images_without_captions(tmp_path: Path) -> 
         read_captions(tmp_path, ["something else"])
 
 
+def odd_images(folder: Path) -> dict[str, np.ndarray | str]:
+    """Every unusual image that a dataset may hold: its name, and the RGB value that all its pixels have when read
+    correctly, or the kind of its failure."""
+    red, grey = (200, 0, 0), (119, 119, 119)
+    picture = Image.new("RGB", (12, 20), red)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 80, 3), dtype=np.uint8))
+    picture.save(folder / "rgb.png")
+    picture.save(folder / "png-named.jpg", "PNG")
+    Image.new("RGB", (1, 1), red).save(folder / "one-pixel.png")
+    Image.new("L", (12, 20), 119).save(folder / "grey.jpg", quality=100)
+    picture.quantize(4).save(folder / "palette.png")
+    picture.convert("CMYK").save(folder / "cmyk.tif")
+    Image.fromarray(np.full((20, 12), 119 * 257, np.uint16)).save(folder / "deep.png")
+    picture.save(
+        folder / "animated.gif", save_all=True, append_images=[Image.new("RGB", (12, 20), (0, 0, 255))]
+    )
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(folder / "turned.png", exif=exif)
+    noise.save(folder / "whole.jpg")
+    (folder / "truncated.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:2000])
+    (folder / "whole.jpg").unlink()
+    (folder / "empty.jpg").touch()
+    (folder / "text.jpg").write_text("<html>not found</html>")
+    Image.new("1", (15_000, 12_000)).save(folder / "bomb.png")
+    return {
+        "rgb.png": red, "png-named.jpg": red, "one-pixel.png": red, "palette.png": red, "cmyk.tif": red,
+        "animated.gif": red, "turned.png": red, "grey.jpg": grey, "deep.png": grey, "truncated.jpg": "truncated",
+        "empty.jpg": "empty", "text.jpg": "not_an_image", "bomb.png": "too_large", "gone.jpg": "missing",
+    }  # fmt: skip
+
+
+def test_odd_images_are_extracted_or_listed_by_kind(dataset: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    expected = odd_images(folder)
+    rows = [
+        row(
+            image_id=f"i{n}",
+            path=str(folder / name),
+            sha256=sha256_of(p) if (p := folder / name).exists() else "0",
+        )
+        for n, name in enumerate(expected)
+    ]
+    write_manifest(rows, folder / "m.parquet")
+    counts = extract(folder / "m.parquet", "out")
+    kinds = {name: kind for name, kind in expected.items() if isinstance(kind, str)}
+    assert {name[7:]: n for name, n in counts.items() if "." in name} == dict.fromkeys(kinds.values(), 1)
+    failures = pq.read_table(folder / "out/failures.parquet").to_pylist()
+    assert {Path(f["path"]).name: f["kind"] for f in failures} == kinds
+    assert all(Path(f["path"]).name in f["message"] or f["image_id"] in f["message"] for f in failures)
+    reader = FeatureReader(folder / "out")  # FakeDetector's features are the cells' mean colours
+    names = [name for name in expected if name not in kinds]
+    for name, features in zip(names, reader.rows(range(len(names))), strict=True):
+        colour = np.broadcast_to(np.array(expected[name]) / 255, features.shape)
+        np.testing.assert_allclose(features.astype(np.float32), colour, atol=0.02, err_msg=name)
+
+
 class FakeDetector:
     """Mean colours of the grid's cells: quick, and easy to recompute."""
 
     feature_dim, weights_hash, preprocessing = 3, "fake", {"size": 16}
 
-    def grid_features(self, images):  # type: ignore[no-untyped-def]
-        from torch.nn.functional import avg_pool2d
+    def input_size(self, width: int, height: int) -> tuple[int, int]:
+        return 16, 16
 
-        return avg_pool2d(images, 2).flatten(2).transpose(1, 2)
+    def prepare(self, image: Image.Image) -> Tensor:
+        return to_uint8_tensor(resize_square(image, 16))
+
+    def grid_features(self, images: Tensor) -> Tensor:
+        return avg_pool2d(images.float() / 255, 2).flatten(2).transpose(1, 2)
 
 
 @pytest.fixture
 def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Twelve pictures, two of them copies of one empty file, and a detector that needs no training."""
     from diptych.features import detector
-    from diptych.features.files import sha256_of
 
-    monkeypatch.setattr(detector, "load_detector", lambda folder, device="cpu": FakeDetector())
+    monkeypatch.setattr(detector, "load_detector", lambda folder, device, backend: FakeDetector())
     rows = []
     for number in range(12):
         path = tmp_path / f"{number}.png"
@@ -143,7 +209,7 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def extract(manifest: Path, out: str, share: float = 0.5, part_size: int = 4) -> dict[str, int]:
-    config = ExtractConfig(batch_size=4, part_size=part_size, max_failed_share=share, ray_address=None)
+    config = replace(CONFIG, batch_size=4, part_size=part_size, max_failed_share=share)
     folder = manifest.parent
     return extract_features(
         read_manifest(manifest), manifest, folder, folder / "store", folder / out, config, 0, 1, "cpu"
@@ -151,13 +217,25 @@ def extract(manifest: Path, out: str, share: float = 0.5, part_size: int = 4) ->
 
 
 def test_every_image_of_a_bad_file_is_listed(dataset: Path) -> None:
-    assert extract(dataset, "out") == {"images": 12, "extracted": 10, "reused": 0, "failed": 2}
+    assert extract(dataset, "out") == {
+        "images": 12,
+        "extracted": 10,
+        "reused": 0,
+        "failed": 2,
+        "failed.empty": 2,
+    }
     failures = pq.read_table(dataset.parent / "out/failures.parquet").to_pylist()
     assert [(f["image_id"], f["path"], f["kind"]) for f in failures] == [
         ("i3", "3.png", "empty"),
         ("i8", "8.png", "empty"),
     ]
-    assert extract(dataset, "again") == {"images": 12, "extracted": 0, "reused": 10, "failed": 2}
+    assert extract(dataset, "again") == {
+        "images": 12,
+        "extracted": 0,
+        "reused": 10,
+        "failed": 2,
+        "failed.empty": 2,
+    }
     for path in (dataset.parent / "out").iterdir():
         assert (dataset.parent / "again" / path.name).read_bytes() == path.read_bytes()
 
@@ -173,7 +251,7 @@ def test_too_many_failures_leave_their_table_and_what_was_extracted(dataset: Pat
 
 def test_an_older_output_leaves_no_parts_behind(dataset: Path) -> None:
     extract(dataset, "out", part_size=2)
-    extract(dataset, "out", part_size=10)
+    extract(dataset, "out", part_size=1000)
     reader = FeatureReader(dataset.parent / "out")
     assert len(reader.parts) == 1 and len(reader) == 10
 
@@ -191,7 +269,7 @@ def test_features_that_are_not_finite_are_refused(dataset: Path) -> None:
     features[1, 5, 0] = np.inf
     store.append(["a", "b"], ["1", "2"], features)
     store.link_into(dataset.parent / "inf", [("a", "1"), ("b", "2")], 10)
-    with pytest.raises(UserError, match="not finite among the images a .. b"):
+    with pytest.raises(UserError, match="features of 1 images are not finite: b"):
         build_codebook(
             FeatureReader(dataset.parent / "inf"),
             {"a", "b"},

@@ -1,36 +1,33 @@
 """From files to shards: each artifact's contract, and what happens to bad input and interrupted runs."""
 
+import hashlib
 import json
-import signal
-import subprocess
-import sys
-import time
+import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from extraction import TOLERANCE, extract
 from PIL import Image
 
 from diptych.features.codebook import ClusterConfig, build_codebook, load_codebook, read_codes
 from diptych.features.detector import Detector, DetectorConfig, load_detector, save_detector
 from diptych.features.errors import UserError
-from diptych.features.extract import ExtractConfig, extract_features
+from diptych.features.files import sha256_of
 from diptych.features.images import ImageError, read_image, to_uint8_tensor
 from diptych.features.manifest import MANIFEST, read_manifest, write_manifest, write_scenes
 from diptych.features.order import batch_indices
 from diptych.features.shards import ShardDataset, write_shards
-from diptych.features.store import FeatureReader, FeatureStore
+from diptych.features.store import FeatureReader, FeatureStore, cut_into_parts
 
 COUNT, DIM = 60, 32
-CONFIG = ExtractConfig(batch_size=8, part_size=10, max_failed_share=0.1, ray_address=None)
 
 
 def make_dataset(folder: Path, count: int = COUNT) -> Path:
     """Random pictures of several sizes with a manifest and a scenes table."""
-    from diptych.features.files import sha256_of
-
     rows = []
     (folder / "images").mkdir(parents=True)
     for number in range(count):
@@ -65,13 +62,6 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("dataset"))
-
-
-def extract(
-    manifest: Path, detector: Path, root: Path, out: Path, workers: int = 0, **changes: object
-) -> dict:
-    config = ExtractConfig(**{**vars(CONFIG), **changes})
-    return extract_features(read_manifest(manifest), manifest, detector, root, out, config, workers, 2, "cpu")
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -146,17 +136,61 @@ def test_bad_images_say_what_is_wrong(kind: str, tmp_path: Path) -> None:
 
 
 def test_features_are_the_detectors(features: Path, manifest: Path, detector: Path) -> None:
-    from diptych.features.images import resize_square
-
     reader = FeatureReader(features)
-    assert len(reader) == COUNT and len(reader.parts) == 6
+    assert len(reader) == COUNT and len(reader.parts) > 3
     ids, sha256s, grids = next(reader.batches())
-    assert grids.shape == (10, 64, DIM) and grids.dtype == np.float16
+    assert grids.shape == (len(ids), 64, DIM) and grids.dtype == np.float16
     rows = read_manifest(manifest).to_pylist()
-    assert (ids, sha256s) == ([r["image_id"] for r in rows[:10]], [r["sha256"] for r in rows[:10]])
-    image = to_uint8_tensor(resize_square(read_image(manifest.parent / rows[3]["path"]), 64))
-    expected = load_detector(detector).grid_features(image[None].float() / 255)[0]
-    np.testing.assert_allclose(grids[3].astype(np.float32), expected.numpy(), atol=2e-3)
+    assert (ids, sha256s) == (
+        [r["image_id"] for r in rows[: len(ids)]], [r["sha256"] for r in rows[: len(ids)]]
+    )  # fmt: skip
+    network = load_detector(detector)
+    image = network.prepare(read_image(manifest.parent / rows[1]["path"]))
+    expected = network.grid_features(image[None])[0]
+    np.testing.assert_allclose(grids[1].astype(np.float32), expected.numpy(), **TOLERANCE)
+
+
+def test_rows_are_read_at_random_as_in_order(features: Path) -> None:
+    reader = FeatureReader(features)
+    batches = list(reader.batches())
+    grids = np.concatenate([batch[2] for batch in batches])
+    order = np.random.default_rng(0).permutation(COUNT)
+    np.testing.assert_array_equal(reader.rows(order), grids[order])
+    assert reader.image_ids() == [image_id for batch in batches for image_id in batch[0]]
+    copy = pickle.loads(pickle.dumps(reader))  # as to a data loader's worker
+    np.testing.assert_array_equal(copy.rows([5]), grids[5:6])
+
+
+def test_parts_that_another_program_wrote_are_read_too(features: Path, tmp_path: Path) -> None:
+    reader = FeatureReader(features)
+    grids = reader.rows(range(COUNT))
+    shutil.copytree(features, tmp_path / "foreign")
+    for part in (tmp_path / "foreign").glob("part-*.parquet"):
+        table = pq.read_table(part)
+        part.unlink()
+        pq.write_table(table, part, compression="zstd", row_group_size=7)
+    np.testing.assert_array_equal(FeatureReader(tmp_path / "foreign").rows(range(COUNT)), grids)
+
+
+@pytest.mark.parametrize(("batch_size", "part_size"), [(1, 10), (3, 60), (64, 7)])
+def test_features_do_not_depend_on_batches_and_parts(
+    batch_size: int, part_size: int, features: Path, manifest: Path, detector: Path, tmp_path: Path
+) -> None:
+    rows = read_manifest(manifest).to_pylist()
+    for row in rows:
+        row["path"] = str(manifest.parent / row["path"])
+    write_manifest(rows[::-1], tmp_path / "reversed.parquet")
+    extract(
+        tmp_path / "reversed.parquet", detector, tmp_path / "store", tmp_path / "out",
+        batch_size=batch_size, part_size=part_size,
+    )  # fmt: skip
+    turned, straight = FeatureReader(tmp_path / "out"), FeatureReader(features)
+    assert turned.image_ids() == straight.image_ids()[::-1]
+    np.testing.assert_allclose(
+        turned.rows(range(COUNT))[::-1].astype(np.float32),
+        straight.rows(range(COUNT)).astype(np.float32),
+        **TOLERANCE,
+    )
 
 
 def test_ray_actors_give_the_same_features(
@@ -164,20 +198,21 @@ def test_ray_actors_give_the_same_features(
 ) -> None:
     counts = extract(manifest, detector, tmp_path / "store", tmp_path / "out", workers=2)
     assert counts == {"images": COUNT, "extracted": COUNT, "reused": 0, "failed": 0}
-    one, two = (
-        np.concatenate([b[2] for b in FeatureReader(f).batches()]) for f in (features, tmp_path / "out")
-    )
-    np.testing.assert_allclose(one.astype(np.float32), two.astype(np.float32), atol=2e-3)
+    one, two = (FeatureReader(f).rows(range(COUNT)).astype(np.float32) for f in (features, tmp_path / "out"))
+    np.testing.assert_allclose(one, two, **TOLERANCE)
 
 
-def test_known_images_are_never_extracted_again(manifest: Path, detector: Path, tmp_path: Path) -> None:
+def test_known_images_are_never_extracted_again(
+    features: Path, manifest: Path, detector: Path, tmp_path: Path
+) -> None:
     table = read_manifest(manifest)
     write_manifest(table.slice(0, 25).to_pylist(), manifest.with_name("few.parquet"))
     extract(manifest.with_name("few.parquet"), detector, tmp_path / "store", tmp_path / "few")
     counts = extract(manifest, detector, tmp_path / "store", tmp_path / "all")
     assert (counts["extracted"], counts["reused"]) == (COUNT - 25, 25)
-    extract(manifest, detector, tmp_path / "fresh", tmp_path / "undisturbed")
-    assert content(tmp_path / "all") == content(tmp_path / "undisturbed")
+    assert content(tmp_path / "all").keys() == content(features).keys()
+    one, two = (FeatureReader(f).rows(range(COUNT)).astype(np.float32) for f in (features, tmp_path / "all"))
+    np.testing.assert_allclose(one, two, **TOLERANCE)
 
 
 def test_another_detector_is_another_key(tmp_path: Path) -> None:
@@ -186,34 +221,38 @@ def test_another_detector_is_another_key(tmp_path: Path) -> None:
     assert one.folder != two.folder and two.known() == {} and list(one.known()) == ["s"]
 
 
-def test_a_killed_extraction_goes_on_to_the_same_bytes(
-    features: Path, manifest: Path, detector: Path, tmp_path: Path
-) -> None:
-    script = f"""
-import time
-from pathlib import Path
-import diptych.features.extract as e
-from diptych.features.manifest import read_manifest
-real = e._Worker.extract
-def slow(self, chunk):
-    time.sleep(0.3)
-    return real(self, chunk)
-e._Worker.extract = slow
-m = Path({str(manifest)!r})
-e.extract_features(read_manifest(m), m, Path({str(detector)!r}), Path({str(tmp_path / "store")!r}),
-    Path({str(tmp_path / "out")!r}), e.ExtractConfig(8, 10, 0.1, None), 0, 2, "cpu")
-"""
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("store/*/part-*.parquet"))) < 2:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    kept = len(list(tmp_path.glob("store/*/part-*.parquet")))
-    counts = extract(manifest, detector, tmp_path / "store", tmp_path / "out")
-    assert 2 <= kept < 6 and counts["reused"] == 10 * kept
-    assert content(tmp_path / "out") == content(features)
+def test_ten_new_images_among_many_are_ten_extractions_and_leave_most_parts_alone(tmp_path: Path) -> None:
+    keys = [hashlib.sha256(bytes([n % 256, n // 256])).hexdigest() for n in range(2010)]
+    store = FeatureStore(tmp_path / "store", {"feature_dim": 1})
+    features = np.arange(2010, dtype=np.float16)[:, None, None].repeat(64, 1)
+    old = [n for n in range(2010) if n % 201]  # ten are missing, here and there
+    for part in cut_into_parts([keys[n] for n in old], 50):
+        chosen = old[part]
+        store.append([f"i{n}" for n in chosen], [keys[n] for n in chosen], features[chosen])
+    store.link_into(tmp_path / "before", [(f"i{n}", keys[n]) for n in old], 50)
+    new = [n for n in range(2010) if n % 201 == 0]
+    assert [n for n in range(2010) if keys[n] not in store.known()] == new
+    store.append([f"i{n}" for n in new], [keys[n] for n in new], features[new])
+    store.link_into(tmp_path / "after", [(f"i{n}", keys[n]) for n in range(2010)], 50)
+    np.testing.assert_array_equal(FeatureReader(tmp_path / "after").rows(range(2010)), features)
+    before, after = (set(content(tmp_path / name).values()) for name in ("before", "after"))
+    assert len(after) > 30 and len(after - before) <= 20
+
+
+def test_parts_are_cut_within_bounds() -> None:
+    keys = [hashlib.sha256(bytes([n % 256, n // 256])).hexdigest() for n in range(5000)]
+    parts = cut_into_parts(keys, 40)
+    lengths = [part.stop - part.start for part in parts]
+    assert (
+        parts[0].start == 0
+        and [p.stop for p in parts[:-1]] == [p.start for p in parts[1:]]
+        and sum(lengths) == 5000
+    )
+    assert min(lengths[:-1]) >= 10 and max(lengths) <= 80 and 25 < np.mean(lengths) < 60
+    assert cut_into_parts([], 40) == [] and cut_into_parts(["same"] * 5, 2) in (
+        [slice(0, 4), slice(4, 5)],
+        [slice(n, n + 1) for n in range(5)],
+    )
 
 
 def test_damaged_images_are_counted_by_kind(manifest: Path, detector: Path, tmp_path: Path) -> None:
@@ -224,6 +263,8 @@ def test_damaged_images_are_counted_by_kind(manifest: Path, detector: Path, tmp_
         {**rows[0], "image_id": name, "path": str(tmp_path / f"{name}.jpg"), "sha256": name}
         for name in ("empty", "text", "gone")
     ]
+    for row in bad[:2]:
+        row["sha256"] = sha256_of(Path(row["path"]))
     good = [{**row, "path": str(manifest.parent / row["path"])} for row in rows]
     path = tmp_path / "m.parquet"
     write_manifest([*bad, *good], path)

@@ -72,8 +72,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], Path]:
 def test_grid_features_are_fc6_of_roi_align_on_the_grid(world: tuple[list[dict], Path]) -> None:
     rows, path = world
     detector = Detector(TINY, ["kite"], ["red"]).eval()
-    images = SceneDataset(rows, path, detector).batch(range(2))[0].float() / 255
-    levels, shapes = detector._levels(images)
+    images = SceneDataset(rows, path, detector).batch(range(2))[0]
+    levels, shapes = detector._levels(images.float() / 255)
     pooled = detector.heads.box_roi_pool(levels, [grid_boxes(64, 64)] * 2, shapes)
     expected = detector.heads.box_head.features(pooled).view(2, 64, -1)
     torch.testing.assert_close(detector.grid_features(images), expected, atol=1e-5, rtol=1e-4)
@@ -115,7 +115,7 @@ def test_loading_gives_what_was_saved(world: tuple[list[dict], Path], tmp_path: 
     detector = Detector(TINY, ["kite", "sea"], ["red"]).eval()
     save_detector(detector, tmp_path)
     loaded = load_detector(tmp_path)
-    images = torch.rand(2, 3, 64, 64)
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
     assert torch.equal(loaded.grid_features(images), detector.grid_features(images))
     assert (loaded.labels, loaded.weights_hash) == (["kite", "sea"], detector.weights_hash)
 

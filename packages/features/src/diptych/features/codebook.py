@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from torch import Tensor
 from tqdm import tqdm
 
 from .errors import UserError
@@ -23,6 +33,18 @@ CODES = pa.schema(
         pa.field("codes", pa.binary(CELLS * 2), nullable=False),
     ]
 )
+# Images that are in memory as float32 at a time: half a row group of the store, 13 MB at the papers' size.
+_BLOCK = 25
+# Seconds between two checkpoints while codes are assigned; while clustering, every iteration is one.
+_SAVE_SECONDS = 30.0
+
+
+class Checkpoints(Protocol):
+    """Where a run keeps its state; `save` is atomic."""
+
+    def load(self) -> dict[str, Any] | None: ...
+
+    def save(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -30,7 +52,8 @@ class ClusterConfig:
     """k: centroids (10,000 in the papers). iterations of Lloyd's algorithm (20).
 
     points_per_centroid: cells in the seeded sample per centroid; the papers' code leaves FAISS at 256, so
-    2.56 M of COCO train's 82,783 x 64 = 5.30 M cells are used at k = 10,000.
+    2.56 M of COCO train's 82,783 x 64 = 5.30 M cells are used at k = 10,000. They are 21 GB of memory as float32
+    [2048]; 64 a centroid are 5.2 GB.
     """
 
     k: int
@@ -45,78 +68,100 @@ class ClusterConfig:
 
 
 def build_codebook(
-    reader: FeatureReader, train_ids: set[str], config: ClusterConfig, threads: int, out: Path
+    reader: FeatureReader,
+    train_ids: set[str],
+    config: ClusterConfig,
+    threads: int,
+    out: Path,
+    device: str = "cpu",
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Cluster the train images' cells and assign every image's; write codebook.safetensors and codes.parquet.
 
-    Returns metrics (relative_error: share of the features' variance that the codes lose; dead_centroids;
-    smallest and largest cluster; perplexity of the codes) and the inertia per iteration.
-    Raises UserError when k exceeds the number of cells, or a feature is not finite.
+    Memory: the sample as float32, some blocks of 25 images, and three times the centroids, whatever the size of the
+    store. FAISS does the clustering, one iteration of Lloyd's algorithm at a time, each followed by a checkpoint: a
+    run that was killed repeats at most one iteration (of the assignment, half a minute) and ends with the same
+    bytes as an undisturbed one on the same kind of machine with the same number of threads.
+
+    A centroid that no cell is nearest to is replaced after each iteration by a copy of one of a large cluster, both
+    pushed apart by 1/1024 (FAISS does it; `splits` of an iteration). Where there are fewer different cells than
+    centroids, the rest stays dead: no code names it.
+
+    device: "cuda" (all GPUs) or "cuda:N" (one) where FAISS is built for GPUs, else the CPU does it and says so.
+
+    Returns metrics (relative_error: share of the features' variance that the codes lose, over all train cells;
+    dead_centroids; smallest and largest cluster; perplexity of the codes; cells and sampled_cells of the train
+    split; iterations) and one row per iteration: step, inertia (sum of squared distances of the sample to its
+    centroids before the iteration), imbalance (1 for clusters of equal size) and splits.
+    Raises UserError when k exceeds the number of cells, a feature is not finite, or the sample does not fit in memory.
     """
     import faiss
 
     if config.k > 65_536:
         raise UserError(f"cluster.k = {config.k}: codes are stored as 16-bit numbers; use at most 65536")
+    keys = _read_keys(reader)
+    train = np.array([image_id in train_ids for image_id in keys["image_id"].to_pylist()], dtype=bool)
+    available = int(train.sum()) * CELLS
+    if config.k > available:
+        raise UserError(
+            f"cluster.k = {config.k} centroids, but there are only {available} grid cells "
+            f"({available // CELLS} train images x {CELLS}); lower cluster.k or add images"
+        )
     faiss.omp_set_num_threads(threads)
-    sample = _sample(reader, train_ids, config)
-    clustering = faiss.Clustering(reader.feature_dim, config.k)
-    clustering.niter, clustering.seed = config.iterations, config.seed
-    clustering.max_points_per_centroid = config.points_per_centroid
-    clustering.min_points_per_centroid = 1
-    clustering.spherical = False
-    index = faiss.IndexFlatL2(reader.feature_dim)
-    with tqdm(total=1, desc=f"k-means, {len(sample)} cells, k = {config.k}", unit="run") as bar:
-        clustering.train(sample, index)
-        bar.update()
-    centroids = faiss.vector_to_array(clustering.centroids).reshape(config.k, reader.feature_dim)
-    stats = [clustering.iteration_stats.at(i) for i in range(clustering.iteration_stats.size())]
-    curve = [{"step": i, "inertia": s.obj, "imbalance": s.imbalance_factor} for i, s in enumerate(stats)]
-    # The clustering's own statistics travel with the centroids.
-    mean = sample.mean(axis=0)
-    del sample
+    index = _flat_index(reader.feature_dim, device)
+    progress = _Progress.begin_or_resume(checkpoints, _fingerprint(reader, keys, train, config))
+    if not progress.clustered:
+        sample, progress.variance = _sample(reader, keys, train, config)
+        _cluster(sample, config, index, progress)
+        del sample  # before the assignment: its blocks take some of the room
+    assert progress.centroids is not None
+    index.reset()
+    index.add(progress.centroids)
+    _assign(reader, index, progress)
 
+    sizes = np.bincount(progress.codes[train].ravel(), minlength=config.k)
     out.mkdir(parents=True, exist_ok=True)
-    sizes = np.zeros(config.k, dtype=np.int64)
-    lost = total = 0.0
-    with atomic_path(out / "codes.parquet") as temporary, pq.ParquetWriter(temporary, CODES) as writer:
-        for image_ids, sha256s, features in tqdm(
-            reader.batches(), total=len(reader.parts), desc="codes", unit="part", mininterval=1
-        ):
-            cells = features.reshape(-1, reader.feature_dim).astype(np.float32)
-            _check_finite(cells, image_ids)
-            distances, codes = index.search(cells, 1)
-            train = np.repeat([image_id in train_ids for image_id in image_ids], CELLS)
-            lost += float(distances[train].sum(dtype=np.float64))
-            total += float(((cells[train] - mean) ** 2).sum(dtype=np.float64))
-            sizes += np.bincount(codes[train, 0], minlength=config.k)
-            column = pa.FixedSizeBinaryArray.from_buffers(
-                pa.binary(CELLS * 2), len(image_ids), [None, pa.py_buffer(codes.astype("<u2").tobytes())]
-            )
-            writer.write_table(
-                pa.Table.from_arrays([pa.array(image_ids), pa.array(sha256s), column], schema=CODES)
-            )
+    with atomic_path(out / "codes.parquet") as temporary:
+        codes = pa.py_buffer(progress.codes.astype("<u2", copy=False))
+        column = pa.FixedSizeBinaryArray.from_buffers(CODES.field("codes").type, len(keys), [None, codes])
+        pq.write_table(keys.append_column("codes", column).cast(CODES), temporary)
     with atomic_path(out / "codebook.safetensors") as temporary:
-        save_file({"centroids": centroids, "sizes": sizes}, temporary)
+        # The clustering's own statistics travel with the centroids.
+        save_file({"centroids": progress.centroids, "sizes": sizes}, temporary)
     share = sizes[sizes > 0] / sizes.sum()
     metrics = {
         "k": config.k,
-        "relative_error": lost / total if total else 0.0,
+        "iterations": len(progress.curve),
+        "cells": available,
+        "sampled_cells": _sample_size(available, config),
+        "relative_error": float(progress.lost[train].sum()) / progress.variance if progress.variance else 0.0,
         "dead_centroids": int((sizes == 0).sum()),
         "smallest_cluster": int(sizes.min()),
         "largest_cluster": int(sizes.max()),
         "perplexity": float(np.exp(-(share * np.log(share)).sum())),
-        "inertia": stats[-1].obj,
+        "inertia": progress.curve[-1]["inertia"],
     }
-    return metrics, curve
+    return metrics, progress.curve
 
 
 def load_codebook(folder: Path) -> np.ndarray:
     """The centroids, float32 [K, D]."""
+    return _load(folder)["centroids"]
+
+
+def load_cluster_sizes(folder: Path) -> np.ndarray:
+    """How many of the train split's cells have each code, int64 [K]."""
+    return _load(folder)["sizes"]
+
+
+def _load(folder: Path) -> dict[str, np.ndarray]:
     path = Path(folder) / "codebook.safetensors"
     try:
-        return load_file(path)["centroids"]
+        return load_file(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no codebook there; run `dvc repro cluster`") from error
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged ({error}); run `dvc repro -f cluster`") from error
 
 
 def read_codes(folder: Path) -> tuple[list[str], np.ndarray]:
@@ -126,42 +171,250 @@ def read_codes(folder: Path) -> tuple[list[str], np.ndarray]:
         table = pq.read_table(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no codes there; run `dvc repro cluster`") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: damaged ({error}); run `dvc repro -f cluster`") from error
     packed = b"".join(table["codes"].to_pylist())
     return table["image_id"].to_pylist(), np.frombuffer(packed, dtype="<u2").reshape(-1, CELLS).astype(
         np.int64
     )
 
 
-def _sample(reader: FeatureReader, train_ids: set[str], config: ClusterConfig) -> np.ndarray:
-    """A seeded sample of the train images' cells, float32 [m, D], streamed into one preallocated array."""
-    counts = [sum(i in train_ids for i in ids) * CELLS for ids in _ids(reader)]
-    available = sum(counts)
-    if config.k > available:
-        raise UserError(
-            f"cluster.k = {config.k} centroids, but there are only {available} grid cells "
-            f"({available // CELLS} train images x {CELLS}); lower cluster.k or add images"
+class _Progress:
+    """What is known so far, and where it is kept: centroids and curve, then codes and squared distances."""
+
+    def __init__(self, checkpoints: Checkpoints | None, started_from: str) -> None:
+        self._checkpoints, self._started_from = checkpoints, started_from
+        self.variance = 0.0  # sum of the train cells' squared distances to their mean
+        self.centroids: np.ndarray | None = None  # float32 [K, D]
+        self.curve: list[dict[str, float]] = []
+        self.clustered = False
+        self.assigned = 0  # images that have codes
+        self.codes = np.zeros((0, CELLS), dtype=np.uint16)  # [n, 64]
+        self.lost = np.zeros(0)  # float64 [n], an image's squared distances to its codes' centroids
+
+    @classmethod
+    def begin_or_resume(cls, checkpoints: Checkpoints | None, started_from: str) -> _Progress:
+        """The state of a run that was stopped and started from the same, or of a new one."""
+        progress = cls(checkpoints, started_from)
+        state = checkpoints.load() if checkpoints else None
+        if state is not None and state["started_from"] == started_from:
+            progress.variance, progress.curve = state["variance"], state["curve"]
+            progress.centroids = state["centroids"].numpy()
+            progress.clustered, progress.assigned = state["clustered"], state["assigned"]
+            progress.codes = state["codes"].numpy().view(np.uint16)
+            progress.lost = state["lost"].numpy()
+        return progress
+
+    def save(self) -> None:
+        if self._checkpoints is None or self.centroids is None:
+            return
+        self._checkpoints.save(
+            {
+                "started_from": self._started_from,
+                "variance": self.variance,
+                "centroids": torch.from_numpy(self.centroids),
+                "curve": self.curve,
+                "clustered": self.clustered,
+                "assigned": self.assigned,
+                "codes": torch.from_numpy(self.codes.view(np.int16)),  # torch can do little with uint16
+                "lost": torch.from_numpy(self.lost),
+            }
         )
-    size = min(available, config.k * config.points_per_centroid)
-    chosen = np.sort(np.random.default_rng(config.seed).choice(available, size, replace=False))
-    sample = np.empty((size, reader.feature_dim), dtype=np.float32)
-    offset = filled = 0
-    for (image_ids, _, features), count in zip(reader.batches(), counts, strict=True):
-        train = np.array([image_id in train_ids for image_id in image_ids])
-        take = chosen[np.searchsorted(chosen, offset) : np.searchsorted(chosen, offset + count)] - offset
-        cells = features[train].reshape(-1, reader.feature_dim)[take]
-        _check_finite(cells, image_ids)
-        sample[filled : filled + len(take)] = cells
-        filled, offset = filled + len(take), offset + count
-    return sample
 
 
-def _ids(reader: FeatureReader) -> list[list[str]]:
-    return [pq.read_table(part, columns=["image_id"])["image_id"].to_pylist() for part in reader.parts]
+def _read_keys(reader: FeatureReader) -> pa.Table:
+    """image_id and sha256 of all images, in order."""
+    columns = ["image_id", "sha256"]
+    empty = pa.schema([CODES.field(name) for name in columns]).empty_table()
+    parts = [pq.ParquetFile(part).read(columns).cast(empty.schema) for part in reader.parts]
+    return pa.concat_tables([empty, *parts]).combine_chunks()
 
 
-def _check_finite(cells: np.ndarray, image_ids: list[str]) -> None:
-    if not np.isfinite(cells).all():
-        raise UserError(
-            f"cluster: a feature is not finite among the images {image_ids[0]} .. {image_ids[-1]}; "
-            "the detector's features overflow float16: train it anew (`dvc repro -f detector`)"
+def _fingerprint(reader: FeatureReader, keys: pa.Table, train: np.ndarray, config: ClusterConfig) -> str:
+    """Hash of what a run starts from; a checkpoint of any other run is not resumed."""
+    digest = hashlib.sha256(json.dumps([asdict(config), reader.meta], sort_keys=True).encode())
+    for sha256 in keys["sha256"].to_pylist():
+        digest.update(sha256.encode())
+    digest.update(train.tobytes())
+    return digest.hexdigest()
+
+
+def _flat_index(feature_dim: int, device: str) -> Any:
+    """FAISS's exact search, on the GPUs that `device` names if it can use any."""
+    import faiss
+
+    index = faiss.IndexFlatL2(feature_dim)
+    if not device.startswith("cuda"):
+        return index
+    if not faiss.get_num_gpus():
+        message = (
+            "cluster: this FAISS uses no GPU (faiss-gpu-cu12 instead of faiss-cpu would); the CPU clusters"
         )
+        tqdm.write(message, file=sys.stderr)
+        return index
+    _, _, number = device.partition(":")
+    gpus = [int(number)] if number else range(faiss.get_num_gpus())
+    return faiss.index_cpu_to_gpus_list(index, gpus=list(gpus))
+
+
+def _sample_size(available: int, config: ClusterConfig) -> int:
+    return min(available, config.k * config.points_per_centroid)
+
+
+def _sample(
+    reader: FeatureReader, keys: pa.Table, train: np.ndarray, config: ClusterConfig
+) -> tuple[np.ndarray, float]:
+    """A uniform sample without repetition of the train images' cells, float32 [m, D], in their order, and the sum of
+    all train cells' squared distances to their mean.
+
+    Reads every image, so that a feature that is not finite is found before the clustering, not after it.
+    """
+    generator = np.random.default_rng(config.seed)
+    available = int(train.sum()) * CELLS
+    wanted = _sample_size(available, config)
+    try:
+        sample = torch.from_numpy(np.empty((wanted, reader.feature_dim), dtype=np.float32))
+    except MemoryError as error:
+        raise UserError(
+            f"cluster: a sample of {wanted:,} cells x {reader.feature_dim} takes {wanted * reader.feature_dim * 4 / 1e9:.1f}"
+            f" GB of memory; lower cluster.points_per_centroid ({config.points_per_centroid})"
+        ) from error
+    total, squares = np.zeros(reader.feature_dim), 0.0
+    unseen, filled = available, 0
+    not_finite: list[str] = []
+    for first, cells in _blocks(reader, 0, "sample"):
+        images = np.flatnonzero(train[first : first + len(cells)])
+        chosen = []
+        for image in images:
+            # How many of the cells that are still wanted are this image's: the draw does not depend on the parts.
+            count = generator.hypergeometric(CELLS, unseen - CELLS, wanted - filled)
+            places = (
+                np.sort(generator.choice(CELLS, count, replace=False)) if count < CELLS else np.arange(CELLS)
+            )
+            chosen.append(image * CELLS + places)
+            unseen, filled = unseen - CELLS, filled + count
+        if chosen:
+            rows = torch.from_numpy(np.concatenate(chosen))
+            torch.index_select(cells.flatten(0, 1), 0, rows, out=sample[filled - len(rows) : filled])
+            own = (cells if len(images) == len(cells) else cells[images]).flatten(0, 1)
+            total += own.sum(dim=0).double().numpy()
+            squares += float(torch.linalg.vector_norm(own, dim=1).double().square().sum())
+        if not math.isfinite(float(cells.sum())):
+            finite = cells.isfinite().all(dim=2).all(dim=1).numpy()
+            ids = keys["image_id"].slice(first, len(cells)).to_pylist()
+            not_finite += [ids[place] for place in np.flatnonzero(~finite)]
+    if not_finite:
+        raise UserError(
+            f"cluster: features of {len(not_finite)} images are not finite: {', '.join(not_finite[:5])}"
+            f"{', ...' if len(not_finite) > 5 else ''}; the detector's features overflow float16: "
+            "train it anew (`dvc repro -f detector`)"
+        )
+    variance = squares - float(total @ total) / available
+    # What is left of float32's rounding where all cells are the same is no variance.
+    return sample.numpy(), variance if variance > 1e-6 * squares else 0.0
+
+
+def _cluster(sample: np.ndarray, config: ClusterConfig, index: Any, progress: _Progress) -> None:
+    """Lloyd's iterations that are still to do, from a seeded choice of different cells as the first centroids.
+
+    Calling FAISS once an iteration gives what calling it once for all of them gives, its end at an iteration that
+    changed nothing included. (Its own first choice takes equal cells too. All but one of their centroids are empty,
+    and where most cells are equal, an empty sky, it splits that one cluster again and again in vain.)
+    """
+    import faiss
+
+    if progress.centroids is None:
+        progress.centroids = _different_cells(sample, config)
+    bar = tqdm(
+        total=config.iterations,
+        initial=len(progress.curve),
+        desc=f"k-means, {len(sample):,} cells, k = {config.k:,}",
+        unit="iteration",
+    )
+    while len(progress.curve) < config.iterations and not _settled(progress.curve):
+        clustering = faiss.Clustering(sample.shape[1], config.k)
+        clustering.niter = 1
+        clustering.min_points_per_centroid = 1
+        clustering.max_points_per_centroid = math.ceil(len(sample) / config.k)  # or FAISS copies a part of it
+        clustering.check_input_data_for_NaNs = False  # done while sampling
+        faiss.copy_array_to_vector(progress.centroids.ravel(), clustering.centroids)
+        clustering.train(sample, index)
+        progress.centroids = faiss.vector_to_array(clustering.centroids).reshape(config.k, -1)
+        stats = clustering.iteration_stats.at(0)
+        progress.curve.append(
+            {
+                "step": len(progress.curve),
+                "inertia": stats.obj,
+                "imbalance": stats.imbalance_factor,
+                "splits": stats.nsplit,
+            }
+        )
+        progress.save()
+        bar.update()
+        bar.set_postfix(inertia=f"{stats.obj:.4g}", splits=stats.nsplit)
+    bar.close()
+    progress.clustered = True
+    progress.save()
+
+
+def _different_cells(sample: np.ndarray, config: ClusterConfig) -> np.ndarray:
+    """k rows of the sample, no two of them equal if there are k such, float32 [k, D]."""
+    order = np.random.default_rng((config.seed, 1)).permutation(len(sample))
+    chosen: dict[bytes, int] = {}
+    for row in order:
+        chosen.setdefault(hashlib.blake2b(sample[row], digest_size=16).digest(), row)
+        if len(chosen) == config.k:
+            break
+    rows = np.fromiter(chosen.values(), dtype=np.int64)
+    return sample[np.concatenate([rows, order[: config.k - len(rows)]])]
+
+
+def _settled(curve: list[dict[str, float]]) -> bool:
+    """Whether the last iteration changed nothing (FAISS's own rule)."""
+    return len(curve) > 1 and curve[-1]["inertia"] == curve[-2]["inertia"] != 0
+
+
+def _assign(reader: FeatureReader, index: Any, progress: _Progress) -> None:
+    """The nearest centroid of every cell of every image that has none yet."""
+    if not progress.assigned:
+        progress.codes = np.zeros((len(reader), CELLS), dtype=np.uint16)
+        progress.lost = np.zeros(len(reader))
+    saved = time.monotonic()
+    for first, cells in _blocks(reader, progress.assigned, "codes"):
+        distances, codes = index.search(cells.flatten(0, 1).numpy(), 1)
+        images = slice(first, first + len(cells))
+        progress.codes[images] = codes.reshape(-1, CELLS)
+        progress.lost[images] = distances.reshape(-1, CELLS).sum(axis=1, dtype=np.float64)
+        progress.assigned = images.stop
+        if time.monotonic() - saved > _SAVE_SECONDS:
+            progress.save()
+            saved = time.monotonic()
+
+
+def _blocks(reader: FeatureReader, start: int, name: str) -> Iterator[tuple[int, Tensor]]:
+    """Some images at a time, from number `start`, which begins a block, on: the first one's number and float32
+    [n, 64, D], a buffer that the next block overwrites.
+
+    Parts are not read whole, but by row groups: at the papers' size a part is 131 MB, more than some samples.
+    """
+    buffer = torch.empty(_BLOCK, CELLS, reader.feature_dim)
+    first = 0
+    with tqdm(total=len(reader), initial=start, desc=name, unit="image", mininterval=1) as bar:
+        for part in reader.parts:
+            file = pq.ParquetFile(part)
+            for group in range(file.num_row_groups):
+                following = first + file.metadata.row_group(group).num_rows
+                if following > start:
+                    for batch in file.read_row_group(group, columns=["features"]).to_batches(_BLOCK):
+                        if first >= start:
+                            yield first, _as_float32(batch["features"], buffer[: len(batch)])
+                            bar.update(len(batch))
+                        first += len(batch)
+                first = following
+
+
+def _as_float32(column: pa.FixedSizeBinaryArray, out: Tensor) -> Tensor:
+    """The values of a features column in `out`, float32 [n, 64, D]; torch converts them, numpy is many times slower."""
+    values = np.frombuffer(column.buffers()[1], dtype="<f2")
+    first = column.offset * out[0].numel()
+    return out.copy_(torch.from_numpy(values[first : first + out.numel()]).view_as(out))

@@ -3,18 +3,23 @@
 A store lives beside DVC (`<root>/<key>/`): `_meta.json` says what made the features, `part-*.parquet` hold
 `image_id, sha256, features` where features is a fixed-size binary of little-endian float16 [64, D], row-major
 from the top left. Rows are found by the sha256 of the image file: renamed images, duplicates and overlapping
-datasets are never extracted twice. Another detector is another key. When a dataset is complete, its ordinary
-folder is linked from the store; that folder depends on dataset and detector only, not on how many runs or
-workers made the parts.
+datasets are never extracted twice. Another detector is another key. Images that failed are remembered beside
+the parts, in `failures-*.parquet`.
+
+When a dataset is complete, its ordinary folder is linked from the store; that folder depends on dataset and
+detector only, not on how many runs or workers made the parts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import uuid
+import zlib
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +33,9 @@ from .files import atomic_path
 from .grid import CELLS
 
 FEATURE_VERSION = 1
+FAILURES = pa.schema([(name, pa.string()) for name in ("image_id", "path", "sha256", "kind", "message")])
 _ROW_GROUP = 50
+_ONE_PAGE = 2**30  # bytes: more than any row group, so that a row group's features are one run of bytes
 
 
 def feature_schema(feature_dim: int) -> pa.Schema:
@@ -42,6 +49,25 @@ def feature_schema(feature_dim: int) -> pa.Schema:
     )
 
 
+def cut_into_parts(sha256s: Sequence[str], part_size: int) -> list[slice]:
+    """Where the parts of a dataset end: after images whose sha256 says so, about `part_size` images apart.
+
+    Cut by content, a few images more or fewer change the parts that they are in and leave all others as they
+    were, to be linked and not copied. A part has at least a quarter of `part_size` images (the last one may have
+    fewer) and at most twice as many as `part_size`.
+    """
+    parts, start = [], 0
+    for end, sha256 in enumerate(sha256s, start=1):
+        length = end - start
+        ends_here = zlib.crc32(sha256.encode()) % part_size == 0 and length >= part_size / 4
+        if ends_here or length == 2 * part_size:
+            parts.append(slice(start, end))
+            start = end
+    if start < len(sha256s):
+        parts.append(slice(start, len(sha256s)))
+    return parts
+
+
 class FeatureStore:
     """The parts of one key. `meta` is a JSON-able mapping that names everything that determines a feature;
     it must hold `feature_dim`."""
@@ -51,25 +77,30 @@ class FeatureStore:
         canonical = json.dumps(self.meta, sort_keys=True, separators=(",", ":"))
         self.folder = Path(root) / hashlib.sha256(canonical.encode()).hexdigest()[:32]
         self.schema = feature_schema(self.meta["feature_dim"])
+        self._places: dict[str, tuple[Path, int]] = {}
+        self._seen: set[Path] = set()
         if not (self.folder / "_meta.json").exists():
+            if not self.folder.exists():
+                self.folder.mkdir(parents=True)
+                shutil.copymode(root, self.folder)  # a shared store is its group's, whatever the umask
             with atomic_path(self.folder / "_meta.json") as path:
                 path.write_text(json.dumps(self.meta, indent=2, sort_keys=True) + "\n")
 
-    def known(self) -> dict[str, tuple[Path, int]]:
-        """Where each image is: sha256 -> (part, row). Reads the sha256 columns only.
+    def known(self) -> Mapping[str, tuple[Path, int]]:
+        """Where each image is: sha256 -> (part, row). Reads the sha256 column of the parts that came since last time.
 
         Parts that a crash of the machine left unreadable are set aside as `*.damaged` and extracted anew.
         """
-        places: dict[str, tuple[Path, int]] = {}
-        for part in sorted(self.folder.glob("part-*.parquet")):
+        for part in sorted(set(self.folder.glob("part-*.parquet")) - self._seen):
             try:
                 keys = pq.read_table(part, columns=["sha256"])["sha256"].to_pylist()
             except (pa.ArrowInvalid, OSError):
                 part.rename(part.with_suffix(".damaged"))
                 continue
+            self._seen.add(part)
             for row, sha256 in enumerate(keys):
-                places.setdefault(sha256, (part, row))
-        return places
+                self._places.setdefault(sha256, (part, row))
+        return self._places
 
     def append(self, image_ids: Sequence[str], sha256s: Sequence[str], features: np.ndarray) -> Path:
         """Write one part of float16 [n, 64, D]: temporary file, fsync, rename. Returns its path."""
@@ -78,50 +109,52 @@ class FeatureStore:
             write_part(temporary, self.schema, image_ids, sha256s, features)
         return path
 
+    def failures(self) -> dict[str, dict[str, str]]:
+        """What earlier runs could not read, by sha256; an image that was stored since is no failure."""
+        rows = [
+            row for path in self.folder.glob("failures-*.parquet") for row in pq.read_table(path).to_pylist()
+        ]
+        known = self.known()
+        return {row["sha256"]: row for row in rows if row["sha256"] not in known}
+
+    def record_failures(self, failures: Sequence[Mapping[str, str]]) -> None:
+        """Remember images that no later run needs to try: rows as `FAILURES` has them."""
+        if failures:
+            write_failures(failures, self.folder / f"failures-{uuid.uuid4().hex}.parquet")
+
     def link_into(self, out: Path, images: Sequence[tuple[str, str]], part_size: int) -> None:
         """Make the ordinary folder of `images`, (image_id, sha256) in manifest order, all of them known.
 
-        A part that holds exactly the next `part_size` images is linked (reflink, hard link or copy); any
-        other run of images is gathered into a new part. Either way the bytes are the same.
+        Its parts are cut by `cut_into_parts`. One that the store holds just so is linked (reflink, hard link or
+        copy), any other is gathered from the parts that hold its images; either way the bytes are the same.
         """
         places = self.known()
         out.mkdir(parents=True, exist_ok=True)
         for stale in [out / "_meta.json", *out.glob("part-*.parquet")]:
             stale.unlink(missing_ok=True)
-        tables: dict[Path, pa.Table] = {}
-        for number, start in enumerate(range(0, len(images), part_size)):
-            wanted = images[start : start + part_size]
+        keys = _Keys()
+        groups = _RowGroups()
+        for number, part in enumerate(cut_into_parts([sha256 for _, sha256 in images], part_size)):
+            wanted = list(images[part])
             target = out / f"part-{number:06d}.parquet"
             source = places[wanted[0][1]][0]
-            if self._holds_exactly(source, wanted):
+            if keys.of(source) == wanted:
                 link(source, target)
                 continue
-            rows = []
-            for _, sha256 in wanted:
-                part, row = places[sha256]
-                if part not in tables:
-                    # A few parts at a time: neighbours in the manifest are neighbours in the store.
-                    if len(tables) >= 8:
-                        tables.pop(next(iter(tables)))
-                    tables[part] = pq.read_table(part, columns=["features"])
-                rows.append(tables[part]["features"][row].as_buffer())
-            features = np.stack([np.frombuffer(row, dtype="<f2") for row in rows])
-            ids, keys = zip(*wanted, strict=True)
+            features = np.stack([groups.row(*places[sha256]) for _, sha256 in wanted])
+            ids, sha256s = zip(*wanted, strict=True)
             with atomic_path(target) as temporary:
-                write_part(temporary, self.schema, ids, keys, features)
+                write_part(temporary, self.schema, ids, sha256s, features)
         # Last, because a folder without it is not a feature folder.
-        shutil.copyfile(self.folder / "_meta.json", out / "_meta.json")
-
-    @staticmethod
-    def _holds_exactly(part: Path, wanted: Sequence[tuple[str, str]]) -> bool:
-        table = pq.read_table(part, columns=["image_id", "sha256"])
-        return list(zip(table["image_id"].to_pylist(), table["sha256"].to_pylist(), strict=True)) == list(
-            wanted
-        )
+        with atomic_path(out / "_meta.json") as temporary:
+            shutil.copyfile(self.folder / "_meta.json", temporary)
 
 
 class FeatureReader:
-    """Streams a finished feature folder in order; nothing is held in memory but one batch."""
+    """Reads a finished feature folder, in order or at random; nothing is held in memory but what is asked for.
+
+    Raises UserError when the folder is none, or a part is damaged.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
@@ -135,22 +168,43 @@ class FeatureReader:
         self.parts = sorted(self.folder.glob("part-*.parquet"))
         try:
             self._counts = [pq.ParquetFile(part).metadata.num_rows for part in self.parts]
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{self.folder}: a part is damaged ({error}); run `dvc repro extract`") from error
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(
+                f"{self.folder}: a part is damaged ({error}); run `dvc repro -f extract`"
+            ) from error
+        self._rows: list[np.ndarray] | None = None
 
     def __len__(self) -> int:
         """Number of images."""
         return sum(self._counts)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Memory maps do not travel to other processes; they are made again there.
+        return {**self.__dict__, "_rows": None}
+
+    def image_ids(self) -> list[str]:
+        """The ids of all images, in order; no feature is read."""
+        return [
+            i
+            for part in self.parts
+            for i in pq.read_table(part, columns=["image_id"])["image_id"].to_pylist()
+        ]
+
     def batches(self) -> Iterator[tuple[list[str], list[str], np.ndarray]]:
         """Yield (image_ids, sha256s, float16 [n, 64, D]) part by part."""
         for part in self.parts:
             table = pq.read_table(part)
-            column = table["features"].combine_chunks()
-            features = np.frombuffer(column.buffers()[1], dtype="<f2").reshape(
-                len(table), CELLS, self.feature_dim
+            yield (
+                table["image_id"].to_pylist(),
+                table["sha256"].to_pylist(),
+                _as_features(table, self.feature_dim),
             )
-            yield table["image_id"].to_pylist(), table["sha256"].to_pylist(), features
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Grid features of any images by their place in the folder, float16 [n, 64, D], through memory maps."""
+        if self._rows is None:
+            self._rows = [row for part in self.parts for row in _mapped_rows(part, self.feature_dim)]
+        return np.stack([self._rows[i] for i in indices])
 
 
 def write_part(
@@ -162,7 +216,20 @@ def write_part(
     buffer = pa.py_buffer(content)
     column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(image_ids), [None, buffer])
     table = pa.Table.from_arrays([pa.array(image_ids), pa.array(sha256s), column], schema=schema)
-    pq.write_table(table, path, compression="none", use_dictionary=False, row_group_size=_ROW_GROUP)
+    pq.write_table(
+        table,
+        path,
+        compression="none",
+        use_dictionary=False,
+        row_group_size=_ROW_GROUP,
+        data_page_size=_ONE_PAGE,
+    )
+
+
+def write_failures(failures: Sequence[Mapping[str, str]], path: Path) -> None:
+    """Write rows of `FAILURES` (other keys are left out), atomically."""
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.Table.from_pylist([dict(row) for row in failures], schema=FAILURES), temporary)
 
 
 def link(source: Path, target: Path) -> None:
@@ -179,4 +246,86 @@ def link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        shutil.copyfile(source, target)
+        with atomic_path(target) as temporary:
+            shutil.copyfile(source, temporary)
+
+
+class _Keys:
+    """(image_id, sha256) of the store's parts, the last one kept."""
+
+    def __init__(self) -> None:
+        self._part: Path | None = None
+        self._keys: list[tuple[str, str]] = []
+
+    def of(self, part: Path) -> list[tuple[str, str]]:
+        if part != self._part:
+            table = pq.read_table(part, columns=["image_id", "sha256"])
+            self._part = part
+            self._keys = list(zip(table["image_id"].to_pylist(), table["sha256"].to_pylist(), strict=True))
+        return self._keys
+
+
+class _RowGroups:
+    """Single rows of the store's parts. Neighbours in a manifest are neighbours in the store, so a few row groups
+    kept at hand are enough."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[Path, int], np.ndarray] = OrderedDict()
+
+    def row(self, part: Path, row: int) -> np.ndarray:
+        """float16 [64 * D]."""
+        group, offset = divmod(row, _ROW_GROUP)
+        if (part, group) not in self._kept:
+            while len(self._kept) >= 8:
+                self._kept.popitem(last=False)
+            table = pq.ParquetFile(part).read_row_group(group, columns=["features"])
+            dim = table.schema.field("features").type.byte_width // (2 * CELLS)
+            self._kept[part, group] = _as_features(table, dim)
+        self._kept.move_to_end((part, group))
+        return self._kept[part, group][offset]
+
+
+def _as_features(table: pa.Table, feature_dim: int) -> np.ndarray:
+    """The features column of some rows as float16 [n, 64, D], without a copy."""
+    column = table["features"].combine_chunks()
+    values = np.frombuffer(column.buffers()[1], dtype="<f2")
+    first = column.offset * CELLS * feature_dim
+    return values[first : first + len(table) * CELLS * feature_dim].reshape(-1, CELLS, feature_dim)
+
+
+def _mapped_rows(part: Path, feature_dim: int) -> Iterator[np.ndarray]:
+    """The rows of a part, each float16 [64, D] in the mapped file.
+
+    Values of fixed length that are neither null nor compressed lie in a Parquet page one after the other. A row
+    group that is not one such page (nobody but another program writes one) is read into memory.
+    """
+    file = pq.ParquetFile(part)
+    column = file.schema_arrow.get_field_index("features")
+    width = CELLS * feature_dim * 2
+    with open(part, "rb") as handle:
+        mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    for group in range(file.num_row_groups):
+        info, count = file.metadata.row_group(group).column(column), file.metadata.row_group(group).num_rows
+        header = info.total_compressed_size - count * width
+        start = info.data_page_offset
+        if info.compression == "UNCOMPRESSED" and _page_size(mapped[start : start + 16]) == count * width:
+            values = np.frombuffer(mapped, "<f2", count * width // 2, start + header)
+            yield from values.reshape(count, CELLS, feature_dim)
+        else:
+            yield from _as_features(file.read_row_group(group, columns=["features"]), feature_dim)
+
+
+def _page_size(header: bytes) -> int:
+    """Bytes of content of the data page whose Thrift header (compact protocol) begins so; -1 for another page.
+
+    The header begins with two 32-bit integers, zigzag variable-length: the page's type (0, data) and its size.
+    """
+    if header[:3] != b"\x15\x00\x15":
+        return -1
+    value = shift = 0
+    for byte in header[3:]:
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            break
+    return value >> 1

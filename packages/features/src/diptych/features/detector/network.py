@@ -7,9 +7,6 @@ layer (`fc6`) makes of the grid's boxes (X-LXMERT, section 4.1).
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -17,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -26,12 +23,15 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, roi_align
 
-from ..errors import UserError
 from ..grid import CELLS, cell_targets, grid_boxes, pool_grid
+from ..images import resize_square, to_uint8_tensor
+from .folder import fill, write_folder
+from .grid_detector import hash_weights
 
+ARCHITECTURE = "diptych"
+_VERSION = 1  # of what this module computes; a change that changes features raises it
 _LEVELS = ("p2", "p3", "p4")
 _BINS = 4
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,7 @@ class Detector(nn.Module):
     def __init__(self, config: DetectorConfig, labels: list[str], attributes: list[str]) -> None:
         super().__init__()
         self.config, self.labels, self.attributes = config, list(labels), list(attributes)
+        self._weights_hash: str | None = None
         self.backbone = Backbone(config)
         size = config.image_size
         anchors = AnchorGenerator(
@@ -201,28 +202,45 @@ class Detector(nn.Module):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What is done to a picture before the network sees it, JSON-able."""
-        return {"resize": "square", "size": self.config.image_size, "channels": "RGB", "range": [0, 1]}
+        """Everything besides the weights that determines a feature, JSON-able."""
+        return {
+            "detector": f"{ARCHITECTURE} {_VERSION}",
+            "resize": "square",
+            "size": self.config.image_size,
+            "interpolation": "bicubic, antialiased",
+            "channels": "RGB",
+            "range": [0, 1],
+            "pooling": f"RoIAlign, {_BINS} bins, 1 sample a bin, half-pixel aligned",
+            "feature": "fc6 after ReLU",
+        }
 
     @property
     def weights_hash(self) -> str:
         """sha256 of all weights and buffers in the order of their names."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        if any(weight.requires_grad for weight in self.parameters()):
+            return hash_weights(self.state_dict())  # still in training: the next step changes it
+        if self._weights_hash is None:
+            self._weights_hash = hash_weights(self.state_dict())
+        return self._weights_hash
+
+    def input_size(self, width: int, height: int) -> tuple[int, int]:
+        """Every picture becomes a square of `image_size`."""
+        return self.config.image_size, self.config.image_size
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """An upright RGB image -> uint8 [3, S, S]."""
+        return to_uint8_tensor(resize_square(image, self.config.image_size))
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """images: float [n, 3, H, W] in 0..1 -> the feature maps at strides 4, 8 and 16."""
         return list(self.backbone(images).values())
 
     def grid_features(self, images: Tensor) -> Tensor:
-        """images: float [n, 3, H, W] in 0..1 -> float32 [n, 64, D], row-major, non-negative.
+        """images: uint8 [n, 3, S, S], as prepared -> float32 [n, 64, D], row-major, non-negative.
 
         Only what the grid needs is computed: no proposals, no classification.
         """
-        pooled = pool_grid(self.backbone(images)["p2"], _BINS)
+        pooled = pool_grid(self.backbone(images.float() / 255)["p2"], _BINS)
         return self.heads.box_head.features(pooled).float().view(len(images), CELLS, -1)
 
     def detect(self, images: Tensor) -> list[dict[str, Tensor]]:
@@ -294,40 +312,18 @@ def cell_objects(boxes: Tensor, labels: Tensor, size: int) -> Tensor:
 
 def save_detector(detector: Detector, folder: Path) -> None:
     """Write config.json and model.safetensors into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "format": FORMAT,
+    content = {
+        "architecture": ARCHITECTURE,
         "config": asdict(detector.config),
         "labels": detector.labels,
         "attributes": detector.attributes,
     }
-    save_file(
-        {name: tensor.contiguous() for name, tensor in detector.state_dict().items()},
-        folder / "model.safetensors",
-    )
-    temporary = folder / "config.json.tmp"
-    temporary.write_text(json.dumps(config, indent=2) + "\n")
-    os.replace(temporary, folder / "config.json")
+    write_folder(folder, content, detector.state_dict())
 
 
-def load_detector(folder: Path | str, device: str | torch.device = "cpu") -> Detector:
-    """Read a detector folder. The detector is frozen and in evaluation mode.
-
-    Raises UserError when a file is missing or of another format.
-    """
-    folder = Path(folder)
-    try:
-        content = json.loads((folder / "config.json").read_text())
-        weights = load_file(folder / "model.safetensors")
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename}: no detector there; train one with `dvc repro detector`"
-        ) from error
-    if content.get("format") != FORMAT:
-        raise UserError(
-            f"{folder / 'config.json'}: detector format {content.get('format')}, this version reads {FORMAT}"
-        )
+def build_detector(content: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> Detector:
+    """The detector of a folder's content; UserError where the weights do not fit."""
     config = content["config"] | {"channels": tuple(content["config"]["channels"])}
     detector = Detector(DetectorConfig(**config), content["labels"], content["attributes"])
-    detector.load_state_dict(weights)
-    return detector.to(device).eval().requires_grad_(False)
+    fill(detector, weights, folder)
+    return detector

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..images import ImageError, read_image, resize_square, to_uint8_tensor
+from ..images import ImageError, read_image
 from ..manifest import resolve_image
 from ..order import batch_indices
 from ..precision import autocast_context
@@ -77,7 +77,7 @@ class SceneDataset:
     def image(self, index: int) -> Tensor:
         """uint8 [3, S, S], resized to the detector's input size."""
         path = resolve_image(self.table_path, self.rows[index]["path"])
-        return to_uint8_tensor(resize_square(read_image(path), self.detector.config.image_size))
+        return self.detector.prepare(read_image(path))
 
     def target(self, index: int) -> dict[str, Tensor]:
         """Boxes in pixels of the resized picture, labels, attributes and the object of each cell."""

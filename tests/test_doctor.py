@@ -1,0 +1,472 @@
+"""Each check of the doctor against the bad situation it looks for, provoked; and the command as a whole."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pipeline_clone import REPOSITORY, Clone, make_clone
+
+from pipelines import doctor, team_cache
+from pipelines.doctor import Finding
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can reach (pytest's own folders are closed to others)."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def as_ordinary_user(check: Callable[[], Finding]) -> Finding:
+    """Run a check without root's rights, to which nothing is closed: in a child process where this one is root's."""
+    if os.geteuid() != 0:
+        return check()
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        result: object = None
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            result = check()
+        except BaseException as error:  # noqa: BLE001  (the child must not go on as a second pytest)
+            result = repr(error)
+        os.write(write, pickle.dumps(result))
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        result = pickle.loads(pipe.read())
+    os.waitpid(child, 0)
+    assert isinstance(result, Finding), result
+    return result
+
+
+def expect(finding: Finding, level: str, *words: str) -> None:
+    assert finding.level == level, finding
+    assert [word for word in words if word not in finding.text] == [], finding
+    assert "\n" not in finding.text
+
+
+# --- the machine ----------------------------------------------------------------------------------------------------
+
+
+def test_python() -> None:
+    expect(doctor.check_python(), "ok")
+    expect(doctor.check_python((3, 9, 2)), "problem", "3.9.2", "3.11", "make run PYTHON=")
+    expect(
+        doctor.check_python(on_path="/usr/bin/python"),
+        "note",
+        "/usr/bin/python",
+        f"PATH={Path(sys.executable).parent}",
+    )
+
+
+def test_packages(tmp_path: Path) -> None:
+    (tmp_path / "packages/a").mkdir(parents=True)
+    (tmp_path / "packages/a/pyproject.toml").write_text(
+        '[project]\ndependencies = ["torch>=2", "ruamel_yaml; python_version > \'3\'", "diptych-features"]\n'
+    )
+    (tmp_path / "constraints.txt").write_text(
+        "# pins\ntorch==2.12.1\nruamel.yaml==0.19.1\ndvc==3.67.1\npytest==9.2.0\n"
+    )
+    (tmp_path / "Makefile").write_text("PIPELINE := dvc\n")
+    versions = {"torch": "2.12.1+cu130", "ruamel.yaml": "0.19.1", "ruamel_yaml": "0.19.1", "dvc": "3.67.1"}
+
+    def version_of(name: str) -> str:
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    expect(doctor.check_packages(tmp_path, version_of), "ok")  # pytest is no part of a run
+    versions["torch"] = "2.13.0"
+    expect(doctor.check_packages(tmp_path, version_of), "note", "torch 2.13.0 instead of 2.12.1", "make run")
+    del versions["dvc"]
+    expect(doctor.check_packages(tmp_path, version_of), "problem", "missing: dvc", "make run")
+
+
+def test_packages_of_this_repository_are_found() -> None:
+    required = doctor._required(REPOSITORY)
+    assert {"torch", "ray", "faiss-cpu", "dvc", "psutil", "pyarrow"} <= required
+    assert not any(name.startswith("diptych") or not name for name in required)
+
+
+def test_torch_and_torchvision_that_do_not_match(tmp_path: Path) -> None:
+    """torchvision's operators are missing in a build for another torch; it says so when it is imported."""
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision/__init__.py").write_text(
+        "import torch\ntorch.library.register_fake('torchvision::nms')(lambda *a: None)\n__version__ = '0'\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "from pipelines.doctor import check_torch as c; f = c(); print(f.level, f.text)"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path, str(REPOSITORY)])},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("problem") and "operator torchvision::nms does not exist" in done.stdout
+    assert "pip install" in done.stdout
+    expect(doctor.check_torch(), "ok")
+
+
+def test_processor(tmp_path: Path) -> None:
+    expect(doctor.check_processor("auto", 8, None), "ok", "8 cores, 8 threads")
+    expect(doctor.check_processor("auto", 8, 1.5), "note", "machine.threads to 1")
+    expect(doctor.check_processor(16, 8, None), "note", "machine.threads is 16", "auto")
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert doctor.cpu_quota(tmp_path / "cpu.max") == 1.5
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert doctor.cpu_quota(tmp_path / "cpu.max") is doctor.cpu_quota(tmp_path / "none") is None
+
+
+def test_memory(tmp_path: Path) -> None:
+    expect(doctor.check_memory("toybox", 16, 12), "ok", "12.0 of 16.0 GiB free")
+    expect(doctor.check_memory("toybox", 16, 1), "note", "needs 3.3", "close other programs")
+    expect(doctor.check_memory("toybox", 2.5, 2), "problem", "needs 3.3", "smoke")
+    expect(doctor.check_memory("mine", 1, 1), "ok")
+    (tmp_path / "memory.max").write_text(str(2**30))
+    (tmp_path / "memory.current").write_text(str(2**29))
+    (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {2**28}\nactive_file 2\n")
+    assert doctor.memory(tmp_path) == (1.0, 0.75), "files read before are no used memory"
+    (tmp_path / "memory.max").write_text("max\n")
+    assert doctor.memory(tmp_path)[0] > 1.0
+
+
+def test_gpu() -> None:
+    expect(doctor.check_gpu("auto", [], None, None), "ok", "none")
+    expect(doctor.check_gpu("auto", ["H200"] * 2, "13.0", "580.1"), "ok", "2 x H200", "580.1", "13.0")
+    expect(doctor.check_gpu("cuda:1", [], "13.0", None), "problem", "machine.device is cuda:1", "auto")
+    expect(doctor.check_gpu("auto", [], None, "580.1"), "note", "build without CUDA")
+    expect(doctor.check_gpu("auto", [], "13.0", "470.2"), "note", "470.2", "CUDA_VISIBLE_DEVICES", "older")
+    expect(doctor.check_gpu("cuda", [], "13.0", "470.2"), "problem", "470.2")
+
+
+def test_ray_that_does_not_start(tmp_path: Path) -> None:
+    expect(doctor.check_ray(workers=0), "ok", "not used")
+    pid_file = tmp_path / "pid"
+    program = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    expect(doctor.check_ray(program=program, seconds=2), "problem", "within 2 s", "machine.workers to 0")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
+    program = "raise SystemExit('first line\\nConnectionError: no route to host')"
+    expect(doctor.check_ray(address="head:6379", program=program), "problem", "head:6379", "no route to host")
+
+
+def test_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expect(
+        doctor.check_java("java-that-is-not-there"), "note", "missing", "apt-get install default-jre-headless"
+    )
+    broken = tmp_path / "java"
+    broken.write_text("#!/bin/sh\necho 'libjvm.so: cannot open shared object file' >&2; exit 127\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    expect(doctor.check_java(), "note", str(broken), "libjvm.so", "apt-get install")
+
+
+def test_encoding() -> None:
+    assert doctor.check_encoding("utf-8") == doctor.check_encoding("UTF8") == doctor.ok("UTF-8")
+    done = subprocess.run(
+        [sys.executable, "-c", "from pipelines.doctor import check_encoding; print(check_encoding())"],
+        env={"PYTHONPATH": str(REPOSITORY), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "level='note'" in done.stdout and "ANSI_X3.4-1968" in done.stdout and "C.UTF-8" in done.stdout
+
+
+# --- the clone ------------------------------------------------------------------------------------------------------
+
+
+def test_git(tmp_path: Path, clone: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+    expect(doctor.check_git(clone.folder), "ok")
+    expect(doctor.check_git(tmp_path), "problem", "not a git repository", "git clone")
+    (clone.folder / ".dvc/config").unlink()
+    expect(doctor.check_git(clone.folder), "problem", ".dvc/config is missing", "git checkout .dvc")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    expect(doctor.check_git(clone.folder), "problem", "apt-get install git")
+
+
+def test_parameters(clone: Clone) -> None:
+    expect(doctor.check_params(clone.folder), "ok", "smoke")
+    params = clone.folder / "params.yaml"
+    right = params.read_text()
+    params.write_text(right.replace("  part_size:", "  part_sice:"))
+    expect(doctor.check_params(clone.folder), "problem", "params.yaml", "part_sice")
+    params.write_text(right.replace("source: packages/", "source: nowhere/"))
+    expect(doctor.check_params(clone.folder), "problem", "nowhere/", "dataset.source")
+    params.write_text("a: [")
+    expect(doctor.check_params(clone.folder), "problem", "params.yaml", "not valid YAML")
+
+
+def test_links(tmp_path: Path) -> None:
+    clone, cache = tmp_path / "clone", tmp_path / "cache"
+    clone.mkdir()
+    works = team_cache.working_links(cache, clone)
+    assert "symlink" in works and "hardlink" in works, "on the file system of the tests"
+    assert list(clone.iterdir()) == list(cache.iterdir()) == [], "what was tried is gone"
+    expect(doctor.check_links(clone, cache, team_cache.best_cache_types(works)), "ok")
+    if "reflink" not in works:
+        expect(
+            doctor.check_links(clone, cache, ["reflink", "hardlink", "copy"]),
+            "note", "on disk twice", "dvc config --local cache.type hardlink,symlink && dvc checkout --relink",
+        )  # fmt: skip
+        expect(
+            doctor.check_links(clone, cache, ["reflink"]),
+            "problem",
+            "cache.type is reflink",
+            "hardlink,symlink",
+        )
+
+
+def test_links_to_another_file_system(tmp_path: Path) -> None:
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK) or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("/dev/shm is no second file system here")
+    cache = Path(tempfile.mkdtemp(dir=memory))
+    try:
+        assert team_cache.working_links(cache, tmp_path) == ["symlink"]
+        expect(doctor.check_links(tmp_path, cache, ["hardlink"]), "problem", "cache.type symlink")
+        expect(doctor.check_links(tmp_path, cache, ["symlink"]), "ok")
+    finally:
+        cache.rmdir()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_links_to_another_users_file(open_folder: Path) -> None:
+    if Path("/proc/sys/fs/protected_hardlinks").read_text().strip() != "1":
+        pytest.skip("this system allows hard links to everybody's files")
+    clone, cache = open_folder / "clone", open_folder / "cache"
+    clone.mkdir()
+    os.chown(clone, 65534, 65534)
+    (cache / "files/md5/ab").mkdir(parents=True)
+    (cache / "files/md5/ab/cd").touch(0o444)
+    cache.chmod(0o777)
+    works = team_cache.working_links(cache, clone)
+    if "reflink" in works:
+        pytest.skip("reflinks are allowed for other users' files")
+    expect(as_ordinary_user(lambda: doctor.check_links(clone, cache, ["hardlink", "symlink"])), "ok", "root")
+    expect(
+        as_ordinary_user(lambda: doctor.check_links(clone, cache, ["hardlink", "copy"])),
+        "note", "files of root are refused", "hardlink,symlink",
+    )  # fmt: skip
+    assert list(clone.iterdir()) == []
+
+
+def test_a_folder_that_is_not_writable(open_folder: Path) -> None:
+    closed = open_folder / "closed"
+    closed.mkdir(mode=0o555)
+    expect(
+        as_ordinary_user(lambda: doctor.check_shared_folder(closed, False)), "problem", "not writable for you"
+    )
+    expect(
+        as_ordinary_user(lambda: doctor.check_shared_folder(closed / "later", False)),
+        "problem", "not writable for you", str(closed),
+    )  # fmt: skip
+    wide = open_folder / "wide"
+    (wide / "key").mkdir(parents=True)
+    wide.chmod(0o2777)
+    (wide / "key").chmod(0o755 if os.geteuid() == 0 else 0o555)
+    expect(
+        as_ordinary_user(lambda: doctor.check_shared_folder(wide, True)),
+        "problem", "1 folders", "closed to you", "such as key", "make team-cache",
+    )  # fmt: skip
+
+
+def test_a_shared_folder_that_others_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tmp_path / "store"
+    expect(doctor.check_shared_folder(store, False), "ok", "of this clone only")
+    link = tmp_path / "link"
+    link.symlink_to(store)
+    expect(doctor.check_shared_folder(link, True), "problem", f"{store} does not exist", "mounted")
+    store.mkdir(mode=0o755)
+    expect(doctor.check_shared_folder(link, True), "note", "not open to its group", "make team-cache")
+    store.chmod(0o2775)  # as an administrator makes it: right, but a umask of 077 closes what is made inside
+    before = os.umask(0o077)
+    try:
+        expect(doctor.check_shared_folder(link, True), "note", "closed to others", "umask 002")
+        os.umask(0o002)
+        expect(doctor.check_shared_folder(link, True), "ok", str(store))
+    finally:
+        os.umask(before)
+    assert list(store.iterdir()) == []
+
+
+def test_remote(monkeypatch: pytest.MonkeyPatch) -> None:
+    expect(doctor.check_remote(None, None), "ok", "none")
+    expect(doctor.check_remote("disk", "/srv/remote"), "ok")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    expect(doctor.check_remote("team", "ssh://server/srv"), "note", "ssh://server/srv", "dvc-ssh")
+
+
+def test_space(tmp_path: Path) -> None:
+    places = {"a": (tmp_path / "not/yet", 3e9), "b": (tmp_path, 2e9)}
+    expect(doctor.check_space(places, free=lambda _: 6 * 10**9), "ok", "5.0 GB to be written, 6.0 GB free")
+    expect(
+        doctor.check_space(places, free=lambda _: 4 * 10**9), "problem", "5.0 GB", "4.0 GB free", "make room"
+    )
+    expect(doctor.check_space({"a": (tmp_path, 10**15)}), "problem", "1000000.0 GB to be written")
+
+
+def test_space_of_coco_is_the_papers_arithmetic(tmp_path: Path) -> None:
+    """64 cells x 2048 x 2 bytes = 256 KiB an image; 123,287 images are 32.3 GB (docs/team-cache.md)."""
+    params = {"dataset": {"toybox": None}, "detector": {"network": {"feature_dim": 2048}}}
+    cache, store = tmp_path / "cache", tmp_path / "store"
+    (store / "key").mkdir(parents=True)
+    (store / "key/part").write_bytes(bytes(10**6))
+    places = doctor.space_needed(params, tmp_path, cache, store, linked=True)
+    features = 123_287 * 256 * 1024
+    assert places["feature store"] == (store, features - 10**6), "what is there needs no room"
+    networks = pytest.approx(0.1 * 2**30)
+    assert places["DVC's cache"][1] - features == networks, "the shards; features are linked from the store"
+    assert places["this clone"] == (tmp_path, 0)
+    copied = doctor.space_needed(params, tmp_path, cache, store, linked=False)
+    assert copied["DVC's cache"][1] - 2 * features == networks
+    assert copied["this clone"][1] - features == networks, "the shards; features are linked from the store"
+    toybox = {"dataset": {"toybox": {"train": 10, "val": 2, "test": 2, "compositional": 1}}}
+    assert doctor.image_count(toybox, tmp_path) == 15
+
+
+def test_leftovers(tmp_path: Path) -> None:
+    expect(doctor.check_leftovers(tmp_path), "ok", "none")
+    (tmp_path / "models/.partial-detector").mkdir(parents=True)
+    (tmp_path / "models/.partial-detector/model").write_bytes(bytes(2_000_000))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/.partial-evaluation.parquet").touch()
+    expect(
+        doctor.check_leftovers(tmp_path), "note",
+        "2.0 MB", "rm -r data/.partial-evaluation.parquet models/.partial-detector",
+    )  # fmt: skip
+    state = tmp_path / ".cache/training/train_token/0123"
+    state.mkdir(parents=True)
+    assert "train_token" not in doctor.check_leftovers(tmp_path).text, "an empty folder is no training"
+    (state / "state.pt").touch()
+    unfinished = tmp_path / ".cache/unfinished/shard/4567"
+    unfinished.mkdir(parents=True)
+    (unfinished / "part").touch()
+    expect(
+        doctor.check_leftovers(tmp_path),
+        "note",
+        "train_token",
+        "dvc repro",
+        "rm -r .cache/training",
+        ".partial-",
+    )
+
+
+@pytest.fixture
+def sleeper(tmp_path: Path) -> Clone:
+    """A DVC repository whose one stage sleeps for a minute unless the file `awake` is there."""
+    folder = tmp_path / "sleeper"
+    folder.mkdir()
+    repository = Clone(folder)
+    for command in (["git", "init", "--quiet"], ["dvc", "init", "--quiet"]):
+        assert repository.run(*command).returncode == 0
+    (folder / "dvc.yaml").write_text(
+        "stages: {nap: {cmd: 'test -e awake || exec sleep 60; touch out', outs: [out]}}\n"
+    )
+    return repository
+
+
+def test_locks_of_a_living_and_of_a_killed_command(sleeper: Clone) -> None:
+    expect(doctor.check_locks(sleeper.folder), "ok", "none")
+    lock = sleeper.folder / ".dvc/tmp/rwlock"
+    process = subprocess.Popen(
+        **sleeper.command("dvc", "repro"),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        until = time.monotonic() + 60
+        while not (lock.exists() and "out" in lock.read_text()):
+            assert time.monotonic() < until and process.poll() is None, "dvc repro did not start its stage"
+            time.sleep(0.05)
+        expect(doctor.check_locks(sleeper.folder), "note", f"process {process.pid}", "is at work")
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    expect(doctor.check_locks(sleeper.folder), "note", f"process {process.pid}", "was killed")
+    (sleeper.folder / "awake").touch()
+    assert sleeper.repro() == ["nap"], "a killed command's lock stops nobody"
+
+
+def test_a_lock_whose_number_is_another_programs_now(sleeper: Clone) -> None:
+    """In containers process numbers start anew: DVC takes any program with the number for the killed command."""
+    (sleeper.folder / "awake").touch()
+    holder = {"pid": os.getppid(), "cmd": "/bin/dvc repro"}
+    lock = sleeper.folder / ".dvc/tmp/rwlock"
+    lock.write_text(json.dumps({"write": {str(sleeper.folder / "out"): holder}}))
+    expect(doctor.check_locks(sleeper.folder), "problem", "another program's", f"rm {lock}")
+    refused = sleeper.run("dvc", "repro")
+    assert refused.returncode != 0 and "is busy" in refused.stderr
+    lock.write_text("{")
+    expect(doctor.check_locks(sleeper.folder), "problem", "damaged", "remove it")
+    assert sleeper.run("dvc", "repro").returncode != 0
+    lock.unlink()
+    expect(doctor.check_locks(sleeper.folder), "ok")
+    assert sleeper.repro() == ["nap"]
+
+
+def test_a_hardlink_lock_of_a_killed_command(sleeper: Clone) -> None:
+    """With core.hardlink_lock nobody clears the lock of a killed command for a year."""
+    lock = sleeper.folder / ".dvc/tmp/lock"
+    hold = f"from dvc.lock import HardlinkLock; HardlinkLock({str(lock)!r}).lock(); print('held', flush=True); input()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    expect(doctor.check_locks(sleeper.folder, hardlink_lock=True), "ok")
+    process.kill()
+    process.communicate()
+    expect(
+        doctor.check_locks(sleeper.folder, hardlink_lock=True),
+        "problem",
+        f"process {process.pid}",
+        f"rm {lock}",
+    )
+
+
+# --- all of it ------------------------------------------------------------------------------------------------------
+
+
+def test_a_check_that_breaks_is_a_finding() -> None:
+    def broken() -> Finding:
+        raise ZeroDivisionError("division by zero")
+
+    expect(doctor._guarded(broken), "note", "could not be examined", "division by zero")
+
+
+def test_doctor_of_a_clone(tmp_path: Path) -> None:
+    """Every check has its line; a real Ray instance starts; only a problem makes the status 1."""
+    clone = make_clone(tmp_path / "clone")
+    clone.set_params()
+    healthy = clone.run("python", "-m", "pipelines.doctor")
+    assert healthy.returncode == 0, healthy.stdout + healthy.stderr
+    lines = {line[9:23].strip(): line.split()[0] for line in healthy.stdout.splitlines()}
+    assert list(lines) == [
+        "python", "packages", "torch", "parameters", "processor", "memory", "gpu", "ray", "java", "encoding", "git",
+        "dvc", "cache", "links", "feature store", "remote", "disk", "leftovers", "locks",
+    ]  # fmt: skip
+    assert lines["ray"] == lines["torch"] == lines["parameters"] == lines["git"] == "ok"
+    assert "could not be examined" not in healthy.stdout
+    changed = clone.run("git", "status", "--short").stdout.split()
+    assert changed == ["M", "params.yaml"] and not (clone.folder / ".dvc/cache").exists(), (
+        "it changes nothing"
+    )
+
+    clone.set_params("machine.workers=0", "machine.device=cuda:99")
+    (clone.folder / "packages/features/src/diptych/features/errors.py").write_text(
+        "raise ImportError('broken')\n"
+    )
+    ill = clone.run("python", "-m", "pipelines.doctor")
+    assert ill.returncode == 1 and ill.stderr == ""
+    assert "problem  gpu" in ill.stdout, "it goes on where our own packages do not"
+    assert "ok       ray            not used" in ill.stdout

@@ -1,0 +1,87 @@
+"""Token-level training on two processes: for DVC one stage, with one message, and a rerun that goes on."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from pipeline_clone import Clone
+
+from pipelines.params import Machine, ParameterError
+from pipelines.processes import process_count
+from pipelines.stage import Stage
+
+
+def losses(clone: Clone) -> list[dict[str, float]]:
+    with (clone.folder / "plots/train_token.csv").open(newline="") as file:
+        return [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+
+
+def newest_step(clone: Clone) -> int:
+    saved = (clone.folder / ".cache/training/train_token").rglob("checkpoint-*.pt")
+    return max((int(path.stem.split("-")[1]) for path in saved), default=0)
+
+
+def test_two_processes_are_one_stage(finished_clone: Clone, tmp_path: Path) -> None:
+    alone, shared = (finished_clone.copy(tmp_path / name) for name in ("alone", "shared"))
+    steps = "train_token.training.steps=60"
+    alone.set_params(steps, "machine.precision=float32")
+    done = alone.run("python", "-m", "pipelines.train_token")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    settings = (steps, "machine.precision=float32", "machine.processes=2")
+    shared.set_params(*settings, "machine.checkpoint_seconds=0")
+    command = shared.command("python", "-m", "pipelines.train_token")
+    stage = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while stage.poll() is None and newest_step(shared) < 5 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert stage.poll() is None, "the stage ended before one of its processes could be killed"
+    children = psutil.Process(stage.pid).children()
+    assert len(children) == 2
+    os.kill(children[1].pid, signal.SIGKILL)
+    message = stage.communicate(timeout=60)[1]
+    assert stage.returncode == 1
+    assert "Traceback" not in message
+    assert message.strip().splitlines()[-1].startswith("train_token: process 1 was ended by SIGKILL")
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+
+    shared.set_params(*settings)
+    resumed = shared.run("python", "-m", "pipelines.train_token")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert resumed.stderr.count("token-level training:   0%") == 0, "it began anew"
+    for row, expected in zip(losses(shared), losses(alone), strict=True):
+        assert row == pytest.approx(expected, rel=1e-3)
+    assert list((shared.folder / ".cache/training/train_token").rglob("*.pt")) == []
+
+
+def test_a_users_slip_is_one_line_whatever_the_number_of_processes(
+    finished_clone: Clone, tmp_path: Path
+) -> None:
+    clone = finished_clone.copy(tmp_path / "clone")
+    clone.set_params("machine.processes=2", "train_token.training.learning_rate=1e30")
+    done = clone.run("python", "-m", "pipelines.train_token")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.count("loss nan") == 1
+    assert "train_token: token-level training: loss nan" in done.stderr.strip().splitlines()[-1]
+
+
+def test_processes_follow_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def count(device: str, processes: int | str) -> int:
+        machine = Machine(1, 1, device, "auto", 30.0, ".cache/features", processes)
+        return process_count(Stage("train_token", 0, machine, {}))
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert [count("cpu", 1), count("cpu", "auto"), count("cpu", 2)] == [1, 1, 2]
+    assert [count("cuda", 1), count("cuda", "auto"), count("cuda", 2)] == [1, 4, 2]
+    assert [count("cuda:1", 1), count("cuda:1", "auto")] == [1, 1]
+    with pytest.raises(ParameterError, match="machine.processes is 2, but machine.device is cuda:1"):
+        count("cuda:1", 2)
