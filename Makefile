@@ -2,6 +2,7 @@
 # make test     set up .venv with the development tools and run every check
 # make smoke    the same pipeline with everything tiny, to see that all of it works here
 # make profile  write params.yaml from a profile: make profile PROFILE=coco
+# make bench    measure: ours against the papers' way, both sides in turns, into benchmarks/results
 # make doctor   what this machine and clone lack to run, and what to do
 # make team-cache  share outputs and features with other clones: make team-cache DIRECTORY=/srv/diptych (docs/team-cache.md)
 # make clean    remove .venv, outputs and unfinished work; the DVC cache, extracted features and what you put into data/ stay
@@ -21,7 +22,7 @@ PIPELINE := dvc dvc-ssh hydra-core ruamel.yaml psutil
 TOOLS := ruff mypy import-linter pytest pytest-xdist h5py
 PIP_INSTALL := python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test smoke profile doctor team-cache clean lint setup
+.PHONY: run test smoke profile bench doctor team-cache clean lint setup
 
 run: $(VENV)/.complete
 	@python -m pipelines.check
@@ -36,6 +37,9 @@ smoke: $(VENV)/.complete
 profile: $(VENV)/.complete
 	python -m pipelines.profile $(PROFILE)
 
+bench: $(VENV)/.complete-tools
+	python -m benchmarks.features
+
 # also where nothing is set up yet, to say why that fails
 doctor:
 	@$(if $(wildcard $(VENV)/bin/python),python,$(PYTHON)) -m pipelines.doctor
@@ -49,8 +53,9 @@ lint: $(VENV)/.complete-tools
 	mypy
 	lint-imports
 
+# two processes: most tests wait for something that they started or killed
 test: lint
-	pytest
+	pytest -n 2 --dist loadfile
 
 setup: $(VENV)/.complete
 

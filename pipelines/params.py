@@ -35,6 +35,8 @@ class Machine:
     precision: "float32", "bfloat16"; "auto" takes bfloat16 where the hardware multiplies it natively.
     checkpoint_seconds: wall time between two savings of a training's state.
     feature_store: folder that keeps extracted features by key; share it between clones to extract once.
+    processes: processes that share the steps of token-level training; "auto" takes one a GPU, one without GPU.
+    compile: run the losses of token-level training through torch.compile; minutes at the start, no gain on CPUs.
     """
 
     threads: int | Literal["auto"]
@@ -43,9 +45,11 @@ class Machine:
     precision: Literal["auto", "float32", "bfloat16"]
     checkpoint_seconds: float
     feature_store: str
+    processes: int | Literal["auto"] = 1
+    compile: bool = False
 
     def __post_init__(self) -> None:
-        for key, least in (("threads", 1), ("workers", 0)):
+        for key, least in (("threads", 1), ("workers", 0), ("processes", 1)):
             value = getattr(self, key)
             if value != "auto" and value < least:
                 raise ValueError(f"{key} must be at least {least} or auto, is {value}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from pipelines.stage import Stage, run
 
 @dataclass(frozen=True)
 class ReportParams:
-    """profile: its name, for the page; captions, pictures: how many to show, drawn by the seed.
+    """profile: its name, for the page; captions, pictures: how many to show, drawn by the seed; evaluations: how many
+    of those during token-level training, the last among them and the others evenly before it.
 
     targets: the smallest figure wanted by name, "x0.7" for a share of the real pictures' figure; ceilings: what a
     perfect system would reach.
@@ -26,6 +28,7 @@ class ReportParams:
     profile: str
     captions: int
     pictures: int
+    evaluations: int
     targets: dict[str, float | str] | None
     ceilings: dict[str, float] | None
 
@@ -37,12 +40,20 @@ def main(stage: Stage, params: ReportParams) -> None:
     minutes["total.minutes"] = sum(cost["minutes"] for cost in costs.values())
     stage.write_metrics("metrics/stages.json", minutes)
 
-    rows = rows_of_test_split()
-    shown = chosen(len(rows), params.pictures, stage.seed)
-    pictures = [{**rows[index], "main_right": rows[index]["painted_right"]} for index in shown]
+    rows = rows_of_test_set()
+    painted = [row for row in rows if row["painted"] is not None]
+    captioned = [row for row in rows if row["caption"] is not None]
+    pictures = [
+        {**painted[index], "main_right": painted[index]["painted_right"]}
+        for index in chosen(len(painted), params.pictures, stage.seed)
+    ]
     captions = [
-        {**rows[index], "real_png": rows[index]["real"], "main_right": rows[index]["caption_right"]}
-        for index in chosen(len(rows), params.captions, stage.seed + 1)
+        {
+            **captioned[index],
+            "real_png": captioned[index]["real"],
+            "main_right": captioned[index]["caption_right"],
+        }
+        for index in chosen(len(captioned), params.captions, stage.seed + 1)
     ]
     inputs = ReportInputs(
         title="Diptych",
@@ -54,9 +65,10 @@ def main(stage: Stage, params: ReportParams) -> None:
         },
         targets=params.targets or {},
         ceilings=params.ceilings or {},
-        curves={path.stem: read_history(path) for path in stage_files("plots/*.csv")},
+        curves=read_curves(),
         captions=captions,
         pictures=pictures,
+        progress=training_samples(params.evaluations),
         stages=[{"name": name, **cost} for name, cost in costs.items()],
     )
     with stage.write("report") as folder:
@@ -65,8 +77,8 @@ def main(stage: Stage, params: ReportParams) -> None:
         contact_sheet(pictures, columns=4).save(folder / "contact_sheet.png")
 
 
-def rows_of_test_split() -> list[dict[str, Any]]:
-    """Generated pictures and captions of the test split with their references and the verdicts of `evaluate`."""
+def rows_of_test_set() -> list[dict[str, Any]]:
+    """Generated pictures and captions of the test set with their references and the verdicts of `evaluate`."""
     import pyarrow.parquet as pq
 
     from diptych.features.manifest import read_manifest
@@ -81,6 +93,47 @@ def rows_of_test_split() -> list[dict[str, Any]]:
         {**row, **verdict, "references": references[row["image_id"]]}
         for row, verdict in zip(rows, verdicts, strict=True)
     ]
+
+
+def training_samples(evaluations: int) -> list[dict[str, Any]]:
+    """Captions and paintings of the same val pictures during token-level training: an entry per picture."""
+    import pyarrow.parquet as pq
+
+    samples = pq.read_table("plots/train_token_samples.parquet").to_pylist()
+    steps = sorted({sample["step"] for sample in samples})
+    shown = steps[::-1][:: -(-len(steps) // max(1, evaluations)) or 1][:evaluations]
+    samples = [sample for sample in samples if sample["step"] in shown]
+    entries: dict[str, dict[str, Any]] = {}
+    for sample, painted in zip(samples, paintings([sample["codes"] for sample in samples]), strict=True):
+        entry = entries.setdefault(
+            sample["image_id"], {key: sample[key] for key in ("image_id", "prompt", "real")} | {"steps": []}
+        )
+        entry["steps"].append({"step": sample["step"], "caption": sample["caption"], "painted": painted})
+    return list(entries.values())
+
+
+def paintings(codes: Sequence[bytes]) -> list[bytes]:
+    """The pictures, as JPEG, that the image generator makes of codes, 64 little-endian uint16 each."""
+    if not codes:
+        return []
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from diptych.features.codebook import load_codebook
+    from diptych.model.image_generator import load_image_generator
+
+    generator = load_image_generator(Path("models/image_generator"))
+    codebook = load_codebook(Path("data/codebook"))
+    files = []
+    for row in codes:
+        grid = torch.from_numpy(codebook[np.frombuffer(row, "<u2")])
+        with torch.inference_mode():
+            pixels = (generator(grid[None])[0].permute(1, 2, 0) + 1) * 127.5
+        content = io.BytesIO()
+        Image.fromarray(pixels.round().to(torch.uint8).numpy()).save(content, "JPEG", quality=92)
+        files.append(content.getvalue())
+    return files
 
 
 def chosen(count: int, wanted: int, seed: int) -> list[int]:
@@ -101,6 +154,14 @@ def stage_files(pattern: str) -> list[Path]:
 def read_json(path: Path) -> Mapping[str, Any]:
     """A metrics file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_curves() -> dict[str, list[dict[str, float]]]:
+    """The training histories by stage; those of the val split (`<stage>_val.csv`) follow their stage's own rows."""
+    curves: dict[str, list[dict[str, float]]] = {}
+    for path in stage_files("plots/*.csv"):
+        curves.setdefault(path.stem.removesuffix("_val"), []).extend(read_history(path))
+    return curves
 
 
 def read_history(path: Path) -> list[dict[str, float]]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diptych.features.codebook import load_codebook
 from diptych.features.shards import ShardDataset
-from diptych.model.config import named_config
 from diptych.model.pretrained import save_transformer
-from diptych.model.tokenizer import build_tokenizer
+from diptych.model.training.initial import initial_transformer, random_transformer
+from diptych.model.training.processes import current_processes
 from diptych.model.training.token import TokenTrainingConfig, train_token
-from diptych.model.transformer import UnifiedTransformer
-from pipelines.stage import Stage, run
+from pipelines.processes import run, training_device
+from pipelines.stage import Stage
+
+SHARDS = Path("data/shards")
 
 
 @dataclass(frozen=True)
@@ -24,32 +28,77 @@ class TokenizerParams:
 
 @dataclass(frozen=True)
 class TrainTokenParams:
-    """network: a named size of diptych.model (toybox, smoke, base); training: its schedule."""
+    """network: a named size of diptych.model (toybox, smoke, base); training: its schedule.
+
+    initial: a model directory of that size and of this codebook, such as an imported checkpoint, to start from; its
+    vocabulary stays, and `tokenizer` does not count. null: random weights. DVC tracks its name, not its content.
+    """
 
     network: str
+    initial: Path | None
     tokenizer: TokenizerParams
     training: TokenTrainingConfig
 
 
 def main(stage: Stage, params: TrainTokenParams) -> None:
-    """Build the vocabulary, train from scratch on the train split, write the model directory."""
+    """Train on the train split; write the model directory, the histories, and captions and paintings made meanwhile."""
     import torch
 
-    train = ShardDataset(Path("data/shards"), "train")
+    train = ShardDataset(SHARDS, "train")
+    val = ShardDataset(SHARDS, "val") if params.training.evaluation else None
     codebook = torch.from_numpy(load_codebook(Path("data/codebook")))
-    captions = (caption for index in range(len(train)) for caption in train.captions(index))
-    tokenizer = build_tokenizer(captions, params.tokenizer.min_count)
-    codes, width = codebook.shape
-    torch.manual_seed(stage.seed)
-    model = UnifiedTransformer(
-        named_config(params.network, vocab_size=len(tokenizer), codebook_size=codes, feature_dim=width)
-    )
-    history = train_token(
-        params.training, model, tokenizer, codebook, train, stage.checkpoints(), stage.device
-    )
-    with stage.write("models/token") as folder:
-        save_transformer(folder, model, tokenizer, codebook)
-    stage.write_history("plots/train_token.csv", history)
+    captions = [caption for index in range(len(train)) for caption in train.captions(index)]
+    if params.initial is None:
+        model, tokenizer = random_transformer(
+            params.network, captions, params.tokenizer.min_count, codebook, stage.seed
+        )
+    else:
+        model, tokenizer = initial_transformer(params.initial, params.network, captions, codebook)
+    with training_device(stage) as device:
+        record = train_token(
+            params.training,
+            model,
+            tokenizer,
+            codebook,
+            train,
+            stage.checkpoints(),
+            device,
+            val,
+            stage.machine.compile,
+        )
+        if current_processes().rank > 0:
+            return
+        with stage.write("models/token") as folder:
+            save_transformer(folder, model, tokenizer, codebook)
+        # Apart, because a cell without a number would be drawn as zero.
+        stage.write_history("plots/train_token.csv", record.history)
+        stage.write_history("plots/train_token_val.csv", record.evaluations)
+        write_samples(stage, record.samples, val)
+
+
+def write_samples(stage: Stage, samples: Sequence[Mapping[str, Any]], val: ShardDataset | None) -> None:
+    """plots/train_token_samples.parquet: a row per evaluation and picture, with its codes and the real picture."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        {
+            "step": pa.int64(), "image_id": pa.string(), "caption": pa.string(), "prompt": pa.string(),
+            "codes": pa.binary(), "real": pa.binary(),
+        }
+    )  # fmt: skip
+    number = {key: index for index, key in enumerate(val.keys)} if val else {}
+    rows = [
+        {
+            **sample,
+            "codes": np.array(sample["codes"], "<u2").tobytes(),
+            "real": val.image_bytes(number[sample["image_id"]]) if val else b"",
+        }
+        for sample in samples
+    ]
+    with stage.write("plots/train_token_samples.parquet") as path:
+        pq.write_table(pa.Table.from_pylist(rows, schema), path)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,15 @@ CASES = {
         "judge.training.steps=40",
         ["models/judge", "models/inspector", "plots/judge.csv", "plots/inspector.csv"],
     ),
-    "train_token": ("train_token.training.steps=300", ["models/token", "plots/train_token.csv"]),
+    "train_token": (
+        "train_token.training.steps=300",
+        [
+            "models/token",
+            "plots/train_token.csv",
+            "plots/train_token_val.csv",
+            "plots/train_token_samples.parquet",
+        ],
+    ),
 }
 
 

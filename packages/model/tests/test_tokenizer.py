@@ -56,8 +56,19 @@ def test_a_bert_vocabulary_can_be_used_instead(tmp_path):
     assert tokenizer.decode(tokenizer.encode(["A red kite."], 8)[0]) == "a red kite."
 
 
+def test_a_tokenizer_without_a_mask_token_is_one_message(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n.\na")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "mask_token": "a"}')
+    with pytest.raises(UserError, match=r"no \[MASK\]"):
+        load_tokenizer(tmp_path)
+
+
 def test_errors(tiny, tmp_path):
     with pytest.raises(UserError, match="no word"):
         tiny.tokenizer.encode([" . "], 12)
+    with pytest.raises(UserError, match="風.*only characters"):
+        tiny.tokenizer.encode(["a kite", "風"], 12)
+    with pytest.raises(UserError, match="caption length is 2"):
+        tiny.tokenizer.encode(["a kite"], 2)
     with pytest.raises(UserError, match="tokenizer.json"):
         load_tokenizer(tmp_path)

@@ -92,8 +92,8 @@ class WordReward:
 
 def run_token(tiny, config, checkpoints, model=None):
     model = copy.deepcopy(tiny.model) if model is None else model
-    history = train_token(config, model, tiny.tokenizer, tiny.codebook, tiny.train, checkpoints, "cpu")
-    return model, history
+    record = train_token(config, model, tiny.tokenizer, tiny.codebook, tiny.train, checkpoints, "cpu")
+    return model, record.history
 
 
 def run_sequence(tiny, config, checkpoints, word=7):

@@ -3,64 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from diptych.model.config import named_config
 from diptych.model.errors import UserError
+from diptych.model.importers.names import lxmert_names
 from diptych.model.transformer import UnifiedTransformer, grid_boxes
 
 
-def weights_from_lxmert(lxmert: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Map the weights of transformers' LxmertModel to ours; heads and buffers are not in it."""
-    ours: dict[str, torch.Tensor] = {}
-
-    def copy(target: str, source: str) -> None:
-        for kind in ("weight", "bias"):
-            if f"{source}.{kind}" in lxmert:
-                ours[f"{target}.{kind}"] = lxmert[f"{source}.{kind}"]
-
-    def attention(target: str, inner: str, output: str) -> None:
-        for kind in ("weight", "bias"):
-            parts = [lxmert[f"{inner}.{name}.{kind}"] for name in ("query", "key", "value")]
-            ours[f"{target}.projection.{kind}"] = torch.cat(parts)
-        copy(f"{target}.output", f"{output}.dense")
-        copy(f"{target}.norm", f"{output}.LayerNorm")
-
-    def feed_forward(target: str, inner: str, outer: str) -> None:
-        copy(f"{target}.inner", f"{inner}.dense")
-        copy(f"{target}.outer", f"{outer}.dense")
-        copy(f"{target}.norm", f"{outer}.LayerNorm")
-
-    for target, source in (("words", "word_embeddings"), ("positions", "position_embeddings")):
-        copy(f"text_embedding.{target}", f"embeddings.{source}")
-    copy("text_embedding.token_types", "embeddings.token_type_embeddings")
-    copy("text_embedding.norm", "embeddings.LayerNorm")
-    for target, source in (("features", "visn_fc"), ("boxes", "box_fc")):
-        copy(f"visual_embedding.{target}", f"encoder.visn_fc.{source}")
-    copy("visual_embedding.features_norm", "encoder.visn_fc.visn_layer_norm")
-    copy("visual_embedding.boxes_norm", "encoder.visn_fc.box_layer_norm")
-    for target, source in (("language_layers", "layer"), ("visual_layers", "r_layers")):
-        for i in range(2):
-            layer = f"encoder.{source}.{i}"
-            attention(f"{target}.{i}.attention", f"{layer}.attention.self", f"{layer}.attention.output")
-            feed_forward(f"{target}.{i}.feed_forward", f"{layer}.intermediate", f"{layer}.output")
-    for i in range(2):
-        layer, target = f"encoder.x_layers.{i}", f"cross_layers.{i}"
-        cross = f"{layer}.visual_attention"
-        attention(f"{target}.cross_attention", f"{cross}.att", f"{cross}.output")
-        for stream, short in (("text", "lang"), ("visual", "visn")):
-            own = f"{layer}.{short}_self_att"
-            attention(f"{target}.{stream}_attention", f"{own}.self", f"{own}.output")
-            feed_forward(
-                f"{target}.{stream}_feed_forward", f"{layer}.{short}_inter", f"{layer}.{short}_output"
-            )
-    return ours
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-def test_equals_hugging_face_lxmert(tiny, dtype, tolerance):
+@pytest.fixture
+def lxmert(tiny):
+    """Hugging Face's LxmertModel with random weights, and ours with the same."""
     from transformers import LxmertConfig, LxmertModel
 
     config = dataclasses.replace(tiny.config, language_layers=2, visual_layers=2, vocab_size=50)
@@ -76,34 +33,71 @@ def test_equals_hugging_face_lxmert(tiny, dtype, tolerance):
             visual_feat_dim=10,
             max_position_embeddings=20,
         )
-    )
+    ).eval()
     for parameter in reference.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    reference.eval().to(dtype)
-    model = UnifiedTransformer(config).eval().to(dtype)
-    missing, unexpected = model.load_state_dict(weights_from_lxmert(reference.state_dict()), strict=False)
+    for table in reference.embeddings.children():
+        if isinstance(table, torch.nn.Embedding):
+            table.padding_idx = None  # their first row never trains; ours does
+    model = UnifiedTransformer(config).eval()
+    names = lxmert_names(config)
+    tensors = reference.state_dict()
+    weights = {
+        ours: torch.cat([tensors[name] for name in theirs])
+        for ours, theirs in names.items()
+        if theirs[0] in tensors
+    }
+    missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected
     heads_and_buffers = ("word_", "code_head", "visual_embedding.mask", "visual_embedding.feature_m")
     heads_and_buffers += ("visual_embedding.feature_s", "visual_embedding.grid")
     assert all(name.startswith(heads_and_buffers) for name in missing)
+    unread = {name for name in tensors if not name.startswith("pooler.")} - set(
+        itertools.chain(*names.values())
+    )
+    assert not unread
+    return SimpleNamespace(reference=reference, model=model, names=names)
 
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_hugging_face_lxmert_and_its_gradients(lxmert, dtype, tolerance, seed):
+    """Random texts of random lengths with random words hidden; all gradients of a random sum of both outputs."""
+    torch.manual_seed(seed)
+    reference, model = lxmert.reference.to(dtype), lxmert.model.to(dtype)
     ids = torch.randint(1, 50, (4, 9))
     visible = torch.rand(4, 9) < 0.6
+    visible &= torch.arange(9) < torch.randint(2, 10, (4, 1))
     visible[:, 0] = True
-    features = torch.randn(4, 16, 10, dtype=dtype)
+    features = torch.randn(4, 16, 10, dtype=dtype, requires_grad=True)
+    other_features = features.detach().clone().requires_grad_()
     boxes = grid_boxes(4).to(dtype).expand(4, 16, 4)
-    with torch.no_grad():
-        expected = reference(
-            input_ids=ids, attention_mask=visible.to(dtype), visual_feats=features, visual_pos=boxes
-        )
-        text, visual = model(ids, visible, features)
-        # The painting path skips what nobody reads of the last layer: its text half, its cells left alone.
-        cells = torch.tensor([[3, 1, 15]] * 4)
-        painted = model.paint_logits(*model.encode_text(ids, visible), model.encode_visual(features), cells)
-        expected_logits = model.code_head(expected.vision_output[:, [3, 1, 15]])
+    expected = reference(
+        input_ids=ids, attention_mask=visible.to(dtype), visual_feats=other_features, visual_pos=boxes
+    )
+    text, visual = model(ids, visible, features)
     torch.testing.assert_close(text, expected.language_output, rtol=0, atol=tolerance)
     torch.testing.assert_close(visual, expected.vision_output, rtol=0, atol=tolerance)
+    # The painting path skips what nobody reads of the last layer: its text half, its cells left alone.
+    cells = torch.tensor([[3, 1, 15]] * 4)
+    painted = model.paint_logits(*model.encode_text(ids, visible), model.encode_visual(features), cells)
+    expected_logits = model.code_head(expected.vision_output[:, [3, 1, 15]])
     torch.testing.assert_close(painted, expected_logits, rtol=0, atol=tolerance)
+
+    text_weights, visual_weights = torch.randn_like(text), torch.randn_like(visual)
+    ((text * text_weights).sum() + (visual * visual_weights).sum()).backward()
+    outputs = expected.language_output * text_weights, expected.vision_output * visual_weights
+    (outputs[0].sum() + outputs[1].sum()).backward()
+    theirs = {name: parameter.grad for name, parameter in reference.named_parameters()}
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    compared = 0
+    for ours, sources in lxmert.names.items():
+        if sources[0] in theirs:
+            joined = torch.cat([theirs[name] for name in sources])
+            torch.testing.assert_close(gradients[ours], joined, rtol=tolerance, atol=tolerance)
+            compared += 1
+    assert compared == len(lxmert.names) - 12  # all but both heads and the mask feature
+    torch.testing.assert_close(features.grad, other_features.grad, rtol=tolerance, atol=tolerance)
 
 
 def test_fused_attention_of_gpus_equals_the_explicit_one(tiny, monkeypatch):
@@ -112,7 +106,7 @@ def test_fused_attention_of_gpus_equals_the_explicit_one(tiny, monkeypatch):
     visible = tiny.ids != tiny.tokenizer.pad
     explicit = tiny.model(tiny.ids, visible, tiny.features)
     fused = torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(module, "scaled_dot_product", lambda q, k, v, bias, p: fused(q, k, v, bias, p))
+    monkeypatch.setattr(module, "scaled_dot_product", lambda q, k, v, bias, p, _: fused(q, k, v, bias, p))
     for one, other in zip(tiny.model(tiny.ids, visible, tiny.features), explicit, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -197,14 +191,26 @@ def test_tied_code_head_holds_the_frozen_codebook(tiny):
 
 
 def test_paper_size_counts_as_228_million():
+    """The parts that TransformerConfig names, in millions; the papers' figure leaves out what LXMERT has besides."""
     with torch.device("meta"):
         model = UnifiedTransformer(named_config("base"))
 
-    def count(module):
-        return sum(parameter.numel() for parameter in module.parameters())
+    def millions(module):
+        return round(sum(parameter.numel() for parameter in module.parameters()) / 1e6, 1)
 
-    parts = [model.language_layers, model.cross_layers, model.visual_layers, model.text_embedding.words]
-    assert round((sum(map(count, parts)) + count(model.code_head)) / 1e6) == 228
+    counted = {
+        "language": millions(model.language_layers),
+        "cross": millions(model.cross_layers),
+        "visual": millions(model.visual_layers),
+        "words": millions(model.text_embedding.words),
+        "codes": millions(model.code_head),
+    }
+    assert counted == {"language": 63.8, "cross": 82.7, "visual": 35.4, "words": 23.4, "codes": 22.7}
+    assert round(sum(counted.values())) == 228
+    assert round(millions(model) - sum(counted.values()), 1) == 2.6
+    text, words = model.text_embedding, model.text_embedding.words
+    rest = millions(text) - millions(words), millions(model.visual_embedding), millions(model.word_transform)
+    assert [round(part, 1) for part in rest] == [0.4, 1.6, 0.6]
 
 
 def test_grid_boxes_are_row_major():
@@ -232,3 +238,20 @@ def test_config_errors_name_the_key(tiny):
         named_config("toybox")
     with pytest.raises(UserError, match="known sizes"):
         named_config("huge")
+
+
+def test_features_of_another_grid_and_nan_are_one_message(tiny):
+    with pytest.raises(UserError, match=r"\[n, 16, 10\].*\[3, 9, 10\]"):
+        tiny.model.encode_visual(tiny.features[:, :9])
+    with pytest.raises(UserError, match=r"\[3, 16, 7\]"):
+        tiny.model.encode_visual(tiny.features[..., :7])
+    broken = tiny.features.clone()
+    broken[2, 5, 1] = float("nan")
+    with torch.no_grad(), pytest.raises(UserError, match="row 2"):
+        tiny.model.encode_visual(broken)
+
+
+def test_a_text_beyond_the_position_table_is_one_message(tiny):
+    ids = torch.full((1, 21), tiny.tokenizer.cls)
+    with pytest.raises(UserError, match="21 tokens.*20 text positions"):
+        tiny.model.encode_text(ids, None)

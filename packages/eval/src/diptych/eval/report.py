@@ -60,6 +60,8 @@ class ReportInputs:
     curves: per stage the history rows of its training, {"step": ..., "loss": ..., ...}.
     captions: {"image_id", "real_png", "caption", "references", "main_right"} per picture.
     pictures: {"prompt", "real", "reconstruction", "painted", "main_right"}; pictures as PNG or JPEG bytes.
+    progress: what became of the same pictures during training: {"image_id", "real", "prompt", "steps"}, where steps
+        are {"step", "caption" of the picture, "painted" from the prompt}.
     stages: {"name", "minutes", "peak_memory_gib"}; the memory may be None.
     """
 
@@ -74,6 +76,7 @@ class ReportInputs:
     captions: Sequence[Mapping[str, Any]]
     pictures: Sequence[Mapping[str, Any]]
     stages: Sequence[Mapping[str, Any]]
+    progress: Sequence[Mapping[str, Any]] = ()
 
 
 def write_report(inputs: ReportInputs, path: Path | str) -> None:
@@ -209,15 +212,20 @@ def _data_uri(content: bytes) -> str:
 
 
 def _curves(stage: str, rows: Sequence[Mapping[str, float]]) -> list[Markup]:
-    """One small inline SVG per recorded quantity."""
+    """One small inline SVG per recorded quantity; what was measured on val (`val_loss`) is drawn over its `loss`."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    columns = dict.fromkeys(key for row in rows for key in row if key not in ("step", "learning_rate"))
+    recorded = dict.fromkeys(key for row in rows for key in row if key not in ("step", "learning_rate"))
+    columns = [name for name in recorded if name.removeprefix("val_") == name or name[4:] not in recorded]
     drawings = []
     for column in columns:
-        points = [(row["step"], row[column]) for row in rows if "step" in row and _is_number(row.get(column))]
+        lines = {
+            name: [(row["step"], row[name]) for row in rows if "step" in row and _is_number(row.get(name))]
+            for name in (column, f"val_{column}")
+        }
+        points, measured = lines.values()
         if len(points) < 2:
             continue
         # Escaped dollar signs keep matplotlib from reading names as formulas.
@@ -230,7 +238,10 @@ def _curves(stage: str, rows: Sequence[Mapping[str, float]]) -> list[Markup]:
         with matplotlib.rc_context(style):
             figure = Figure(figsize=(3.3, 2.0), layout="constrained")
             axes = figure.add_subplot()
-            axes.plot(*zip(*points, strict=True), color=_ACCENT, linewidth=1.3)
+            axes.plot(*zip(*points, strict=True), color=_ACCENT, linewidth=1.3, label="train")
+            if measured:
+                axes.plot(*zip(*measured, strict=True), color=_INK, linewidth=1, marker=".", label="val")
+                axes.legend(frameon=False, labelcolor="#6b6f78")
             axes.set_title(column.replace("_", " "), loc="left", color=_INK, fontsize=9)
             axes.spines[["top", "right"]].set_visible(False)
             axes.spines[["left", "bottom"]].set_color("#c9cbd1")

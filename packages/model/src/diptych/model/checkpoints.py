@@ -27,18 +27,24 @@ class TrainingCheckpoints:
         """Write ``state`` as the newest checkpoint and drop all but the last two.
 
         The file appears under its name only when it is complete and on disk, so a crash at any moment leaves the
-        previous checkpoint readable.
+        previous checkpoint readable. OSError where it cannot be written (a full disk); then nothing of it is left.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         paths = self._paths()
         number = int(paths[0].stem.split("-")[1]) + 1 if paths else 1
         path = self.folder / f"checkpoint-{number:08d}.pt"
         temporary = path.with_suffix(".partial")
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            with temporary.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            # torch.save reports a full disk as a RuntimeError about its own positions in the file
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
+            raise cause from None
         directory = os.open(self.folder, os.O_RDONLY)
         try:
             os.fsync(directory)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.model.decisions import PAPER, Decisions
 from diptych.model.decoding.caption import word_log_probabilities
 from diptych.model.decoding.paint import PaintText, mask_predict_counts
 from diptych.model.tokenizer import CaptionTokenizer
@@ -37,9 +38,14 @@ def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) ->
     return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing * classes / (classes - 1))
 
 
-def sample_mask(n: int, cells: int, least: float = 0.0) -> Tensor:
+def sample_mask(n: int, cells: int, least: float = 0.0, decisions: Decisions = PAPER) -> Tensor:
     """Draw the cells to predict, bool ``[n, cells]``: per sample a ratio uniform in (``least``, 1], rounded up to
-    whole cells, then that many cells at random (X-LXMERT 5.1, where ``least`` is 0). Uses torch's global generator."""
+    whole cells, then that many cells at random (X-LXMERT 5.1, where ``least`` is 0). With ``decisions.shared_masks``
+    all samples have the same cells, their number uniform from a tenth of the cells to all. Uses torch's global
+    generator."""
+    if decisions.shared_masks:
+        count = int(torch.randint(max(1, cells // 10), cells + 1, ()))
+        return (torch.randperm(cells) < count).expand(n, cells).clone()
     counts = ((least + (1 - least) * torch.rand(n, 1)) * cells).ceil().clamp(min=1)
     ranks = torch.rand(n, cells).argsort(1).argsort(1)
     return ranks < counts
@@ -61,6 +67,44 @@ def caption_loss(
     keys_values = model.visual_keys_values(model.encode_visual_prefix(features))
     states = model.caption_states(ids[:, :-1], keys_values)
     return smoothed_cross_entropy(model.word_logits(states[supervised]), targets[supervised], smoothing)
+
+
+def sample_positions(tokenizer: CaptionTokenizer, ids: Tensor, decisions: Decisions = PAPER) -> Tensor:
+    """Draw the token of each caption that is to be predicted: int64 ``[...]`` for ids ``[..., t]``, uniform over the
+    tokens after [CLS] up to [SEP], with ``decisions.padding_is_target`` over one [PAD] more if there is one. Uses
+    torch's global generator."""
+    targets = (ids != tokenizer.pad).sum(-1) - 1
+    if decisions.padding_is_target:
+        targets = (targets + 1).clamp(max=ids.shape[-1] - 1)
+    return 1 + (torch.rand(targets.shape).to(ids.device) * targets).long()
+
+
+def masked_caption_loss(
+    model: UnifiedTransformer,
+    tokenizer: CaptionTokenizer,
+    features: Tensor,
+    ids: Tensor,
+    positions: Tensor,
+    smoothing: float,
+) -> Tensor:
+    """Word-level loss (UMT equation 1) by the ``masked`` scheme: one word of each caption is hidden and predicted from
+    the image and the words before it.
+
+    Args:
+        features: grid features float ``[n, cells, D]``.
+        ids: int64 ``[n, c, t]``, c captions per image; they share the visual layers that no word reaches.
+        positions: int64 ``[n, c]``, the word to predict (:func:`sample_positions`).
+    """
+    visual = model.encode_visual(features)
+    if ids.shape[1] > 1:
+        visual = visual.repeat_interleave(ids.shape[1], 0)
+    ids, positions = ids.flatten(0, 1), positions.flatten()
+    ids = ids[:, : int(positions.max()) + 1]
+    places = torch.arange(ids.shape[1], device=ids.device)
+    targets = ids.gather(1, positions[:, None])[:, 0]
+    hidden = ids.scatter(1, positions[:, None], tokenizer.mask)
+    logits = model.masked_caption_logits(hidden, places <= positions[:, None], visual, positions)
+    return smoothed_cross_entropy(logits, targets, smoothing)
 
 
 def paint_loss(

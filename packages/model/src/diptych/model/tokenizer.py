@@ -52,8 +52,10 @@ class CaptionTokenizer:
         """Encode captions to int64 ``[n, length]``; longer ones are cut, with ``[SEP]`` in the last place.
 
         Raises:
-            UserError: a caption without any word.
+            UserError: a caption without any word, or with none that the vocabulary can spell; no room for a word.
         """
+        if length < 3:
+            raise UserError(f"caption length is {length}; [CLS], one word and [SEP] are 3 tokens")
         rows = torch.full((len(captions), length), self.pad)
         if not captions:
             return rows
@@ -62,6 +64,11 @@ class CaptionTokenizer:
             words = [piece for piece in pieces if piece != self.stop]
             if not words:
                 raise UserError(f"caption {caption!r} has no word; write at least one")
+            if all(piece == self.unk for piece in words):
+                raise UserError(
+                    f"caption {caption!r} has only characters that the tokenizer does not know; write it in the "
+                    "language of the training captions"
+                )
             ids = [self.cls, *[*words, self.stop][: length - 2], self.sep]
             row[: len(ids)] = torch.tensor(ids)
         return rows

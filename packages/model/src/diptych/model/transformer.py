@@ -1,11 +1,14 @@
 """The unified multimodal transformer: LXMERT's two streams with a word head and a code head (UMT 3.1).
 
-Two layouts share one set of weights:
+Three layouts share one set of weights:
 
 * painting is bidirectional LXMERT: both streams see each other, text padding is hidden
   (:meth:`UnifiedTransformer.forward`, :meth:`UnifiedTransformer.paint_logits`);
-* captioning is ``prefix``: text is causal and the visual stream never sees text, so the visual states of an image
-  are computed once for all its captions and for all decoding steps
+* captioning by the ``masked`` scheme is the papers': the words so far and a [MASK] at the position to predict see
+  each other both ways, and the visual stream sees them, so that every word is a new forward pass
+  (:meth:`UnifiedTransformer.masked_caption_logits`);
+* captioning by the ``prefix`` scheme: text is causal and the visual stream never sees text, so the visual states of an
+  image are computed once for all its captions and for all decoding steps
   (:meth:`UnifiedTransformer.encode_visual_prefix`, :meth:`UnifiedTransformer.caption_states`).
 
 Letters in shape comments: n images or texts, c captions per image, t text positions, v grid cells (64), h hidden
@@ -21,20 +24,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.model.config import TransformerConfig
+from diptych.model.errors import UserError
 
 LAYER_NORM_EPSILON = 1e-12
 
 
 def scaled_dot_product(
-    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, dropout: float
+    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, dropout: float, fused: bool = False
 ) -> Tensor:
     """Attend with ``queries`` ``[n, heads, q, d]`` to ``keys`` and ``values`` ``[n, heads, k, d]``.
 
     ``bias`` is 0 where a key is visible and minus infinity where it is hidden; it broadcasts to
     ``[n, heads, q, k]``. On a CPU two batched products and a softmax beat the fused kernel at our lengths (17 to 85
-    positions) in training; on a GPU the fused kernel wins.
+    positions) in training; without gradients (``fused``), and on a GPU always, the fused kernel wins.
     """
-    if queries.device.type != "cpu":
+    if fused or queries.device.type != "cpu":
         mask = None if bias is None else bias.to(queries.dtype)
         return F.scaled_dot_product_attention(queries, keys, values, mask, dropout)
     scores = torch.matmul(queries * (1 / math.sqrt(queries.shape[-1])), keys.transpose(-1, -2))
@@ -83,17 +87,31 @@ class KeyValueCache:
             self.keys, self.values = self.keys[rows], self.values[rows]
 
 
-class Attention(nn.Module):
-    """Multi-head attention, output projection, dropout, residual and LayerNorm (post-norm).
+class Projection(nn.Linear):
+    """Queries, keys and values from one matrix, so that a stream which needs all three pays for one product; a
+    stream that needs only some of them uses a slice of the matrix."""
 
-    Queries, keys and values come from one matrix, so that a stream which needs all three pays for one product; a
-    stream that needs only some of them uses a slice of the matrix.
-    """
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(hidden_size, 3 * hidden_size)
+
+    def forward(self, states: Tensor, first: int = 0, last: int = 3) -> Tensor:
+        """Project ``[..., h]`` to the parts from ``first`` to before ``last`` of (queries, keys, values):
+        ``[..., (last - first) * h]``."""
+        if (first, last) == (0, 3):
+            return super().forward(states)
+        rows = slice(first * self.in_features, last * self.in_features)
+        return F.linear(states, self.weight[rows], self.bias[rows])
+
+
+class Attention(nn.Module):
+    """Multi-head attention, output projection, dropout, residual and LayerNorm (post-norm)."""
+
+    fused = False  # see scaled_dot_product
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.heads = config.attention_heads
-        self.projection = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.projection = Projection(config.hidden_size)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPSILON)
         self.dropout = config.dropout
@@ -101,11 +119,7 @@ class Attention(nn.Module):
     def project(self, states: Tensor, first: int = 0, last: int = 3) -> tuple[Tensor, ...]:
         """Project ``[n, length, h]`` to some of (queries, keys, values): a tuple of ``[n, heads, length, d]``."""
         n, length, h = states.shape
-        if (first, last) == (0, 3):
-            projected = self.projection(states)
-        else:
-            rows = slice(first * h, last * h)
-            projected = F.linear(states, self.projection.weight[rows], self.projection.bias[rows])
+        projected = self.projection(states, first, last)
         return (
             projected.view(n, length, last - first, self.heads, h // self.heads)
             .permute(2, 0, 3, 1, 4)
@@ -124,7 +138,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Return LayerNorm(states + output(attention)), ``[n, length, h]``."""
         dropout = self.dropout if self.training else 0.0
-        mixed = scaled_dot_product(queries, keys, values, bias, dropout).transpose(1, 2).reshape(states.shape)
+        mixed = scaled_dot_product(queries, keys, values, bias, dropout, self.fused)
+        mixed = mixed.transpose(1, 2).reshape(states.shape)
         return self.norm(states + F.dropout(self.output(mixed), dropout, self.training))
 
     def forward(
@@ -179,21 +194,54 @@ class CrossLayer(nn.Module):
         self.text_feed_forward = FeedForward(config)
         self.visual_feed_forward = FeedForward(config)
 
-    def forward(self, text: Tensor, text_bias: Tensor | None, visual: Tensor) -> tuple[Tensor, Tensor]:
-        """Both streams see each other: text ``[n, t, h]`` and visual ``[n, v, h]`` to the same shapes."""
+    def forward(
+        self,
+        text: Tensor,
+        text_bias: Tensor | None,
+        visual: Tensor,
+        visual_projection: tuple[Tensor, ...] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Both streams see each other: text ``[n, t, h]`` and visual ``[n, v, h]`` to the same shapes.
+
+        ``visual_projection`` is ``cross_attention.project(visual)``, where the caller has it already.
+        """
         cross = self.cross_attention
         text_queries, text_keys, text_values = cross.project(text)
-        visual_queries, visual_keys, visual_values = cross.project(visual)
+        visual_queries, visual_keys, visual_values = visual_projection or cross.project(visual)
         text = cross.attend(text, text_queries, visual_keys, visual_values)
         visual = cross.attend(visual, visual_queries, text_keys, text_values, text_bias)
         return self.text_feed_forward(self.text_attention(text, text_bias)), self.visual_alone(visual)
 
-    def visual_attentions(self, text: Tensor, text_bias: Tensor | None, visual: Tensor) -> Tensor:
+    def visual_attentions(
+        self,
+        text: Tensor,
+        text_bias: Tensor | None,
+        visual: Tensor,
+        visual_projection: tuple[Tensor, ...] | None = None,
+    ) -> Tensor:
         """The visual half of :meth:`forward` without its feed-forward network, for the last layer of painting:
         nobody reads its text output, and the network is needed at a few cells only."""
         cross = self.cross_attention
         keys, values = cross.keys_values(text)
-        return self.visual_attention(cross.attend(visual, cross.queries(visual), keys, values, text_bias))
+        queries = visual_projection[0] if visual_projection else cross.queries(visual)
+        return self.visual_attention(cross.attend(visual, queries, keys, values, text_bias))
+
+    def text_at(
+        self,
+        text: Tensor,
+        text_bias: Tensor | None,
+        visual: Tensor,
+        positions: Tensor,
+        visual_projection: tuple[Tensor, ...] | None = None,
+    ) -> Tensor:
+        """The text half of :meth:`forward` at one position of each text (int64 ``[n]``): ``[n, h]``. It is all that
+        the last layer of ``masked`` captioning needs."""
+        cross, own = self.cross_attention, self.text_attention
+        visual_keys_values = visual_projection[1:] if visual_projection else cross.keys_values(visual)
+        text = cross.attend(text, cross.queries(text), *visual_keys_values)
+        keys, values = own.keys_values(text)
+        rows = text[torch.arange(len(text), device=text.device), positions, None]
+        return self.text_feed_forward(own.attend(rows, own.queries(rows), keys, values, text_bias))[:, 0]
 
     def visual_alone(self, visual: Tensor) -> Tensor:
         """The visual stream of ``prefix`` captioning, which skips the cross-attention."""
@@ -230,7 +278,16 @@ class TextEmbedding(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, ids: Tensor, start: int = 0) -> Tensor:
-        """Embed ids int64 ``[n, t]`` that stand at the positions from ``start`` on: ``[n, t, h]``."""
+        """Embed ids int64 ``[n, t]`` that stand at the positions from ``start`` on: ``[n, t, h]``.
+
+        Raises:
+            UserError: the text is longer than the position table.
+        """
+        if start + ids.shape[1] > len(self.positions.weight):
+            raise UserError(
+                f"a text of {start + ids.shape[1]} tokens, but this transformer has {len(self.positions.weight)} text "
+                "positions; use a shorter caption length"
+            )
         offsets = self.positions.weight[start : start + ids.shape[1]] + self.token_types.weight[0]
         return F.dropout(self.norm(self.words(ids) + offsets), self.dropout, self.training)
 
@@ -343,12 +400,12 @@ class UnifiedTransformer(nn.Module):
 
     # Parts that both layouts use
 
-    def encode_text(self, ids: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-        """Run embedding and language layers on ids int64 ``[n, t]`` with ``visible`` bool ``[n, t]``.
+    def encode_text(self, ids: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Run embedding and language layers on ids int64 ``[n, t]`` with ``visible`` bool ``[n, t]`` (None: all).
 
         Returns states ``[n, t, h]`` and the attention bias of the text, the input of :meth:`paint_logits`.
         """
-        bias = padding_bias(visible)
+        bias = None if visible is None else padding_bias(visible)
         text = self.text_embedding(ids)
         for layer in self.language_layers:
             text = layer(text, bias)
@@ -356,7 +413,24 @@ class UnifiedTransformer(nn.Module):
 
     def encode_visual(self, features: Tensor, masked: Tensor | None = None) -> Tensor:
         """Run embedding and visual layers on features float ``[n, v, D]``, masked where bool ``[n, v]``:
-        ``[n, v, h]``."""
+        ``[n, v, h]``.
+
+        Raises:
+            UserError: the features are of another grid or size; or, when no gradients are needed, not finite (training
+                checks its loss instead).
+        """
+        config = self.config
+        if features.shape[1:] != (config.cells, config.feature_dim):
+            raise UserError(
+                f"grid features are [n, {config.cells}, {config.feature_dim}] for this transformer, these are "
+                f"{list(features.shape)}; use features of the detector and grid that it was trained with"
+            )
+        if not torch.is_grad_enabled() and not torch.isfinite(features).all():
+            rows = (~torch.isfinite(features).flatten(1).all(1)).nonzero()[:, 0].tolist()
+            raise UserError(
+                f"grid features are NaN or infinite in row {rows[0]} of the batch ({len(rows)} such rows); extract "
+                "these images again"
+            )
         visual = self.visual_embedding(features, masked)
         for layer in self.visual_layers:
             visual = layer(visual)
@@ -377,7 +451,19 @@ class UnifiedTransformer(nn.Module):
             text, visual = layer(text, bias, visual)
         return text, visual
 
-    def paint_logits(self, text: Tensor, text_bias: Tensor, visual: Tensor, positions: Tensor) -> Tensor:
+    def visual_projection(self, visual: Tensor) -> tuple[Tensor, ...]:
+        """Return what the first cross-modality layer makes of ``visual`` ``[n, v, h]`` whatever the text is: queries,
+        keys and values, ``[n, heads, v, d]`` each."""
+        return self.cross_layers[0].cross_attention.project(visual)
+
+    def paint_logits(
+        self,
+        text: Tensor,
+        text_bias: Tensor | None,
+        visual: Tensor,
+        positions: Tensor,
+        visual_projection: tuple[Tensor, ...] | None = None,
+    ) -> Tensor:
         """Return logits over the codes at chosen cells only.
 
         Args:
@@ -385,16 +471,45 @@ class UnifiedTransformer(nn.Module):
             visual: from :meth:`encode_visual`; the same with and without guidance.
             positions: either bool ``[n, v]`` (result ``[m, K]``, m cells in row-major order) or int64 ``[n, p]``
                 (result ``[n, p, K]``).
+            visual_projection: of ``visual`` (:meth:`visual_projection`), where the caller has it already.
         """
         *layers, last = self.cross_layers
         for layer in layers:
-            text, visual = layer(text, text_bias, visual)
-        states = last.visual_attentions(text, text_bias, visual)
+            text, visual = layer(text, text_bias, visual, visual_projection)
+            visual_projection = None
+        states = last.visual_attentions(text, text_bias, visual, visual_projection)
         if positions.dtype == torch.bool:
             states = states[positions]
         else:
             states = states[torch.arange(len(states), device=states.device)[:, None], positions]
         return self.code_head(last.visual_feed_forward(states))
+
+    # Masked layout: captioning as in the papers
+
+    def masked_caption_logits(
+        self,
+        ids: Tensor,
+        visible: Tensor | None,
+        visual: Tensor,
+        positions: Tensor,
+        visual_projection: tuple[Tensor, ...] | None = None,
+    ) -> Tensor:
+        """Return the logits float ``[n, V]`` of one word of each caption (X-LXMERT's masked language model; UMT 4.1.1).
+
+        Args:
+            ids: int64 ``[n, t]`` with [MASK] at ``positions``.
+            visible: bool ``[n, t]``, the words that may be seen: by both streams. None: all; so a decoder that writes
+                the same position of all captions passes the ids up to it and no mask.
+            visual: from :meth:`encode_visual`, ``[n, v, h]``; without dropout the same for all words of a caption.
+            positions: int64 ``[n]``.
+            visual_projection: of ``visual`` (:meth:`visual_projection`), where the caller has it already.
+        """
+        text, bias = self.encode_text(ids, visible)
+        *layers, last = self.cross_layers
+        for layer in layers:
+            text, visual = layer(text, bias, visual, visual_projection)
+            visual_projection = None
+        return self.word_logits(last.text_at(text, bias, visual, positions, visual_projection))
 
     # Prefix layout: captioning
 

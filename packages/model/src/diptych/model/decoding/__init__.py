@@ -1,1 +1,1 @@
-"""Decoders: captions word by word, paintings by mask-predict-k."""
+"""Decoders: captions word by word or by beam search, paintings by mask-predict-k or cell by cell."""

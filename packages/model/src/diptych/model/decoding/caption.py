@@ -1,13 +1,15 @@
-"""Captions, word by word with a key/value cache: greedy or sampled."""
+"""Captions, word by word, greedy or sampled, by either attention scheme."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from diptych.model.decisions import PAPER, Decisions
 from diptych.model.decoding.noise import sample_from, uniform_noise
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.transformer import UnifiedTransformer
@@ -27,11 +29,151 @@ class Captions:
     log_probabilities: Tensor
 
 
-def word_log_probabilities(logits: Tensor, tokenizer: CaptionTokenizer, temperature: float = 1.0) -> Tensor:
-    """Return the decoder's distribution, float32 ``[..., V]``: softmax(logits / temperature) without special
-    tokens."""
-    allowed = logits.float().index_fill(-1, tokenizer.forbidden.to(logits.device), float("-inf"))
-    return (allowed / temperature).log_softmax(-1)
+def word_log_probabilities(
+    logits: Tensor, tokenizer: CaptionTokenizer, temperature: float = 1.0, decisions: Decisions = PAPER
+) -> Tensor:
+    """Return the decoder's distribution, float32 ``[..., V]``: softmax(logits / temperature), by default without
+    special tokens."""
+    logits = logits.float()
+    if not decisions.special_words:
+        logits = logits.index_fill(-1, tokenizer.forbidden.to(logits.device), float("-inf"))
+    return (logits / temperature).log_softmax(-1)
+
+
+class NextWord(Protocol):
+    """What writes captions: one object for one batch of images, asked for one word after the other."""
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """Return the logits ``[n, V]`` of the word after ``ids`` int64 ``[n, t]``, which start with [CLS]: at the first
+        call of any length, later those of the call before with one word more."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows of the batch only (int64 ``[m]``; any order, repeats allowed)."""
+
+
+class WordFilter(Protocol):
+    """What excludes words (:class:`diptych.model.decoding.words.WordFilters`)."""
+
+    def __call__(self, ids: Tensor, log_probabilities: Tensor) -> Tensor:
+        """Return ``log_probabilities`` float ``[n, V]`` of the word after ``ids`` int64 ``[n, t]``, minus infinity at
+        excluded words."""
+
+
+class PrefixNextWord:
+    """The ``prefix`` scheme: only the newest word runs through the network, the others are in caches.
+
+    As long as there are equally many captions of every image, side by side, they share its visual keys and values.
+
+    ``prefix`` is from ``model.encode_visual_prefix(grid features [n, 64, D])``; ``length`` as in
+    :func:`write_captions`.
+    """
+
+    def __init__(self, model: UnifiedTransformer, prefix: list[Tensor], length: int) -> None:
+        self.model = model
+        self.keys_values = model.visual_keys_values(prefix)
+        self.caches = model.caption_caches(length - 2)
+        self.images = len(prefix[0])
+        self.captions_per_image = 1
+
+    def logits(self, ids: Tensor) -> Tensor:
+        newest = ids[:, self.caches[0].length :]
+        return self.model.word_logits(self.model.caption_states(newest, self.keys_values, self.caches)[:, -1])
+
+    def keep(self, rows: Tensor) -> None:
+        images = rows // self.captions_per_image
+        neighbours, counts = images.unique_consecutive(return_counts=True)
+        if (counts == counts[0]).all():
+            images = neighbours
+        self.captions_per_image = len(rows) // len(images)
+        if len(images) != self.images or (images != torch.arange(self.images, device=rows.device)).any():
+            self.keys_values = [(keys[images], values[images]) for keys, values in self.keys_values]
+            self.images = len(images)
+        for cache in self.caches:
+            cache.keep(rows)
+
+
+class MaskedNextWord:
+    """The papers' ``masked`` scheme: a [MASK] follows the words so far, and every word is a new forward pass; only the
+    visual states that no word has reached are kept.
+
+    ``visual`` is from ``model.encode_visual(grid features [n, 64, D])``.
+    """
+
+    def __init__(self, model: UnifiedTransformer, visual: Tensor, mask: int) -> None:
+        self.model = model
+        self.mask = mask
+        self.visual = visual
+        self.visual_projection = model.visual_projection(visual)
+        self.images = torch.arange(len(visual), device=visual.device)  # of each row
+
+    def logits(self, ids: Tensor) -> Tensor:
+        masks = ids.new_full((len(ids), 1), self.mask)
+        positions = ids.new_full((len(ids),), ids.shape[1])
+        return self.model.masked_caption_logits(
+            torch.cat([ids, masks], 1), None, self.visual, positions, self.visual_projection
+        )
+
+    def keep(self, rows: Tensor) -> None:
+        images = self.images[rows]
+        if not images.equal(self.images):
+            self.visual = self.visual[rows]
+            self.visual_projection = tuple(part[rows] for part in self.visual_projection)
+            self.images = images
+
+
+@torch.no_grad()
+def write_captions(
+    next_word: NextWord,
+    tokenizer: CaptionTokenizer,
+    n: int,
+    length: int,
+    device: torch.device | str,
+    temperature: float = 0.0,
+    seeds: Sequence[int] | None = None,
+    decisions: Decisions = PAPER,
+    start: Sequence[int] = (),
+    filter_words: WordFilter | None = None,
+) -> Captions:
+    """Write n captions, one for each row of ``next_word``.
+
+    Args:
+        length: tokens in a row, ``[CLS]`` and ``[SEP]`` included (17 in UMT 5.1).
+        temperature: 0 takes the likeliest word (greedy), above 0 samples from softmax(logits / temperature).
+        seeds: one whole number >= 0 per caption, needed for sampling; the same seed gives an image the same caption
+            in every batch.
+        start: the words that all captions start with (:func:`diptych.model.decoding.words.start_words`); as nobody
+            chose them, their log-probabilities are 0.
+        filter_words: what it excludes is never written. Sampling takes from what it leaves and the log-probabilities
+            are those of that distribution; greedy, they are the model's.
+
+    A row is done at its full stop; done rows leave the batch. The model should be in eval mode.
+    """
+    if temperature > 0 and (seeds is None or len(seeds) != n):
+        raise ValueError("sampling needs one seed per caption")
+    device = torch.device(device)
+    ids = torch.full((n, length), tokenizer.pad, device=device)
+    ids[:, : len(start) + 1] = ids.new_tensor([tokenizer.cls, *start])
+    log_probabilities = torch.zeros(n, length, device=device)
+    noise = uniform_noise(seeds or [], length, device=device) if temperature > 0 else None
+    rows = torch.arange(n, device=device)  # the captions that are still being written
+    for position in range(len(start) + 1, length - 1):
+        written = ids[rows, :position]
+        choices = word_log_probabilities(next_word.logits(written), tokenizer, temperature or 1.0, decisions)
+        if filter_words is not None:
+            choices = filter_words(written, choices)
+            if noise is not None:
+                choices = choices.log_softmax(-1)
+        words = choices.argmax(-1) if noise is None else sample_from(choices, noise[rows, position])
+        ids[rows, position] = words
+        log_probabilities[rows, position] = choices.gather(-1, words[:, None])[:, 0]
+        ids[rows, position + 1] = tokenizer.sep  # overwritten unless this was the last word
+        open_rows = (words != tokenizer.stop).nonzero()[:, 0]
+        if len(open_rows) == 0:
+            break
+        if len(open_rows) < len(rows):
+            rows = rows[open_rows]
+            next_word.keep(open_rows)
+    return Captions(ids, log_probabilities)
 
 
 @torch.no_grad()
@@ -43,40 +185,25 @@ def decode_captions(
     temperature: float = 0.0,
     seeds: Sequence[int] | None = None,
 ) -> Captions:
-    """Write one caption per image.
+    """Write one caption per image by the ``prefix`` scheme; ``prefix`` as in :class:`PrefixNextWord`, the rest as in
+    :func:`write_captions`."""
+    next_word = PrefixNextWord(model, prefix, length)
+    return write_captions(next_word, tokenizer, len(prefix[0]), length, prefix[0].device, temperature, seeds)
 
-    Args:
-        prefix: from ``model.encode_visual_prefix(grid features [n, 64, D])``.
-        length: tokens in a row, ``[CLS]`` and ``[SEP]`` included (17 in UMT 5.1).
-        temperature: 0 takes the likeliest word (greedy), above 0 samples from softmax(logits / temperature).
-        seeds: one whole number >= 0 per image, needed for sampling; the same seed gives an image the same caption
-            in every batch.
 
-    A row is done at its full stop; done rows leave the batch. The model should be in eval mode.
-    """
-    if temperature > 0 and (seeds is None or len(seeds) != len(prefix[0])):
-        raise ValueError("sampling needs one seed per image")
-    n, device = len(prefix[0]), prefix[0].device
-    ids = torch.full((n, length), tokenizer.pad, device=device)
-    ids[:, 0] = tokenizer.cls
-    log_probabilities = torch.zeros(n, length, device=device)
-    noise = uniform_noise(seeds or [], length, device=device) if temperature > 0 else None
-    keys_values = model.visual_keys_values(prefix)
-    caches = model.caption_caches(length - 2)
-    rows = torch.arange(n, device=device)  # the captions that are still being written
-    for position in range(1, length - 1):
-        states = model.caption_states(ids[rows, position - 1, None], keys_values, caches)[:, 0]
-        choices = word_log_probabilities(model.word_logits(states), tokenizer, temperature or 1.0)
-        words = choices.argmax(-1) if noise is None else sample_from(choices, noise[rows, position])
-        ids[rows, position] = words
-        log_probabilities[rows, position] = choices.gather(-1, words[:, None])[:, 0]
-        ids[rows, position + 1] = tokenizer.sep  # overwritten unless this was the last word
-        open_rows = (words != tokenizer.stop).nonzero()[:, 0]
-        if len(open_rows) == 0:
-            break
-        if len(open_rows) < len(rows):
-            rows = rows[open_rows]
-            keys_values = [(keys[open_rows], values[open_rows]) for keys, values in keys_values]
-            for cache in caches:
-                cache.keep(open_rows)
-    return Captions(ids, log_probabilities)
+@torch.no_grad()
+def decode_masked_captions(
+    model: UnifiedTransformer,
+    tokenizer: CaptionTokenizer,
+    visual: Tensor,
+    length: int,
+    temperature: float = 0.0,
+    seeds: Sequence[int] | None = None,
+    decisions: Decisions = PAPER,
+) -> Captions:
+    """Write one caption per image by the ``masked`` scheme; ``visual`` as in :class:`MaskedNextWord`, the rest as in
+    :func:`write_captions`."""
+    next_word = MaskedNextWord(model, visual, tokenizer.mask)
+    return write_captions(
+        next_word, tokenizer, len(visual), length, visual.device, temperature, seeds, decisions
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,28 @@ def uniform_noise(seeds: Sequence[int], *shape: int, device: torch.device) -> Te
     generator = torch.Generator()
     rows = [torch.rand(shape, generator=generator.manual_seed(seed), dtype=torch.float64) for seed in seeds]
     return torch.stack(rows).to(device)
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """Return a seed whose noise has nothing to do with that of ``seed`` or of another purpose."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "little") >> 1
+
+
+def sample_seeds(seeds: Sequence[int], samples: int) -> list[int]:
+    """Return seeds for several samples of each item, those of one item side by side.
+
+    The first sample keeps its item's seed: it is the one that is drawn where nobody asks for more.
+    """
+    return [
+        derived_seed(seed, f"sample {sample}") if sample else seed
+        for seed in seeds
+        for sample in range(samples)
+    ]
+
+
+def gumbel_noise(noise: Tensor) -> Tensor:
+    """Turn uniform noise in [0, 1) into Gumbel noise of the same shape."""
+    return -(-noise.clamp(min=1e-12).log()).log()
 
 
 def sample_from(log_probabilities: Tensor, noise: Tensor) -> Tensor:

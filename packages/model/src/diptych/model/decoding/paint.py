@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from diptych.model.decoding.noise import sample_from, uniform_noise
+from diptych.model.decisions import PAPER, Decisions
+from diptych.model.decoding.noise import gumbel_noise, sample_from, uniform_noise
+from diptych.model.errors import UserError
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.transformer import UnifiedTransformer
 
@@ -19,11 +23,38 @@ class Paintings:
 
     Attributes:
         codes: int64 ``[n, cells]``, row-major from the top left.
-        steps: int64 ``[n, k, cells]``, the codes after each step, if asked for.
+        steps: int64 ``[n, k, cells]``, the codes after each step, if asked for; -1 where a cell has none yet.
     """
 
     codes: Tensor
     steps: Tensor | None
+
+
+@dataclass(frozen=True)
+class FixedCells:
+    """The part of n images that is there already; the other cells are free.
+
+    Attributes:
+        codes: int64 ``[n, cells]``; those of free cells do not matter.
+        fixed: bool ``[n, cells]``, the cells that keep their codes.
+    """
+
+    codes: Tensor
+    fixed: Tensor
+
+    def check(self, n: int, cells: int, codebook_size: int) -> None:
+        """Raises UserError unless the cells are those of n images and fixed codes are in the codebook."""
+        for name, part, dtype in (("codes", self.codes, torch.int64), ("fixed", self.fixed, torch.bool)):
+            if part.shape != (n, cells) or part.dtype != dtype:
+                raise UserError(
+                    f"fixed cells: {name} has to be {dtype} [{n}, {cells}], one row per painting and one column per "
+                    f"cell, is {part.dtype} {list(part.shape)}"
+                )
+        codes = self.codes[self.fixed]
+        if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < codebook_size:
+            raise UserError(
+                f"fixed cells: codes are from 0 to {codebook_size - 1}, found {int(codes.min())} to {int(codes.max())}"
+            )
 
 
 def mask_predict_counts(cells: int, steps: int) -> list[int]:
@@ -51,16 +82,128 @@ class PaintText:
             text, self.empty_bias = model.encode_text(no_text, torch.ones_like(no_text, dtype=torch.bool))
             self.empty_text = text.expand(len(ids), -1, -1)
 
+    def repeat(self, samples: int) -> PaintText:
+        """Return the text of several paintings of each caption, those of one caption side by side."""
+        repeated = copy(self)
+        repeated.text = self.text.repeat_interleave(samples, 0)
+        repeated.bias = None if self.bias is None else self.bias.repeat_interleave(samples, 0)
+        if self.guidance != 1:
+            repeated.empty_text = self.empty_text[:1].expand(len(repeated.text), -1, -1)
+        return repeated
+
     def logits(self, features: Tensor, masked: Tensor, positions: Tensor) -> Tensor:
         """Return guided logits float32 ``[n, p, K]`` at cells ``positions`` (int64 ``[n, p]``) of features
-        ``[n, cells, D]``, hidden where ``masked`` (bool ``[n, cells]``)."""
+        ``[n or 1, cells, D]``, hidden where ``masked`` (bool ``[n, cells]``)."""
         visual = self.model.encode_visual(features, masked)
-        visual = visual.expand(len(self.text), -1, -1)
-        logits = self.model.paint_logits(self.text, self.bias, visual, positions).float()
+        projection = self.model.visual_projection(visual)  # serves both texts and, of one image, all captions
+        n = len(self.text)
+        visual = visual.expand(n, -1, -1)
+        projection = tuple(part.expand(n, -1, -1, -1) for part in projection)
+        logits = self.model.paint_logits(self.text, self.bias, visual, positions, projection).float()
         if self.guidance != 1:
-            empty = self.model.paint_logits(self.empty_text, self.empty_bias, visual, positions).float()
+            empty = self.model.paint_logits(
+                self.empty_text, self.empty_bias, visual, positions, projection
+            ).float()
             logits = empty + self.guidance * (logits - empty)
         return logits
+
+
+def take_codes(logits: Tensor, temperature: float, noise: Tensor | None) -> Tensor:
+    """Return one code for each distribution ``[..., K]``: the likeliest with temperature 0, otherwise one from
+    softmax(logits / temperature) by uniform ``noise`` ``[...]``."""
+    if temperature == 0 or noise is None:
+        return logits.argmax(-1)
+    return sample_from((logits / temperature).log_softmax(-1), noise)
+
+
+@torch.no_grad()
+def mask_predict(
+    text: PaintText,
+    codebook: Tensor,
+    schedule: Callable[[int], Sequence[int]],
+    temperature: float = 0.0,
+    confidence_noise: float = 0.0,
+    seeds: Sequence[int] | None = None,
+    keep_steps: bool = False,
+    decisions: Decisions = PAPER,
+    given: FixedCells | None = None,
+) -> Paintings:
+    """Paint one image per text.
+
+    Every free cell starts masked. Each step predicts its masked cells, then masks again the least confident free
+    ones, as many as the next step predicts. The confidence of a cell is the probability that its code had in the
+    (guided, temperature 1) distribution it was taken from: that of the step that wrote it, as in Mask-Predict
+    (Ghazvininejad et al. 2019). With ``decisions.fresh_confidence`` it is, for every cell, the largest probability
+    that the last step found for any code, which for a cell that was kept is not the probability of its code.
+
+    Args:
+        codebook: float ``[K, D]``, the centroids that written cells show.
+        schedule: the number of free cells of an image to how many of them each step predicts; the first step all.
+        temperature, confidence_noise, seeds, keep_steps: as in :func:`paint_codes`.
+        given: the cells that are painted already; none: all are free.
+
+    Raises:
+        UserError: ``given`` does not fit.
+    """
+    n, cells, device = len(text.text), text.model.config.cells, codebook.device
+    noisy = temperature > 0 or confidence_noise > 0
+    if noisy and (seeds is None or len(seeds) != n):
+        raise ValueError("sampling needs one seed per painting")
+    codes = torch.zeros(n, cells, dtype=torch.int64, device=device)
+    confidences = torch.zeros(n, cells, device=device)
+    numbers_free = [cells] * n
+    if given is not None:
+        given.check(n, cells, len(codebook))
+        codes = torch.where(given.fixed, given.codes, codes)
+        confidences.masked_fill_(given.fixed, torch.inf)
+        numbers_free = (~given.fixed).sum(1).tolist()
+    schedules = {free: list(schedule(free)) for free in set(numbers_free)}
+    counts = torch.tensor([schedules[free] for free in numbers_free], device=device)  # [n, steps]
+    most = [max(step) for step in zip(*schedules.values(), strict=True)]
+    steps = len(most)
+    noise = uniform_noise(seeds or [], 2, steps, cells, device=device) if noisy else None
+    everywhere = torch.arange(cells, device=device).expand(n, cells)
+    history = []
+    for step in range(steps):
+        if most[step] == 0:  # nothing is free, or more steps than free cells
+            history.append(codes.clone())
+            continue
+        if step == 0 and given is None:  # all cells hold the mask feature, in every image: encode one image
+            positions, predicted = everywhere, torch.ones_like(everywhere, dtype=torch.bool)
+            features = torch.zeros(1, cells, codebook.shape[1], device=device)
+            masked = torch.ones(1, cells, dtype=torch.bool, device=device)
+        else:
+            ranking = confidences
+            if noise is not None and confidence_noise > 0:
+                ranking = confidences + confidence_noise * (1 - step / steps) * gumbel_noise(
+                    noise[:, 1, step]
+                )
+            # As many cells of every image as the image with most of them needs; those past its own number are read,
+            # but neither masked nor written.
+            positions = ranking.argsort(dim=1, stable=True)[:, : most[step]]
+            predicted = torch.arange(most[step], device=device) < counts[:, step, None]
+            positions, order = positions.sort(1)
+            predicted = predicted.gather(1, order)
+            features = codebook[codes]
+            masked = torch.zeros_like(codes, dtype=torch.bool).scatter_(1, positions, predicted)
+        # Confidences of all cells take logits of all cells; after the last step nobody ranks.
+        fresh = decisions.fresh_confidence and step < steps - 1
+        read = everywhere if fresh else positions
+        logits = text.logits(features, masked, read)
+        chosen = take_codes(logits, temperature, None if noise is None else noise[:, 0, step].gather(1, read))
+        if fresh:
+            confidences = logits.amax(-1) - logits.logsumexp(-1)
+            if given is not None:
+                confidences.masked_fill_(given.fixed, torch.inf)
+            chosen = chosen.gather(1, positions)
+        elif not decisions.fresh_confidence:
+            chances = logits.log_softmax(-1).gather(-1, chosen[..., None])[..., 0]
+            confidences.scatter_(
+                1, positions, torch.where(predicted, chances, confidences.gather(1, positions))
+            )
+        codes.scatter_(1, positions, torch.where(predicted, chosen, codes.gather(1, positions)))
+        history.append(codes.clone())
+    return Paintings(codes, torch.stack(history, 1) if keep_steps else None)
 
 
 @torch.no_grad()
@@ -75,14 +218,9 @@ def paint_codes(
     confidence_noise: float = 0.0,
     seeds: Sequence[int] | None = None,
     keep_steps: bool = False,
+    decisions: Decisions = PAPER,
 ) -> Paintings:
-    """Paint one image per caption.
-
-    Every cell starts masked. Each step predicts its masked cells, then masks again the least confident ones, as
-    many as the next step predicts. The confidence of a cell is the probability that its code had in the (guided,
-    temperature 1) distribution it was taken from: that of the step that wrote it, as in Mask-Predict (Ghazvininejad
-    et al. 2019). The reference implementation instead compares fresh probabilities of the likeliest code of every
-    cell, which is not the probability of a code that is kept.
+    """Paint one image per caption by mask-predict-k with the papers' schedule (:func:`mask_predict`).
 
     Args:
         codebook: float ``[K, D]``, the centroids that written cells show.
@@ -97,36 +235,6 @@ def paint_codes(
 
     The model should be in eval mode.
     """
-    noisy = temperature > 0 or confidence_noise > 0
-    if noisy and (seeds is None or len(seeds) != len(ids)):
-        raise ValueError("sampling needs one seed per caption")
-    n, cells, device = len(ids), model.config.cells, ids.device
     text = PaintText(model, tokenizer, ids, guidance)
-    noise = uniform_noise(seeds or [], 2, steps, cells, device=device) if noisy else None
-    codes = torch.zeros(n, cells, dtype=torch.int64, device=device)
-    confidences = torch.zeros(n, cells, device=device)
-    history = []
-    counts = mask_predict_counts(cells, steps)
-    for step, count in enumerate(counts):
-        if step == 0:  # all cells hold the mask feature, in every image: encode one image
-            positions = torch.arange(cells, device=device).expand(n, cells)
-            features = torch.zeros(1, cells, codebook.shape[1], device=device)
-            masked = torch.ones(1, cells, dtype=torch.bool, device=device)
-        else:
-            ranking = confidences
-            if noise is not None and confidence_noise > 0:
-                gumbel = -(-noise[:, 1, step].clamp(min=1e-12).log()).log()
-                ranking = confidences + confidence_noise * (1 - step / steps) * gumbel
-            positions = ranking.argsort(dim=1, stable=True)[:, :count].sort(1).values
-            features = codebook[codes]
-            masked = torch.zeros_like(codes, dtype=torch.bool).scatter_(1, positions, True)
-        logits = text.logits(features, masked, positions)
-        if noise is not None and temperature > 0:
-            choices = (logits / temperature).log_softmax(-1)
-            chosen = sample_from(choices, noise[:, 0, step].gather(1, positions))
-        else:
-            chosen = logits.argmax(-1)
-        codes.scatter_(1, positions, chosen)
-        confidences.scatter_(1, positions, logits.log_softmax(-1).gather(-1, chosen[..., None])[..., 0])
-        history.append(codes.clone())
-    return Paintings(codes, torch.stack(history, 1) if keep_steps else None)
+    schedule = partial(mask_predict_counts, steps=steps)
+    return mask_predict(text, codebook, schedule, temperature, confidence_noise, seeds, keep_steps, decisions)

@@ -1,6 +1,9 @@
-"""Batches for training, each a function of (seed, step)."""
+"""Data for training: captions as ids, rows of shards as tensors."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,15 +14,22 @@ from diptych.model.training.loop import TrainingShards
 
 
 class CaptionTable:
-    """All training captions as ids, encoded once."""
+    """All captions of some images (by default all) as ids, encoded once."""
 
-    def __init__(self, train: TrainingShards, tokenizer: CaptionTokenizer, length: int) -> None:
-        if len(train) == 0:
+    def __init__(
+        self,
+        shards: TrainingShards,
+        tokenizer: CaptionTokenizer,
+        length: int,
+        images: Sequence[int] | None = None,
+    ) -> None:
+        if len(shards) == 0:
             raise UserError("the train split has no image; check the dataset and shard stages")
-        self.texts = [train.captions(index) for index in range(len(train))]
-        for key, texts in zip(train.keys, self.texts, strict=True):
+        images = range(len(shards)) if images is None else images
+        self.texts = [shards.captions(image) for image in images]
+        for image, texts in zip(images, self.texts, strict=True):
             if not texts:
-                raise UserError(f"image {key} of the train split has no caption; remove it or caption it")
+                raise UserError(f"image {shards.keys[image]} has no caption; remove it or caption it")
         encoded = tokenizer.encode([text for texts in self.texts for text in texts], length)
         self.ids = encoded.split([len(texts) for texts in self.texts])
 
@@ -38,11 +48,22 @@ class CaptionTable:
         return torch.stack(rows), texts
 
 
-def grid_features(train: TrainingShards, indices: list[int], device: torch.device) -> Tensor:
-    """Read grid features as float32 ``[n, 64, D]`` (torch converts float16 many times faster than numpy)."""
-    return torch.from_numpy(train.grid(indices)).to(device).float()
+def read_rows(
+    read: Callable[[list[int]], Any], indices: list[int], pieces: list[slice], device: torch.device
+) -> list[Tensor]:
+    """Read the images ``indices`` by one of the shards' methods (``grid``, ``codes``): a tensor for each piece.
+
+    The tensors are on the CPU, in the shards' own dtype; for a GPU in memory that it can fetch from without waiting.
+    """
+    rows = [torch.from_numpy(read(indices[piece])) for piece in pieces]
+    if device.type != "cuda":
+        return rows
+    with torch.cuda.device(device):  # a thread of its own would use the first GPU
+        return [tensor.pin_memory() for tensor in rows]
 
 
-def read_codes(train: TrainingShards, indices: list[int], device: torch.device) -> Tensor:
-    """Read codes as int64 ``[n, 64]``."""
-    return torch.from_numpy(train.codes(indices)).to(device).long()
+def on_device(rows: Tensor, device: torch.device) -> Tensor:
+    """Move grid features (float16; torch converts them many times faster than numpy) or codes to ``device``, as
+    float32 or int64."""
+    rows = rows.to(device, non_blocking=True)
+    return rows.float() if rows.is_floating_point() else rows.long()

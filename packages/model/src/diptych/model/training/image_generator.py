@@ -20,7 +20,15 @@ from diptych.features.order import batch_indices
 from diptych.model.errors import UserError
 from diptych.model.image_generator import ImageGenerator
 from diptych.model.precision import autocast_context
-from diptych.model.training.loop import Checkpoints, fingerprint, run_training, warmup_cosine
+from diptych.model.training.loop import (
+    Checkpoints,
+    LoopConfig,
+    Piece,
+    fingerprint,
+    run_training,
+    warmup_cosine,
+)
+from diptych.model.training.processes import current_processes
 
 
 class ImageShards(Protocol):
@@ -49,46 +57,91 @@ class PyramidDetector(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class ImageGeneratorTrainingConfig:
+@dataclass(frozen=True, kw_only=True)
+class ImageGeneratorTrainingConfig(LoopConfig):
     """How the image generator is trained.
 
     seed: of data order and noise. steps, batch_size: length of the run (paper: 60 epochs at 96).
     learning_rate: the peak; linear warm-up over `warmup_share` of the steps, then cosine to zero. The
         optimizer is AdamW with (0.9, 0.999): D.4's Adam with (0, 0.999) suits the adversarial game, but
         without an opponent momentum converges faster.
-    clip_norm: largest gradient norm.
     reconstruction: "l1" or "huber" (D.5's Huber on pixels in -1..1, quadratic within 0.1).
     reconstruction_weight, perceptual_weight: weights of the two losses (D.5: 0 and 10).
     object_weight: pixels inside an object's box count 1 + object_weight times as much in the reconstruction
         loss; 0 for all alike. A box over the whole image (scenery) does not count.
-    ema_decay: decay of the averaged weights that are returned; 0 returns the last weights.
-    precision: "auto", "float32" or "bfloat16" (autocast).
-    checkpoint_seconds: wall time between checkpoints.
+    weight_decay, clip_norm, ema_decay, accumulation, precision, checkpoint_seconds: as in
+        `diptych.model.training.loop.LoopConfig`.
     """
 
-    seed: int
-    steps: int
     batch_size: int
-    learning_rate: float
     warmup_share: float
-    clip_norm: float
     reconstruction: str
     reconstruction_weight: float
     perceptual_weight: float
     object_weight: float
-    ema_decay: float
-    precision: str
-    checkpoint_seconds: float
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_at_least_one("batch_size")
         if self.reconstruction not in ("l1", "huber"):
-            raise UserError(
-                f"image_generator: reconstruction must be l1 or huber; got {self.reconstruction!r}"
-            )
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"image_generator: {name} must be at least 1; got {getattr(self, name)}")
+            raise UserError(f"reconstruction must be l1 or huber, is {self.reconstruction!r}")
+
+
+class ImageGeneratorSteps:
+    """The steps of this training (`diptych.model.training.loop.Steps`)."""
+
+    def __init__(
+        self,
+        config: ImageGeneratorTrainingConfig,
+        generator: ImageGenerator,
+        codebook: Tensor,
+        train: ImageShards,
+        detector: PyramidDetector | None,
+    ) -> None:
+        self.config, self.generator, self.codebook = config, generator, codebook
+        self.train, self.detector = train, detector
+        self.rows = current_processes().own_pieces(config.batch_size, config.accumulation)
+        self.weights = {
+            "reconstruction": config.reconstruction_weight,
+            "perceptual": config.perceptual_weight,
+        }
+
+    def read(self, step: int) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """Codes int64 [n, 64], pictures uint8 [n, 3, S, S] and weights of their pixels, for each piece."""
+        config, size = self.config, self.generator.config.image_size
+        indices = batch_indices(len(self.train), config.batch_size, config.seed, step).tolist()
+        parts = []
+        for rows in self.rows:
+            codes = torch.from_numpy(self.train.codes(indices[rows]))
+            images = self.train.images(indices[rows], size)
+            emphasis = None
+            if config.object_weight > 0:
+                samples = [self.train.meta(index) for index in indices[rows]]
+                emphasis = object_emphasis(samples, size, config.object_weight)
+            parts.append((codes, images, emphasis))
+        return parts
+
+    def pieces(self, step: int, data: list[tuple[Tensor, Tensor, Tensor | None]]) -> list[Piece]:
+        """The batch's loss is the mean over images."""
+        return [self._piece(*part) for part in data]
+
+    def _piece(self, codes: Tensor, images: Tensor, emphasis: Tensor | None) -> Piece:
+        device = self.codebook.device
+
+        def loss() -> tuple[Tensor, dict[str, Tensor]]:
+            grid = self.codebook[codes.to(device)]  # [n, 64, D]
+            real = images.to(device).float().div_(127.5).sub_(1)  # [n, 3, S, S], -1..1
+            real = real.contiguous(memory_format=torch.channels_last)
+            weights = None if emphasis is None else emphasis.to(device)
+            with autocast_context(device, self.config.precision):
+                losses = _losses(self.config, self.generator(grid), real, weights, self.detector)
+            total = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
+            return total, {
+                "loss": total.detach(),
+                **{name: value.detach() for name, value in losses.items()},
+            }
+
+        return Piece(len(codes) / self.config.batch_size, len(codes), loss)
 
 
 def train_image_generator(
@@ -119,46 +172,24 @@ def train_image_generator(
             f"{codebook.shape[1]} numbers; set feature_dim to the detector's"
         )
     device = torch.device(device)
-    image_size = generator.config.image_size
     codebook = codebook.to(device, torch.float32)
     generator.fit_input(codebook)
     generator.to(device, memory_format=torch.channels_last)
     if isinstance(detector, nn.Module):
         detector.to(device).eval().requires_grad_(False)
-    weights = {"reconstruction": config.reconstruction_weight, "perceptual": config.perceptual_weight}
-
-    def step_loss(step: int) -> tuple[Tensor, dict[str, float | Tensor]]:
-        indices = batch_indices(len(train), config.batch_size, config.seed, step).tolist()
-        grid = codebook[torch.from_numpy(train.codes(indices)).to(device)]  # [n, 64, D]
-        real = train.images(indices, image_size).to(device).float().div_(127.5).sub_(1)  # [n, 3, S, S], -1..1
-        real = real.contiguous(memory_format=torch.channels_last)
-        emphasis = None
-        if config.object_weight > 0:
-            samples = [train.meta(index) for index in indices]
-            emphasis = object_emphasis(samples, image_size, config.object_weight).to(device)
-        with autocast_context(device, config.precision):
-            losses = _losses(config, generator(grid), real, emphasis, detector)
-        loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
-        return loss, {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
-
-    # A checkpoint of other settings, data or codes is not resumed; how often one is written is no setting.
-    settings = {name: value for name, value in asdict(config).items() if name != "checkpoint_seconds"}
     return run_training(
         generator,
         "image generator",
-        config.steps,
-        config.seed,
-        step_loss,
+        config,
+        ImageGeneratorSteps(config, generator, codebook, train, detector),
         learning_rate=partial(
             warmup_cosine, steps=config.steps, peak=config.learning_rate, warmup_share=config.warmup_share
         ),
-        weight_decay=0.0,
-        clip_norm=config.clip_norm,
-        ema_decay=config.ema_decay,
-        started_from=fingerprint(generator, settings, asdict(generator.config), codebook, train.keys),
+        started_from=fingerprint(
+            generator, config.determining(), asdict(generator.config), codebook, train.keys
+        ),
         checkpoints=checkpoints,
-        checkpoint_seconds=config.checkpoint_seconds,
-    )
+    ).history
 
 
 def _losses(

@@ -1,11 +1,13 @@
-"""What both training stages share: optimizer, schedule, checkpoints, progress, history."""
+"""What all trainings share: optimizer, schedule, gradient accumulation, checkpoints, progress, history."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
@@ -13,8 +15,51 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diptych.model.errors import UserError
+from diptych.model.training.processes import Processes, current_processes
+from diptych.model.training.reading import ReadAhead
 
 HISTORY_STEPS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """What :func:`run_training` reads of a training's settings; each training adds its own.
+
+    Attributes:
+        steps: steps of the whole run.
+        learning_rate: the peak, or all there is where it is constant.
+        weight_decay: AdamW's, on the matrices of linear layers.
+        clip_norm: largest gradient norm.
+        ema_decay: of the moving average of the weights that becomes the model (0: its last weights).
+        accumulation: pieces a step's batch is cut into, to run one after the other in less memory. The gradient is that
+            of the whole batch up to rounding; only dropout and the noise of sampled paintings are drawn anew.
+        precision: auto, float32 or bfloat16.
+        seed: of data order, dropout, masks and noise.
+        checkpoint_seconds: wall time between checkpoints; the only setting that does not determine the result.
+    """
+
+    steps: int
+    learning_rate: float
+    weight_decay: float = 0.0
+    clip_norm: float
+    ema_decay: float
+    accumulation: int = 1
+    precision: str
+    seed: int
+    checkpoint_seconds: float
+
+    def __post_init__(self) -> None:
+        self.check_at_least_one("steps", "accumulation")
+
+    def check_at_least_one(self, *names: str) -> None:
+        """Raise a UserError where a setting is below 1."""
+        for name in names:
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, is {getattr(self, name)}")
+
+    def determining(self) -> dict[str, Any]:
+        """All settings that determine the result, for :func:`fingerprint`."""
+        return {name: value for name, value in asdict(self).items() if name != "checkpoint_seconds"}
 
 
 class Checkpoints(Protocol):
@@ -24,7 +69,7 @@ class Checkpoints(Protocol):
         """Return the newest state or None."""
 
     def save(self, state: dict[str, Any]) -> None:
-        """Store a state atomically."""
+        """Store a state atomically; OSError where that is not possible."""
 
 
 class TrainingShards(Protocol):
@@ -43,6 +88,63 @@ class TrainingShards(Protocol):
 
     def captions(self, index: int) -> list[str]:
         """The captions of one image."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a step's batch that run through the network together.
+
+    Attributes:
+        share: its share of what the batch's loss is a mean of (words, cells, images). The shares of all pieces of all
+            processes add up to 1, so their weighted gradients add up to that of the whole batch.
+        samples: captions or pictures in it, for the progress bar.
+        loss: runs it; returns its mean loss with a graph, and the figures to report, means over it as well.
+    """
+
+    share: float
+    samples: int
+    loss: Callable[[], tuple[Tensor, dict[str, Tensor]]]
+
+
+class Steps(Protocol):
+    """The steps of a training. A step is a function of its number, the weights and torch's random state."""
+
+    def read(self, step: int) -> Any:
+        """Return what this process reads for a step. Runs ahead of the step, in a thread: nothing random, no model."""
+
+    def pieces(self, step: int, data: Any) -> list[Piece]:
+        """Return this process's pieces of a step from what :meth:`read` has read.
+
+        Random choices that belong to the data (captions, masks) are drawn here, from torch's global generator on the
+        CPU and for the whole batch, so that they do not depend on how it is cut.
+        """
+
+
+class Evaluation(Protocol):
+    """What is measured and shown while a training runs."""
+
+    every: int
+
+    def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Return figures, and samples to show: dicts of strings, numbers and lists of them.
+
+        The model is in eval mode. Leaves torch's random state as it is.
+        """
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a training leaves besides the weights.
+
+    Attributes:
+        history: a row per 20 steps: step, learning_rate, gradient_norm and the mean of every reported figure.
+        evaluations: a row per evaluation: step and its figures.
+        samples: those of all evaluations in turn, each with its ``step``.
+    """
+
+    history: list[dict[str, float]]
+    evaluations: list[dict[str, float]]
+    samples: list[dict[str, Any]]
 
 
 def warmup_cosine(step: int, steps: int, peak: float, warmup_share: float) -> float:
@@ -85,103 +187,232 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def run_training(
     model: nn.Module,
     name: str,
-    steps: int,
-    seed: int,
-    step_loss: Callable[[int], tuple[Tensor, dict[str, float | Tensor]]],
+    config: LoopConfig,
+    steps: Steps,
     learning_rate: Callable[[int], float],
-    weight_decay: float,
-    clip_norm: float,
-    ema_decay: float,
     started_from: str,
     checkpoints: Checkpoints | None,
-    checkpoint_seconds: float,
-) -> list[dict[str, float]]:
-    """Train ``model`` in place for ``steps`` steps; resume exactly where a checkpoint of the same run stands.
+    evaluation: Evaluation | None = None,
+) -> Record:
+    """Train ``model`` in place; resume exactly where a checkpoint of the same run stands.
 
-    Everything random in a step must come from torch's global generators, which are seeded with (seed, step) before
-    ``step_loss(step)`` returns the loss and the figures to report.
+    Everything random in a step comes from torch's global generators, seeded with (seed, step) before the step. With
+    several processes (:mod:`diptych.model.training.processes`) all draw the same choices for the whole batch; then
+    those of rank 1 and up seed once more with their rank, so that dropout differs between processes. Only rank 0
+    evaluates, shows progress and saves checkpoints; a run may go on with another number of processes.
 
     Args:
-        ema_decay: the model ends with the exponential moving average of its weights (0: with its last weights).
+        learning_rate: of a step.
         started_from: :func:`fingerprint` of the run.
-
-    Returns:
-        One row per 20 steps: step, learning_rate, gradient_norm and the mean of every reported figure.
+        evaluation: called every so many steps and after the last, on the averaged weights where there are such.
 
     Raises:
-        UserError: a loss or gradient is not finite.
+        UserError: a loss or gradient is not finite, no data come for 10 minutes, or a checkpoint cannot be written.
+            The message says which checkpoint is the last good one.
     """
+    processes = current_processes()
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, weight_decay), lr=0.0, betas=(0.9, 0.999), fused=True
+        parameter_groups(model, config.weight_decay), lr=0.0, betas=(0.9, 0.999), fused=True
     )
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    averages = [weight.detach().clone() for weight in weights] if ema_decay else []
+    averages = [weight.detach().clone() for weight in weights] if config.ema_decay else []
+    figures = Figures(name)
     history: list[dict[str, float]] = []
-    sums: dict[str, list[float]] = {}  # figure: total and count since the last history row
-    start = saved_step = 0
+    evaluations: list[dict[str, float]] = []
+    samples: list[dict[str, Any]] = []
+    start = 0
     state = checkpoints.load() if checkpoints else None
     if state is not None and state["started_from"] == started_from:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        averages = state["averages"]
-        history, sums = state["history"], state["sums"]
-        start = saved_step = state["step"]
+        if config.ema_decay:
+            averages = [
+                average.to(weight.device) for average, weight in zip(state["averages"], weights, strict=True)
+            ]
+        history, figures.sums = state["history"], state["sums"]
+        evaluations, samples = state["evaluations"], state["samples"]
+        start = figures.saved_step = state["step"]
+    del state
+    processes.agree("start of the run", f"{started_from} {start}")
 
     model.train()
     saved_at = time.monotonic()
-    progress = tqdm(total=steps, initial=start, desc=name, unit="step", mininterval=1)
-    for step in range(start, steps):
-        torch.manual_seed(seed * 1_000_003 + step)
-        rate = learning_rate(step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss, figures = step_loss(step)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(weights, clip_norm)
-        if not math.isfinite(norm.item() + loss.item()):
-            last = (
-                f"the last good checkpoint is of step {saved_step}"
-                if saved_step
-                else "there is no checkpoint yet"
-            )
-            raise UserError(
-                f"{name}: loss {loss.item()} and gradient norm {norm.item()} at step {step}; {last}; "
-                "lower learning_rate or use precision float32"
-            )
-        optimizer.step()
-        optimizer.zero_grad()
-        if ema_decay:
-            # The average of the first steps must not remember the random start.
-            decay = min(ema_decay, (1 + step) / (10 + step))
-            with torch.no_grad():
-                torch._foreach_lerp_(averages, weights, 1 - decay)
+    progress = Progress(name, start, config.steps, processes)
+    reader = ReadAhead(steps.read, start, config.steps)
+    try:
+        for step in range(start, config.steps):
+            last = step + 1 == config.steps
+            torch.manual_seed(config.seed * 1_000_003 + step)
+            pieces = steps.pieces(step, reader.take())
+            if processes.rank:
+                torch.manual_seed(dropout_seed(config.seed, step, processes.rank))
+            rate = learning_rate(step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss, reported = add_gradients(pieces)
+            gradients = [weight.grad for weight in weights if weight.grad is not None]
+            processes.sum([*gradients, loss, *reported.values()])
+            norm = torch.nn.utils.clip_grad_norm_(weights, config.clip_norm)
 
-        for key, value in {**figures, "gradient_norm": norm}.items():
-            total = sums.setdefault(key, [0.0, 0.0])
-            total[0] += float(value)
-            total[1] += 1
-        progress.update()
-        if (step + 1) % HISTORY_STEPS == 0 or step + 1 == steps:
-            means = {key: total / count for key, (total, count) in sums.items()}
-            history.append({"step": step + 1, "learning_rate": rate, **means})
-            sums = {}
-            progress.set_postfix({key: f"{value:.3f}" for key, value in means.items()})
-        if checkpoints and (time.monotonic() - saved_at > checkpoint_seconds or step + 1 == steps):
-            checkpoints.save(
-                {
+            evaluating = evaluation is not None and ((step + 1) % evaluation.every == 0 or last)
+            logging = (step + 1) % HISTORY_STEPS == 0 or last
+            saving = checkpoints is not None and (
+                time.monotonic() - saved_at > config.checkpoint_seconds or last
+            )
+            figures.add(step, loss, {**reported, "gradient_norm": norm})
+            # Looking at a number waits for a GPU. So a step that is not finite may be found some steps later, but
+            # before anything is made of the weights that it left.
+            if loss.device.type == "cpu" or evaluating or logging or saving:
+                figures.collect()
+            optimizer.step()
+            optimizer.zero_grad()
+            if config.ema_decay:
+                # The average of the first steps must not remember the random start.
+                decay = min(config.ema_decay, (1 + step) / (10 + step))
+                with torch.no_grad():
+                    torch._foreach_lerp_(averages, weights, 1 - decay)
+
+            if logging:
+                means = figures.means()
+                history.append({"step": step + 1, "learning_rate": rate, **means})
+                progress.show(means)
+            progress.step(sum(piece.samples for piece in pieces))
+            if evaluation is not None and evaluating and processes.rank == 0:
+                with averaged(weights, averages):
+                    model.eval()
+                    measured, shown = evaluation.evaluate()
+                    model.train()
+                evaluations.append({"step": step + 1, **measured})
+                samples += [{"step": step + 1, **sample} for sample in shown]
+            if checkpoints is not None and saving and processes.rank == 0:
+                state = {
                     "started_from": started_from,
                     "step": step + 1,
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "averages": averages,
                     "history": history,
-                    "sums": sums,
+                    "evaluations": evaluations,
+                    "samples": samples,
+                    "sums": figures.sums,
                 }
-            )
-            saved_step, saved_at = step + 1, time.monotonic()
-    progress.close()
-    if ema_decay:
+                try:
+                    checkpoints.save(state)
+                except OSError as error:
+                    raise UserError(
+                        f"{name}: the checkpoint of step {step + 1} could not be written ({error}); "
+                        f"{figures.last_good()}; free some space and run again"
+                    ) from error
+                figures.saved_step, saved_at = step + 1, time.monotonic()
+    finally:
+        reader.close()
+        progress.close()
+    if config.ema_decay:
         with torch.no_grad():
             torch._foreach_copy_(weights, averages)
     model.eval()
-    return history
+    return Record(history, evaluations, samples)
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """Return the seed of a step's dropout in process ``rank`` > 0.
+
+    It has 32 bits, which is all that torch's generator on the CPU reads, and follows no pattern: small sums of step and
+    rank would give neighbouring steps the dropout of neighbouring processes.
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:4], "little")
+
+
+def add_gradients(pieces: Sequence[Piece]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run ``pieces`` forward and backward; return this process's part of the batch's mean loss and figures."""
+    sums: dict[str, Tensor] = {}
+    for piece in pieces:
+        loss, figures = piece.loss()
+        (loss * piece.share).backward()
+        for key, value in {"": loss, **figures}.items():
+            part = value.detach() * piece.share
+            sums[key] = sums[key] + part if key in sums else part
+    return sums.pop(""), sums
+
+
+@contextmanager
+def averaged(weights: list[nn.Parameter], averages: list[Tensor]) -> Iterator[None]:
+    """Inside the block ``weights`` hold their ``averages``, if there are any; after it they are as before, bit by bit."""
+    with torch.no_grad():
+        kept = [weight.detach().clone() for weight in weights] if averages else []
+        if averages:
+            torch._foreach_copy_(weights, averages)
+        try:
+            yield
+        finally:
+            if averages:
+                torch._foreach_copy_(weights, kept)
+
+
+class Figures:
+    """The figures since the last history row, and the check that they are finite."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.sums: dict[str, list[float]] = {}  # figure: total and count
+        self.saved_step = 0
+        self._recent: list[tuple[int, Tensor, dict[str, Tensor]]] = []
+
+    def add(self, step: int, loss: Tensor, figures: dict[str, Tensor]) -> None:
+        """Take a step's loss and figures, among them ``gradient_norm``, without looking at them."""
+        self._recent.append((step, loss, figures))
+
+    def collect(self) -> None:
+        """Add what :meth:`add` has taken to the sums. UserError at the first step that is not finite."""
+        for step, loss, figures in self._recent:
+            norm = figures["gradient_norm"]
+            if not math.isfinite(norm.item() + loss.item()):
+                raise UserError(
+                    f"{self.name}: loss {loss.item()} and gradient norm {norm.item()} at step {step}; "
+                    f"{self.last_good()}; lower learning_rate, use precision float32, or look for such in the data"
+                )
+            for key, value in figures.items():
+                total = self.sums.setdefault(key, [0.0, 0.0])
+                total[0] += float(value)
+                total[1] += 1
+        self._recent.clear()
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of every figure, and start anew."""
+        means = {key: total / count for key, (total, count) in self.sums.items()}
+        self.sums = {}
+        return means
+
+    def last_good(self) -> str:
+        """Say which checkpoint a run can go on from."""
+        if not self.saved_step:
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is of step {self.saved_step}"
+
+
+class Progress:
+    """A bar of steps with the time left, samples per second and the latest means; only process 0 shows it."""
+
+    def __init__(self, name: str, start: int, steps: int, processes: Processes) -> None:
+        self._bar = tqdm(
+            total=steps, initial=start, desc=name, unit="step", mininterval=1, disable=processes.rank > 0
+        )
+        self._processes = processes.count
+        self._started_at = time.monotonic()
+        self._samples = 0
+        self._means: dict[str, str] = {}
+
+    def step(self, samples: int) -> None:
+        """Count one step of ``samples`` captions or pictures in this process."""
+        self._samples += samples * self._processes
+        rate = self._samples / (time.monotonic() - self._started_at)
+        self._bar.set_postfix({"samples/s": f"{rate:.4g}", **self._means}, refresh=False)
+        self._bar.update()
+
+    def show(self, means: dict[str, float]) -> None:
+        """Show these figures from now on."""
+        self._means = {key: f"{value:.3f}" for key, value in means.items()}
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()

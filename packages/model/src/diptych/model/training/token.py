@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -14,13 +15,24 @@ from diptych.model.objectives import caption_loss, paint_loss, sample_mask
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import check_codebook
 from diptych.model.tokenizer import CaptionTokenizer
-from diptych.model.training.data import CaptionTable, grid_features, read_codes
-from diptych.model.training.loop import Checkpoints, TrainingShards, fingerprint, run_training, warmup_cosine
+from diptych.model.training.data import CaptionTable, on_device, read_rows
+from diptych.model.training.evaluation import EvaluationConfig, TokenEvaluation
+from diptych.model.training.loop import (
+    Checkpoints,
+    LoopConfig,
+    Piece,
+    Record,
+    TrainingShards,
+    fingerprint,
+    run_training,
+    warmup_cosine,
+)
+from diptych.model.training.processes import current_processes
 from diptych.model.transformer import UnifiedTransformer
 
 
-@dataclass(frozen=True)
-class TokenTrainingConfig:
+@dataclass(frozen=True, kw_only=True)
+class TokenTrainingConfig(LoopConfig):
     """Settings of token-level training; the paper's (UMT 5.1) in brackets.
 
     Attributes:
@@ -32,40 +44,31 @@ class TokenTrainingConfig:
         caption_length: tokens of a caption, ``[CLS]`` and ``[SEP]`` included [17 words].
         learning_rate: peak [5e-5]; linear warm-up, then cosine to 0.
         warmup_share: share of the steps that warm up [0.05].
-        weight_decay: AdamW's, on the matrices of linear layers [1e-2].
-        clip_norm: largest gradient norm [1.0].
         label_smoothing: mass taken from the target, for words and codes [0.2].
         least_masked: smallest share of a painting's cells that is masked; the share is uniform from there to 1 [0].
             The fewer cells are visible, the more a short training learns to read the text instead of them.
         text_drop: share of paintings trained without their text, for classifier-free guidance [0].
-        ema_decay: of the moving average of the weights that becomes the model [0: none].
-        precision: auto, float32 or bfloat16 [mixed].
-        seed: of data order, dropout and masks.
-        checkpoint_seconds: wall time between checkpoints.
+        evaluation: what is measured and shown on the val split meanwhile; None: nothing.
+        weight_decay [1e-2], clip_norm [1.0], ema_decay [0], accumulation, precision [mixed], seed, checkpoint_seconds:
+            as in :class:`diptych.model.training.loop.LoopConfig`.
     """
 
-    steps: int
     caption_share: float
     caption_batch_size: int
     captions_per_image: int
     paint_batch_size: int
     caption_length: int
-    learning_rate: float
     warmup_share: float
-    weight_decay: float
-    clip_norm: float
     label_smoothing: float
     least_masked: float
     text_drop: float
-    ema_decay: float
-    precision: str
-    seed: int
-    checkpoint_seconds: float
+    evaluation: EvaluationConfig | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "caption_batch_size", "captions_per_image", "paint_batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, is {getattr(self, name)}")
+        super().__post_init__()
+        self.check_at_least_one("caption_batch_size", "captions_per_image", "paint_batch_size")
+        if not 0 <= self.caption_share <= 1:
+            raise UserError(f"caption_share must be in [0, 1], is {self.caption_share}")
         if not 0 <= self.least_masked < 1:
             raise UserError(f"least_masked must be in [0, 1), is {self.least_masked}")
 
@@ -94,22 +97,136 @@ class PaintSettings(Protocol):
     @property
     def label_smoothing(self) -> float: ...
 
+    @property
+    def precision(self) -> str: ...
 
-def paint_batch_loss(
+
+def paint_pieces(
     config: PaintSettings,
     model: UnifiedTransformer,
     tokenizer: CaptionTokenizer,
     codebook: Tensor,
-    train: TrainingShards,
     captions: CaptionTable,
     indices: list[int],
-) -> Tensor:
-    """Painting loss of one batch: one caption per image, a mask ratio for each, some texts dropped."""
+    pieces: list[slice],
+    codes: list[Tensor],
+    batch_loss: Callable[..., Tensor] = paint_loss,
+) -> list[Piece]:
+    """A painting step: one caption for each of the images ``indices``, a mask ratio for each, some texts dropped.
+
+    ``pieces`` are this process's rows of the batch, ``codes`` (int64 ``[n, cells]``) what was read of each of them.
+    The loss is the mean over the masked cells of the whole batch; ``batch_loss`` is :func:`paint_loss` or, compiled, the
+    same function.
+    """
     ids = captions.choose(indices, 1)[0][:, 0]
-    ids = drop_text(tokenizer, ids, config.text_drop).to(codebook.device)
-    codes = read_codes(train, indices, codebook.device)
-    masked = sample_mask(len(codes), codes.shape[1], config.least_masked).to(codebook.device)
-    return paint_loss(model, tokenizer, codebook, codes, ids, masked, config.label_smoothing)
+    ids = drop_text(tokenizer, ids, config.text_drop)
+    masked = sample_mask(len(indices), model.config.cells, config.least_masked)
+    device = codebook.device
+
+    def piece(rows: slice, codes: Tensor) -> Piece:
+        def loss() -> tuple[Tensor, dict[str, Tensor]]:
+            targets, texts, hidden = on_device(codes, device), ids[rows].to(device), masked[rows].to(device)
+            with autocast_context(device, config.precision):
+                mean = batch_loss(model, tokenizer, codebook, targets, texts, hidden, config.label_smoothing)
+            return mean, {"paint_loss": mean.detach()}
+
+        return Piece(int(masked[rows].sum()) / int(masked.sum()), len(codes), loss)
+
+    return [piece(rows, part) for rows, part in zip(pieces, codes, strict=True)]
+
+
+class TokenSteps:
+    """The steps of token-level training (:class:`diptych.model.training.loop.Steps`).
+
+    Two-level features (UMT 3.2): captioning reads the dense grid features, painting reads and predicts codes, shown
+    as codebook vectors.
+    """
+
+    def __init__(
+        self,
+        config: TokenTrainingConfig,
+        model: UnifiedTransformer,
+        tokenizer: CaptionTokenizer,
+        codebook: Tensor,
+        train: TrainingShards,
+        compiled: bool = False,
+    ) -> None:
+        self.config, self.model, self.tokenizer = config, model, tokenizer
+        self.codebook, self.train = codebook, train
+        self.captions = CaptionTable(train, tokenizer, config.caption_length)
+        # dynamic, because texts are cut to the longest one of their batch
+        self.caption_loss, self.paint_loss = (
+            torch.compile(loss, dynamic=True) if compiled else loss for loss in (caption_loss, paint_loss)
+        )
+        own_pieces = current_processes().own_pieces
+        self.caption_rows = own_pieces(config.caption_batch_size, config.accumulation)
+        self.paint_rows = own_pieces(config.paint_batch_size, config.accumulation)
+
+    def plan(self, step: int) -> tuple[bool, list[int]]:
+        """Return whether ``step`` trains captioning, and the images of its batch."""
+        config, count = self.config, len(self.train)
+        before = caption_steps_before(step, config.caption_share)
+        if caption_steps_before(step + 1, config.caption_share) > before:
+            return True, batch_indices(count, config.caption_batch_size, config.seed, before).tolist()
+        # Another seed than captioning's, so that the two tasks walk the epochs in different orders.
+        return False, batch_indices(count, config.paint_batch_size, config.seed + 1, step - before).tolist()
+
+    def read(self, step: int) -> list[Tensor]:
+        """Read grid features or codes, a tensor for each of this process's pieces."""
+        captioning, indices = self.plan(step)
+        if captioning:
+            return read_rows(self.train.grid, indices, self.caption_rows, self.codebook.device)
+        return read_rows(self.train.codes, indices, self.paint_rows, self.codebook.device)
+
+    def pieces(self, step: int, data: list[Tensor]) -> list[Piece]:
+        """Draw captions and masks."""
+        captioning, indices = self.plan(step)
+        if captioning:
+            return self.caption_pieces(indices, data)
+        return paint_pieces(
+            self.config,
+            self.model,
+            self.tokenizer,
+            self.codebook,
+            self.captions,
+            indices,
+            self.paint_rows,
+            data,
+            self.paint_loss,
+        )
+
+    def caption_pieces(self, indices: list[int], features: list[Tensor]) -> list[Piece]:
+        """A captioning step; its loss is the mean over the words of the whole batch."""
+        config, device = self.config, self.codebook.device
+        ids = self.captions.choose(indices, config.captions_per_image)[0]  # [n, c, t]
+        words = (ids[..., 1:] != self.tokenizer.pad).sum((1, 2))
+
+        def piece(rows: slice, features: Tensor) -> Piece:
+            def loss() -> tuple[Tensor, dict[str, Tensor]]:
+                grid, texts = on_device(features, device), ids[rows].to(device)
+                with autocast_context(device, config.precision):
+                    mean = self.caption_loss(self.model, self.tokenizer, grid, texts, config.label_smoothing)
+                return mean, {"caption_loss": mean.detach()}
+
+            return Piece(int(words[rows].sum()) / int(words.sum()), ids[rows].shape[:2].numel(), loss)
+
+        return [piece(rows, part) for rows, part in zip(self.caption_rows, features, strict=True)]
+
+
+def check_data(model: UnifiedTransformer, train: TrainingShards, caption_length: int) -> None:
+    """Raise a UserError where grid features or captions are not of the size that ``model`` was built for."""
+    if len(train):
+        shape, expected = tuple(train.grid([0]).shape[1:]), (model.config.cells, model.config.feature_dim)
+        if shape != expected:
+            raise UserError(
+                f"image {train.keys[0]}: grid features of {shape} cells and numbers, but the transformer was built for "
+                f"{expected}; extract them anew, or train another transformer"
+            )
+    if not 3 <= caption_length <= model.config.text_positions:
+        raise UserError(
+            f"caption_length must be from 3 to the transformer's {model.config.text_positions} text positions, is "
+            f"{caption_length}"
+        )
 
 
 def train_token(
@@ -120,57 +237,44 @@ def train_token(
     train: TrainingShards,
     checkpoints: Checkpoints | None,
     device: torch.device | str,
-) -> list[dict[str, float]]:
-    """Train ``model`` in place on both tasks.
-
-    Two-level features (UMT 3.2): captioning reads the dense grid features, painting reads and predicts codes, shown
-    as codebook vectors.
+    val: TrainingShards | None = None,
+    compiled: bool = False,
+) -> Record:
+    """Train ``model`` in place on both tasks, alone or as one of several processes
+    (:func:`diptych.model.training.processes.joined_processes`).
 
     Args:
-        codebook: float32 ``[K, D]``; also sets the model's input statistics.
+        model: one that knows the codebook (:meth:`UnifiedTransformer.set_codebook`).
+        codebook: float32 ``[K, D]``.
+        val: what ``config.evaluation`` measures and shows.
+        compiled: run both losses through torch.compile: minutes at the start, results that differ by rounding. On CPUs it
+            gains nothing.
 
     Returns:
-        History rows: step, learning_rate, caption_loss, paint_loss, gradient_norm.
+        History rows: step, learning_rate, caption_loss, paint_loss, gradient_norm; and what
+        :class:`diptych.model.training.evaluation.TokenEvaluation` measured and made.
     """
     check_codebook(model, codebook, "codebook")
-    if not 0 <= config.caption_share <= 1:
-        raise UserError(f"caption_share must be in [0, 1], not {config.caption_share}")
-    device = torch.device(device)
+    check_data(model, train, config.caption_length)
     model.to(device)
-    model.set_codebook(codebook)
     codebook = codebook.to(device)
-    captions = CaptionTable(train, tokenizer, config.caption_length)
-
-    def step_loss(step: int) -> tuple[Tensor, dict[str, float | Tensor]]:
-        before = caption_steps_before(step, config.caption_share)
-        with autocast_context(device, config.precision):
-            if caption_steps_before(step + 1, config.caption_share) > before:
-                indices = batch_indices(len(train), config.caption_batch_size, config.seed, before).tolist()
-                ids = captions.choose(indices, config.captions_per_image)[0].to(device)
-                features = grid_features(train, indices, device)
-                loss = caption_loss(model, tokenizer, features, ids, config.label_smoothing)
-                return loss, {"caption_loss": loss.detach()}
-            # Another seed than captioning's, so that the two tasks walk the epochs in different orders.
-            indices = batch_indices(
-                len(train), config.paint_batch_size, config.seed + 1, step - before
-            ).tolist()
-            loss = paint_batch_loss(config, model, tokenizer, codebook, train, captions, indices)
-            return loss, {"paint_loss": loss.detach()}
-
-    settings = {key: value for key, value in asdict(config).items() if key != "checkpoint_seconds"}
+    steps = TokenSteps(config, model, tokenizer, codebook, train, compiled)
+    evaluation = None
+    if config.evaluation is not None:
+        if val is None:
+            raise ValueError("evaluation needs val")
+        evaluation = TokenEvaluation(config.evaluation, config, model, tokenizer, codebook, val)
     return run_training(
         model,
-        name="token-level training",
-        steps=config.steps,
-        seed=config.seed,
-        step_loss=step_loss,
+        "token-level training",
+        config,
+        steps,
         learning_rate=lambda step: warmup_cosine(
             step, config.steps, config.learning_rate, config.warmup_share
         ),
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-        ema_decay=config.ema_decay,
-        started_from=fingerprint(model, model.config, settings, train.keys, captions.texts, codebook),
+        started_from=fingerprint(
+            model, model.config, config.determining(), compiled, train.keys, steps.captions.texts, codebook
+        ),
         checkpoints=checkpoints,
-        checkpoint_seconds=config.checkpoint_seconds,
+        evaluation=evaluation,
     )

@@ -1,0 +1,157 @@
+"""Captions and paintings as the options say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diptych.model.decisions import PAPER, Decisions
+from diptych.model.decoding.beam import beam_search
+from diptych.model.decoding.caption import Captions, MaskedNextWord, NextWord, PrefixNextWord, write_captions
+from diptych.model.decoding.cells import (
+    free_cells,
+    paint_easiest_first,
+    paint_in_order,
+    random_order,
+    row_order,
+    sweep_order,
+)
+from diptych.model.decoding.noise import sample_seeds
+from diptych.model.decoding.options import CaptionOptions, PaintOptions
+from diptych.model.decoding.paint import FixedCells, Paintings, PaintText, mask_predict
+from diptych.model.decoding.schedules import schedule_counts
+from diptych.model.decoding.words import WordFilters, start_words
+from diptych.model.tokenizer import CaptionTokenizer
+from diptych.model.transformer import UnifiedTransformer
+
+Scheme = Literal["prefix", "masked"]
+
+
+@torch.no_grad()
+def caption_images(
+    model: UnifiedTransformer,
+    tokenizer: CaptionTokenizer,
+    features: Tensor,
+    options: CaptionOptions,
+    seeds: Sequence[int] | None = None,
+    scheme: Scheme = "prefix",
+    decisions: Decisions = PAPER,
+) -> Captions:
+    """Caption images.
+
+    Args:
+        features: grid features float ``[n, cells, D]``.
+        seeds: one whole number >= 0 per image, needed for sampling; the same seed gives an image the same captions in
+            every batch.
+        scheme: the attention that the model was trained with.
+
+    Returns:
+        ``options.samples`` captions per image, side by side, the best first for beams:
+        :func:`diptych.model.decoding.rerank.rerank` chooses among them. They share the visual pass.
+
+    Raises:
+        UserError: ``options.start`` does not fit. The model should be in eval mode.
+    """
+    n, length, samples = len(features), options.length, options.samples
+    start = start_words(tokenizer, options.start, length)
+    next_word: NextWord
+    if scheme == "prefix":
+        next_word = PrefixNextWord(model, model.encode_visual_prefix(features), length)
+    else:
+        next_word = MaskedNextWord(model, model.encode_visual(features), tokenizer.mask)
+    if options.method == "beam":
+        found = beam_search(
+            next_word,
+            tokenizer,
+            n,
+            length,
+            features.device,
+            options.beams,
+            options.groups,
+            options.diversity,
+            options.length_power,
+            start,
+            WordFilters(options.no_repeat) if options.no_repeat else None,
+            decisions,
+        )
+        return Captions(
+            found.ids[:, :samples].flatten(0, 1), found.log_probabilities[:, :samples].flatten(0, 1)
+        )
+    if samples > 1:
+        next_word.keep(torch.arange(n, device=features.device).repeat_interleave(samples))
+    filters = WordFilters(options.no_repeat, options.top_k, options.top_p)
+    return write_captions(
+        next_word,
+        tokenizer,
+        n * samples,
+        length,
+        features.device,
+        options.temperature if options.method == "sample" else 0.0,
+        None if seeds is None else sample_seeds(seeds, samples),
+        decisions,
+        start,
+        None if filters == WordFilters() else filters,
+    )
+
+
+@torch.no_grad()
+def paint_captions(
+    model: UnifiedTransformer,
+    tokenizer: CaptionTokenizer,
+    codebook: Tensor,
+    ids: Tensor,
+    options: PaintOptions,
+    seeds: Sequence[int] | None = None,
+    given: FixedCells | None = None,
+    keep_steps: bool = False,
+    decisions: Decisions = PAPER,
+) -> Paintings:
+    """Paint captions.
+
+    Args:
+        codebook: float ``[K, D]``, the centroids that written cells show.
+        ids: int64 ``[n, t]`` from ``tokenizer.encode``.
+        seeds: one whole number >= 0 per caption, needed where ``options.is_random``; the same seed gives a caption the
+            same paintings in every batch.
+        given: cells of each caption's paintings that are painted already and stay as they are. Steps and schedules then
+            count the free cells only.
+        keep_steps: also return the codes after each step.
+
+    Returns:
+        ``options.samples`` paintings per caption, side by side: :func:`diptych.model.decoding.rerank.rerank` chooses
+        among them. They share the encoded text.
+
+    Raises:
+        UserError: ``given`` or ``options.steps`` does not fit. The model should be in eval mode.
+    """
+    if options.is_random and (seeds is None or len(seeds) != len(ids)):
+        raise ValueError("random paintings need one seed per caption")
+    cells, samples = model.config.cells, options.samples
+    text = PaintText(model, tokenizer, ids, options.guidance)
+    if given is not None:
+        given.check(len(ids), cells, len(codebook))
+    if samples > 1:
+        text = text.repeat(samples)
+        if given is not None:
+            given = FixedCells(
+                given.codes.repeat_interleave(samples, 0), given.fixed.repeat_interleave(samples, 0)
+            )
+    seeds = sample_seeds(seeds or [], samples)
+    temperature, noise = options.temperature, options.confidence_noise
+    if options.method == "mask_predict":
+        schedule = partial(schedule_counts, steps=options.steps, schedule=options.schedule, cells=cells)
+        return mask_predict(text, codebook, schedule, temperature, noise, seeds, keep_steps, decisions, given)
+    if options.method == "easiest":
+        return paint_easiest_first(text, codebook, temperature, noise, seeds, keep_steps, given)
+    free = free_cells(text, codebook, given)
+    if options.method == "rows":
+        order = row_order(free)
+    elif options.method == "random":
+        order = random_order(free, seeds, options.extra_steps)
+    else:
+        order = sweep_order(free, seeds, options.sweeps, options.cells_at_once)
+    return paint_in_order(text, codebook, order, temperature, seeds, keep_steps, given)

@@ -1,0 +1,146 @@
+"""How captions are written and paintings painted: plain data with checked values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from diptych.model.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionOptions:
+    """How captions are written. ``docs/decoding.md`` says when to use what.
+
+    Attributes:
+        length: tokens in a row, ``[CLS]`` and ``[SEP]`` included (17 in UMT 5.1); at least 3.
+        method: ``greedy`` takes the likeliest word, ``sample`` draws it, ``beam`` searches the likeliest caption.
+        start: the words that every caption starts with, such as "A" or "What" (X-LXMERT 7.3).
+        no_repeat: size of the word sequences that may not occur twice in a caption; 0: all may.
+        temperature: of ``sample``; above 0.
+        top_k: ``sample`` draws from so many of the likeliest words; null: from all.
+        top_p: ``sample`` draws from the likeliest words that together have this share of the probability; in (0, 1].
+        beams: unfinished captions that ``beam`` continues at a time.
+        groups: of beams, which ``beam`` keeps apart by ``diversity``; divides ``beams``.
+        diversity: cost of a word for each beam of an earlier group that has just taken it, in log-probability.
+        length_power: ``beam`` ranks captions by the sum of log-probabilities / length ** length_power; at least 0.
+        samples: captions per image: draws of ``sample``, or the best ones that ``beam`` found.
+    """
+
+    length: int
+    method: Literal["greedy", "sample", "beam"] = "greedy"
+    start: str = ""
+    no_repeat: int = 0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    beams: int = 5
+    groups: int = 1
+    diversity: float = 0.0
+    length_power: float = 1.0
+    samples: int = 1
+
+    def __post_init__(self) -> None:
+        one_of(self, "method", ("greedy", "sample", "beam"))
+        for name in ("temperature", "top_k", "top_p"):
+            only_for(self, name, ("sample",))
+        for name in ("beams", "groups", "diversity", "length_power"):
+            only_for(self, name, ("beam",))
+        only_for(self, "samples", ("sample", "beam"))
+        at_least(self, {"length": 3, "no_repeat": 0, "top_k": 1, "beams": 1, "groups": 1, "samples": 1})
+        at_least(self, {"diversity": 0, "length_power": 0})
+        above_zero(self, "temperature", "top_p")
+        if self.top_p > 1:
+            raise UserError(f"top_p must be in (0, 1], is {self.top_p}")
+        if self.beams % self.groups:
+            raise UserError(f"groups ({self.groups}) must divide beams ({self.beams})")
+        if (self.groups > 1) != (self.diversity > 0):
+            raise UserError(
+                f"groups above 1 and diversity above 0 go together: groups is {self.groups}, diversity {self.diversity}"
+            )
+        if self.method == "beam" and self.samples > self.beams:
+            raise UserError(f"samples ({self.samples}) must be at most beams ({self.beams})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaintOptions:
+    """How paintings are painted. ``docs/decoding.md`` says when to use what.
+
+    Attributes:
+        method: ``mask_predict``: all cells at first, then the least certain ones again, for some steps; ``rows``: one
+            cell after the other from the top left to the bottom right; ``random``: in random order; ``easiest``: always
+            the most certain one; ``gibbs``: sampled in random order, sweep after sweep.
+        steps: k of mask-predict-k; from 1 to the number of cells.
+        schedule: how many cells the steps of ``mask_predict`` predict, ``linear`` (X-LXMERT 5.2) or ``cosine``.
+        extra_steps: cells that ``random`` paints once more after all are painted.
+        sweeps: how often ``gibbs`` goes through all cells.
+        cells_at_once: cells that a step of ``gibbs`` samples.
+        guidance: scale of classifier-free guidance; 1 is none.
+        temperature: 0 takes the likeliest code, above 0 samples from softmax(logits / temperature); ``gibbs`` samples.
+        confidence_noise: scale of Gumbel noise on the log-confidences by which ``mask_predict`` and ``easiest`` choose
+            cells, falling linearly to 0.
+        samples: paintings per caption.
+    """
+
+    method: Literal["mask_predict", "rows", "random", "easiest", "gibbs"] = "mask_predict"
+    steps: int = 4
+    schedule: Literal["linear", "cosine"] = "linear"
+    extra_steps: int = 0
+    sweeps: int = 1
+    cells_at_once: int = 1
+    guidance: float = 1.0
+    temperature: float = 0.0
+    confidence_noise: float = 0.0
+    samples: int = 1
+
+    def __post_init__(self) -> None:
+        one_of(self, "method", ("mask_predict", "rows", "random", "easiest", "gibbs"))
+        one_of(self, "schedule", ("linear", "cosine"))
+        for name in ("steps", "schedule"):
+            only_for(self, name, ("mask_predict",))
+        only_for(self, "extra_steps", ("random",))
+        for name in ("sweeps", "cells_at_once"):
+            only_for(self, name, ("gibbs",))
+        only_for(self, "confidence_noise", ("mask_predict", "easiest"))
+        at_least(self, {"steps": 1, "extra_steps": 0, "sweeps": 1, "cells_at_once": 1, "samples": 1})
+        at_least(self, {"temperature": 0, "confidence_noise": 0})
+        if self.method == "gibbs" and self.temperature == 0:
+            raise UserError("method gibbs samples: temperature must be above 0, is 0")
+        if self.samples > 1 and not self.is_random:
+            raise UserError(
+                f"samples is {self.samples}, but method {self.method} paints the same every time; "
+                "set temperature above 0"
+            )
+
+    @property
+    def is_random(self) -> bool:
+        """Whether paintings depend on a seed."""
+        return self.temperature > 0 or self.confidence_noise > 0 or self.method in ("random", "gibbs")
+
+
+def one_of(options: Any, name: str, choices: tuple[str, ...]) -> None:
+    if getattr(options, name) not in choices:
+        raise UserError(f"{name} must be one of {', '.join(choices)}, is {getattr(options, name)!r}")
+
+
+def at_least(options: Any, least: Mapping[str, float]) -> None:
+    for name, number in least.items():
+        value = getattr(options, name)
+        if value is not None and not value >= number:  # not `<`: NaN is wrong too
+            raise UserError(f"{name} must be at least {number}, is {value}")
+
+
+def above_zero(options: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(options, name) > 0:
+            raise UserError(f"{name} must be above 0, is {getattr(options, name)}")
+
+
+def only_for(options: Any, name: str, methods: tuple[str, ...]) -> None:
+    """A value that the method would not use is a mistake, unless it is the default."""
+    default = next(field.default for field in fields(options) if field.name == name)
+    if getattr(options, name) != default and options.method not in methods:
+        raise UserError(
+            f"{name} belongs to method {' or '.join(methods)}, method is {options.method}; leave {name} out"
+        )

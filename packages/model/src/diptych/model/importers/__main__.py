@@ -1,0 +1,122 @@
+"""Convert a checkpoint: ``python -m diptych.model.importers FORMAT SOURCE OUT``."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diptych.model.config import SIZES, TransformerConfig, named_config, read_config
+from diptych.model.errors import UserError
+from diptych.model.importers.checkpoint import Imported
+from diptych.model.importers.hugging_face import export_lxmert, import_bert, import_lxmert
+from diptych.model.importers.x_lxmert import import_generate_it, import_x_lxmert
+from diptych.model.pretrained import load_transformer, read_tensors, save_transformer
+from diptych.model.tokenizer import load_tokenizer
+
+FORMATS = ("x-lxmert", "generate-it", "lxmert", "bert", "to-lxmert")
+REPORT_FILE = "import.json"
+
+
+def read_codebook(path: Path | None) -> Tensor | None:
+    """Read centroids float32 ``[K, D]``: ``.npy`` as X-LXMERT released them, or a codebook.safetensors of ours."""
+    if path is None:
+        return None
+    if path.suffix == ".safetensors":
+        tensors = read_tensors(path)
+        if "centroids" not in tensors:
+            raise UserError(f"{path}: no tensor 'centroids'; give the codebook of the cluster stage")
+        codebook = tensors["centroids"].float()
+    else:
+        try:
+            codebook = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such codebook") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: not a readable .npy file ({error})") from None
+    if codebook.ndim != 2 or not torch.isfinite(codebook).all():
+        raise UserError(f"{path}: a codebook is [K, D] finite numbers, this is {list(codebook.shape)}")
+    return codebook
+
+
+def size(name: str, codebook: Tensor | None) -> TransformerConfig:
+    """Return a named size or that of a config file, with K and D of the codebook if one is given."""
+    sizes = {} if codebook is None else {"codebook_size": len(codebook), "feature_dim": codebook.shape[1]}
+    return named_config(name, **sizes) if name in SIZES else read_config(Path(name), **sizes)
+
+
+def convert(arguments: argparse.Namespace) -> Imported:
+    """Run the importer of ``arguments.format``."""
+    source, codebook = arguments.source, read_codebook(arguments.codebook)
+    if arguments.format == "lxmert":
+        return import_lxmert(source, codebook, seed=arguments.seed)
+    config = size(arguments.size, codebook)
+    if arguments.format == "bert":
+        if codebook is None:
+            raise UserError("BERT has no codebook; give --codebook, the centroids of the cluster stage")
+        return import_bert(source, config, codebook, arguments.seed)
+    importer = import_x_lxmert if arguments.format == "x-lxmert" else import_generate_it
+    return importer(source, config, codebook)
+
+
+def write(arguments: argparse.Namespace, folder: Path) -> str:
+    """Write the result into ``folder``; returns what to print."""
+    if arguments.format == "to-lxmert":
+        model, tokenizer, codebook = load_transformer(arguments.source)
+        export_lxmert(folder, model, tokenizer, codebook)
+        return "loads with transformers.LxmertModel.from_pretrained; its pooler starts at random"
+    imported = convert(arguments)
+    tokenizers = arguments.tokenizer or (arguments.source if arguments.source.is_dir() else None)
+    if tokenizers is None:
+        raise UserError(
+            "the checkpoint has no tokenizer; give --tokenizer, the folder of bert-base-uncased's"
+        )
+    tokenizer = load_tokenizer(tokenizers)
+    if len(tokenizer) != imported.model.config.vocab_size:
+        raise UserError(
+            f"{tokenizers}: {len(tokenizer)} word pieces, but the checkpoint has {imported.model.config.vocab_size}; "
+            "give the tokenizer it was trained with"
+        )
+    save_transformer(folder, imported.model, tokenizer, imported.codebook)
+    (folder / REPORT_FILE).write_text(imported.report.to_json())
+    return imported.report.summary()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m diptych.model.importers", description=__doc__)
+    parser.add_argument(
+        "format", choices=FORMATS, help="what SOURCE is; to-lxmert: a model directory, to export"
+    )
+    parser.add_argument("source", type=Path, help=".pth file or directory")
+    parser.add_argument("out", type=Path, help="directory to write; must not exist")
+    parser.add_argument("--codebook", type=Path, help="centroids [K, D], .npy or .safetensors")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="folder of tokenizer files; default: SOURCE if a directory"
+    )
+    parser.add_argument("--size", default="base", help=f"one of {', '.join(SIZES)} or a config.json of ours")
+    parser.add_argument("--seed", type=int, default=0, help="of weights that the checkpoint lacks")
+    arguments = parser.parse_args(argv)
+    unfinished = arguments.out.with_name(arguments.out.name + ".unfinished")
+    try:
+        if arguments.out.exists():
+            raise UserError(f"{arguments.out}: exists already; remove it or write elsewhere")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        message = write(arguments, unfinished)
+        unfinished.rename(arguments.out)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    print(f"{arguments.out}: {message}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""Hugging Face directories: LXMERT in both directions, BERT as a start of the language side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diptych.model.config import TransformerConfig
+from diptych.model.errors import UserError
+from diptych.model.importers.checkpoint import Imported, build, read_pickled, tensors_only, tied_to_codebook
+from diptych.model.importers.names import (
+    CODE_FEATURES,
+    CODE_WEIGHTS,
+    CODEBOOK,
+    common_names,
+    lxmert_names,
+)
+from diptych.model.pretrained import check_codebook, read_tensors
+from diptych.model.tokenizer import CaptionTokenizer
+from diptych.model.transformer import UnifiedTransformer
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+LXMERT_NAMES = {"lxmert.": "", "bert.": ""}
+LANGUAGE = ("text_embedding.", "language_layers.")
+HEADS = ("word_", "code_head.", "visual_embedding.mask_feature")
+
+
+def import_lxmert(
+    folder: Path, codebook: Tensor | None = None, grid_size: int = 8, seed: int = 0
+) -> Imported:
+    """Read a directory of ``LxmertModel`` or ``LxmertForPreTraining``, or one of :func:`export_lxmert`.
+
+    The size is that of its config.json. Heads that it lacks start at random (listed in the report).
+
+    Args:
+        codebook: float ``[K, D]``; LXMERT has none of its own.
+        grid_size: cells along one side, where config.json does not say.
+        seed: of what starts at random.
+
+    Raises:
+        UserError: a file is missing, unreadable or not LXMERT's, or does not fit the codebook.
+    """
+    values = read_hugging_face_config(folder, "lxmert")
+    tensors = common_names(read_weights(folder), LXMERT_NAMES)
+    if codebook is None:
+        if CODEBOOK not in tensors:
+            raise UserError(f"{folder}: LXMERT has no codebook; give the centroids of the cluster stage")
+        codebook = tensors[CODEBOOK][1].float()
+    if codebook.shape[1] != values["visual_feat_dim"]:
+        raise UserError(
+            f"{folder}: visual_feat_dim is {values['visual_feat_dim']}, the codebook's D is {codebook.shape[1]}; give "
+            "a codebook of the features that it was trained with"
+        )
+    code_head = "linear" if CODE_WEIGHTS in tensors and CODE_FEATURES not in tensors else "features"
+    config = TransformerConfig(
+        hidden_size=values["hidden_size"],
+        attention_heads=values["num_attention_heads"],
+        intermediate_size=values["intermediate_size"],
+        language_layers=values["l_layers"],
+        visual_layers=values["r_layers"],
+        cross_layers=values["x_layers"],
+        vocab_size=values["vocab_size"],
+        codebook_size=len(codebook),
+        feature_dim=codebook.shape[1],
+        grid_size=values.get("grid_size", grid_size),
+        cell_positions=False,
+        text_positions=values["max_position_embeddings"],
+        dropout=values["hidden_dropout_prob"],
+        code_head="codebook" if tied_to_codebook(tensors) else code_head,
+        initial_std=values["initializer_range"],
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build(folder, tensors, config, codebook, may_lack=lambda name: name.startswith(HEADS))
+
+
+def import_bert(folder: Path, config: TransformerConfig, codebook: Tensor, seed: int = 0) -> Imported:
+    """Start a transformer from a BERT directory, as LXMERT and X-LXMERT did: embeddings, the first language layers and,
+    if it has one, the word head. The rest starts at random (listed in the report).
+
+    Args:
+        config: the transformer's size; what it shares with BERT has to be the same.
+        codebook: float ``[K, D]``.
+        seed: of what starts at random.
+
+    Raises:
+        UserError: a file is missing, unreadable or not BERT's, or of another size.
+    """
+    values = read_hugging_face_config(folder, "bert")
+    if values["num_attention_heads"] != config.attention_heads:
+        raise UserError(
+            f"{folder}: BERT with {values['num_attention_heads']} attention heads, but the transformer has "
+            f"{config.attention_heads}; use the same number"
+        )
+    if values.get("layer_norm_eps", 1e-12) != 1e-12:
+        raise UserError(f"{folder}: layer_norm_eps is {values['layer_norm_eps']}; ours is 1e-12")
+    tensors = common_names(read_weights(folder), LXMERT_NAMES)
+    beyond = range(config.language_layers, values["num_hidden_layers"])
+    unused = {r"cls\.predictions\.decoder\.bias": "the same as cls.predictions.bias"}
+    if beyond:
+        layers = "|".join(map(str, beyond))
+        unused[rf"encoder\.layer\.({layers})\."] = (
+            f"layers beyond the {config.language_layers} language layers"
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build(folder, tensors, config, codebook, lambda name: not name.startswith(LANGUAGE), unused)
+
+
+def export_lxmert(
+    folder: Path, model: UnifiedTransformer, tokenizer: CaptionTokenizer, codebook: Tensor
+) -> None:
+    """Write a directory that ``LxmertModel.from_pretrained`` and ``LxmertForPreTraining.from_pretrained`` load, and that
+    :func:`import_lxmert` reads back without loss.
+
+    LXMERT takes features as they are: where ours standardises them (:meth:`UnifiedTransformer.set_codebook`), the same
+    function is written into its feature projection. Code head, mask feature and codebook have X-LXMERT's names. LXMERT's
+    pooler and its other heads do not exist here; transformers starts them at random and says so.
+
+    Raises:
+        UserError: the network has row and column embeddings of cells, for which LXMERT has no place.
+    """
+    check_codebook(model, codebook, "codebook")
+    config = model.config
+    if config.cell_positions:
+        raise UserError(
+            "LXMERT has no embeddings of a cell's row and column; only a transformer trained with cell_positions false "
+            "can be exported"
+        )
+    ours = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    mean, scale = ours["visual_embedding.feature_mean"], ours["visual_embedding.feature_scale"]
+    if mean.any() or scale != 1:
+        weight = ours["visual_embedding.features.weight"] / scale
+        ours["visual_embedding.features.weight"] = weight
+        ours["visual_embedding.features.bias"] = ours["visual_embedding.features.bias"] - weight @ mean
+        ours["visual_embedding.mask_feature"] = ours["visual_embedding.mask_feature"] * scale + mean
+    tensors = {CODEBOOK: codebook.detach().float().cpu()}
+    for name, theirs in lxmert_names(config).items():
+        tensors.update(zip(theirs, ours[name].chunk(len(theirs)), strict=True))
+    body = ("embeddings.", "encoder.")
+    tensors = {
+        f"lxmert.{name}" if name.startswith(body) else name: tensor.contiguous().clone()
+        for name, tensor in tensors.items()
+    }
+    values = {
+        "architectures": ["LxmertModel"],
+        "model_type": "lxmert",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_attention_heads": config.attention_heads,
+        "intermediate_size": config.intermediate_size,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.dropout,
+        "max_position_embeddings": config.text_positions,
+        "type_vocab_size": 2,
+        "initializer_range": config.initial_std,
+        "l_layers": config.language_layers,
+        "x_layers": config.cross_layers,
+        "r_layers": config.visual_layers,
+        "visual_feat_dim": config.feature_dim,
+        "visual_pos_dim": 4,
+        "tie_word_embeddings": True,
+        "task_obj_predict": False,
+        "task_qa": False,
+        "grid_size": config.grid_size,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+    save_file(tensors, folder / WEIGHT_FILES[0], metadata={"format": "pt"})
+    tokenizer.save(folder)
+
+
+def read_hugging_face_config(folder: Path, model_type: str) -> dict[str, Any]:
+    """Read config.json, completed by the library's defaults, and check what our architecture takes for granted."""
+    from transformers import BertConfig, LxmertConfig
+
+    path = folder / "config.json"
+    try:
+        written = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file; give a Hugging Face directory of a {model_type} model"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(written, dict) or written.get("model_type") != model_type:
+        raise UserError(f"{path}: not the config of a {model_type} model")
+    values = {**{"lxmert": LxmertConfig, "bert": BertConfig}[model_type]().to_dict(), **written}
+    for key, needed in (("hidden_act", "gelu"), ("type_vocab_size", 2), ("visual_pos_dim", 4)):
+        if values.get(key, needed) != needed:
+            raise UserError(f"{path}: {key} is {values[key]!r}; this architecture needs {needed!r}")
+    return values
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Read the weights of a Hugging Face directory."""
+    for name in WEIGHT_FILES:
+        path = folder / name
+        if path.is_file():
+            return (
+                read_tensors(path)
+                if path.suffix == ".safetensors"
+                else tensors_only(read_pickled(path), path)
+            )
+    raise UserError(f"{folder}: neither {' nor '.join(WEIGHT_FILES)} in it")

@@ -1,0 +1,108 @@
+"""How LXMERT names the tensors of our transformer.
+
+All formats of the family are first brought to one set of names: Hugging Face's ``LxmertModel`` (``embeddings.``,
+``encoder.``) and the heads of ``LxmertForPreTraining`` (``cls.``), with X-LXMERT's additions ``obj_predict_head.``,
+``mask_feat`` and ``vis_emb.weight``, the codebook.
+"""
+
+from __future__ import annotations
+
+import re
+
+from torch import Tensor
+
+from diptych.model.config import TransformerConfig
+
+KINDS = ("weight", "bias")
+CODEBOOK = "vis_emb.weight"
+CODE_WEIGHTS = "obj_predict_head.out_cluster.weight"
+CODE_FEATURES = "obj_predict_head.linear_feat.weight"
+WORDS = "embeddings.word_embeddings.weight"
+TIED_WORDS = "cls.predictions.decoder.weight"
+FEATURE_PROJECTION = "encoder.visn_fc.visn_fc"
+
+UNUSED = {
+    r"embeddings\.position_ids": "a constant",
+    r"pooler\.": "no task of ours reads the pooled [CLS] state",
+    r"cls\.seq_relationship\.": "image-text matching is no task of ours",
+    r"answer_head\.": "question answering is no task of ours",
+    r"obj_predict_head\.(decoder_dict|out_obj|out_attr)": "object, attribute and feature heads of LXMERT; ours predicts codes",
+}
+
+
+def lxmert_names(config: TransformerConfig) -> dict[str, tuple[str, ...]]:
+    """Map the name of every weight of ours to its names in LXMERT; several are joined along the first dimension
+    (queries, keys and values are one matrix here)."""
+    names: dict[str, tuple[str, ...]] = {}
+
+    def add(ours: str, *theirs: str, kinds: tuple[str, ...] = KINDS) -> None:
+        for kind in kinds:
+            names[f"{ours}.{kind}"] = tuple(f"{name}.{kind}" for name in theirs)
+
+    def attention(ours: str, inner: str, outer: str) -> None:
+        add(f"{ours}.projection", f"{inner}.query", f"{inner}.key", f"{inner}.value")
+        add(f"{ours}.output", f"{outer}.dense")
+        add(f"{ours}.norm", f"{outer}.LayerNorm")
+
+    def feed_forward(ours: str, inner: str, outer: str) -> None:
+        add(f"{ours}.inner", f"{inner}.dense")
+        add(f"{ours}.outer", f"{outer}.dense")
+        add(f"{ours}.norm", f"{outer}.LayerNorm")
+
+    def head_transform(ours: str, theirs: str) -> None:
+        add(f"{ours}.0", f"{theirs}.dense")
+        add(f"{ours}.2", f"{theirs}.LayerNorm")
+
+    for ours, theirs in (("words", "word"), ("positions", "position"), ("token_types", "token_type")):
+        add(f"text_embedding.{ours}", f"embeddings.{theirs}_embeddings", kinds=("weight",))
+    add("text_embedding.norm", "embeddings.LayerNorm")
+    add("visual_embedding.features", FEATURE_PROJECTION)
+    add("visual_embedding.features_norm", "encoder.visn_fc.visn_layer_norm")
+    add("visual_embedding.boxes", "encoder.visn_fc.box_fc")
+    add("visual_embedding.boxes_norm", "encoder.visn_fc.box_layer_norm")
+    names["visual_embedding.mask_feature"] = ("mask_feat",)
+    for ours, theirs, count in (
+        ("language_layers", "layer", config.language_layers),
+        ("visual_layers", "r_layers", config.visual_layers),
+    ):
+        for index in range(count):
+            layer = f"encoder.{theirs}.{index}"
+            attention(f"{ours}.{index}.attention", f"{layer}.attention.self", f"{layer}.attention.output")
+            feed_forward(f"{ours}.{index}.feed_forward", f"{layer}.intermediate", f"{layer}.output")
+    for index in range(config.cross_layers):
+        ours, theirs = f"cross_layers.{index}", f"encoder.x_layers.{index}"
+        # LXMERT calls it visual_attention, but both streams attend to each other through it.
+        cross = f"{theirs}.visual_attention"
+        attention(f"{ours}.cross_attention", f"{cross}.att", f"{cross}.output")
+        for stream, short in (("text", "lang"), ("visual", "visn")):
+            own = f"{theirs}.{short}_self_att"
+            attention(f"{ours}.{stream}_attention", f"{own}.self", f"{own}.output")
+            feed_forward(
+                f"{ours}.{stream}_feed_forward", f"{theirs}.{short}_inter", f"{theirs}.{short}_output"
+            )
+    head_transform("word_transform", "cls.predictions.transform")
+    names["word_bias"] = ("cls.predictions.bias",)
+    head_transform("code_head.transform", "obj_predict_head.transform")
+    if config.code_head != "linear":
+        add("code_head.features", "obj_predict_head.linear_feat")
+    add("code_head.codes", "obj_predict_head.out_cluster")
+    return names
+
+
+def common_names(tensors: dict[str, Tensor], prefixes: dict[str, str]) -> dict[str, tuple[str, Tensor]]:
+    """Bring a checkpoint to the names above: common name to (name in the file, tensor).
+
+    Args:
+        prefixes: what to put for each beginning of a name; the first that fits is applied, after "module." (of
+            DataParallel) is gone. LayerNorm's old names gamma and beta become weight and bias.
+    """
+    common = {}
+    for name, tensor in tensors.items():
+        new = name.removeprefix("module.")
+        for old, replacement in prefixes.items():
+            if new.startswith(old):
+                new = replacement + new.removeprefix(old)
+                break
+        new = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", new))
+        common[new] = (name, tensor)
+    return common

@@ -1,0 +1,111 @@
+"""A transformer that only decodes: the same function with fewer and faster matrix products.
+
+What training cannot have: the code head's two linear layers, between which nothing happens, multiplied into one; the
+fused attention kernel, on a CPU slower than its parts when gradients are needed; and, on a CPU, a second copy of the weights that text reads, rearranged for products of few rows. Those are bound
+by reading the weights: with 4 rows the word head runs 2 to 4 times as fast, with 40 rows a layer 1.3 times; from some
+hundred rows on the ordinary product is the faster one, so both are kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from diptych.model.transformer import Attention, Projection, UnifiedTransformer
+
+FEW_ROWS = 80
+
+
+def has_few_rows(states: Tensor) -> bool:
+    """Whether the second copy is to be used: not under autocast, which has other weights in mind."""
+    return states.numel() <= FEW_ROWS * states.shape[-1] and not torch.is_autocast_enabled("cpu")
+
+
+class FewRowsLinear(nn.Linear):
+    """A linear layer with a second copy of its weight, in oneDNN's layout, for products of at most 80 rows."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        with torch.device("meta"):
+            super().__init__(weight.shape[1], weight.shape[0])
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+
+    def forward(self, states: Tensor) -> Tensor:
+        if not has_few_rows(states):
+            return super().forward(states)
+        return torch.ops.mkldnn._linear_pointwise(states, self.packed, self.bias, "none", [], "")
+
+
+class FewRowsProjection(Projection):
+    """:class:`diptych.model.transformer.Projection` in the same way: a copy of the queries' rows of the matrix and one
+    of the others."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        h = weight.shape[1]
+        with torch.device("meta"):
+            super().__init__(h)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+        self.parts = [FewRowsLinear(weight[:h], bias[:h]), FewRowsLinear(weight[h:], bias[h:])]
+
+    def forward(self, states: Tensor, first: int = 0, last: int = 3) -> Tensor:
+        if not has_few_rows(states):
+            return super().forward(states, first, last)
+        queries, keys_values = self.parts
+        if (first, last) == (0, 1):
+            return queries(states)
+        if (first, last) == (1, 3):
+            return keys_values(states)
+        return torch.cat([queries(states), keys_values(states)], -1)
+
+
+class InferenceTransformer(UnifiedTransformer):
+    """A transformer for decoding only, made from a trained one, whose later changes it may or may not see.
+
+    Logits differ from those of ``model`` by rounding. Weights are shared with ``model``; the additional copies are of
+    matrices that text reads.
+    """
+
+    def __init__(self, model: UnifiedTransformer) -> None:
+        with torch.device("meta"):
+            super().__init__(model.config)
+        self.load_state_dict(model.state_dict(), assign=True)
+        self.eval().requires_grad_(False)
+        head = self.code_head
+        if isinstance(head.features, nn.Linear):
+            weight, bias = head.codes.weight, head.codes.bias
+            with torch.device("meta"):
+                codes = nn.Linear(head.features.in_features, head.codes.out_features)
+            codes.weight = nn.Parameter(weight @ head.features.weight, requires_grad=False)
+            codes.bias = nn.Parameter(weight @ head.features.bias + bias, requires_grad=False)
+            head.features, head.codes = nn.Identity(), codes
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.fused = True
+        self.word_projection: FewRowsLinear | None = None
+        words = self.text_embedding.words.weight
+        if words.device.type == "cpu" and words.dtype == torch.float32:
+            self.word_projection = FewRowsLinear(words, self.word_bias)
+            repack(self.language_layers)
+            repack(self.word_transform)
+            for layer in self.cross_layers:
+                repack(layer.cross_attention)
+                repack(layer.text_attention)
+                repack(layer.text_feed_forward)
+
+    def word_logits(self, states: Tensor) -> Tensor:
+        if self.word_projection is None:
+            return super().word_logits(states)
+        return self.word_projection(self.word_transform(states))
+
+
+def repack(module: nn.Module) -> None:
+    """Replace the linear layers inside ``module``."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, Projection):
+            setattr(module, name, FewRowsProjection(child.weight, child.bias))
+        elif isinstance(child, nn.Linear):
+            setattr(module, name, FewRowsLinear(child.weight, child.bias))
+        else:
+            repack(child)

@@ -1,0 +1,148 @@
+"""What is measured and shown while token-level training runs: the same images of the val split every time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from diptych.features.order import epoch_order
+from diptych.model.decoding.caption import decode_captions
+from diptych.model.decoding.paint import paint_codes
+from diptych.model.errors import UserError
+from diptych.model.objectives import caption_loss, paint_loss, sample_mask
+from diptych.model.precision import autocast_context
+from diptych.model.tokenizer import CaptionTokenizer
+from diptych.model.training.data import CaptionTable, on_device
+from diptych.model.training.loop import TrainingShards
+from diptych.model.transformer import UnifiedTransformer
+
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Evaluation during training.
+
+    Attributes:
+        every: steps between two evaluations; there is one more after the last step.
+        images: val images whose captions and codes the losses are of, at most all; drawn by the seed.
+        samples: how many of them are captioned and painted, to be shown.
+        mask_predict_steps, guidance: how they are painted.
+    """
+
+    every: int
+    images: int
+    samples: int
+    mask_predict_steps: int
+    guidance: float
+
+    def __post_init__(self) -> None:
+        for name in ("every", "images", "mask_predict_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"evaluation.{name} must be at least 1, is {getattr(self, name)}")
+        if not 0 <= self.samples <= self.images:
+            raise UserError(f"evaluation.samples must be from 0 to images ({self.images}), is {self.samples}")
+
+
+class TrainingSettings(Protocol):
+    """What an evaluation reads of the training's config."""
+
+    @property
+    def captions_per_image(self) -> int: ...
+
+    @property
+    def caption_length(self) -> int: ...
+
+    @property
+    def least_masked(self) -> float: ...
+
+    @property
+    def label_smoothing(self) -> float: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+class TokenEvaluation:
+    """Losses, captions and paintings of fixed val images.
+
+    The losses are those of training, smoothing included, so that both can be read against each other; captions, masks
+    and their ratios are drawn once. No text is dropped.
+    """
+
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        training: TrainingSettings,
+        model: UnifiedTransformer,
+        tokenizer: CaptionTokenizer,
+        codebook: Tensor,
+        val: TrainingShards,
+    ) -> None:
+        self.config, self.training = config, training
+        self.model, self.tokenizer, self.codebook = model, tokenizer, codebook
+        self.every = config.every
+        images = epoch_order(len(val), training.seed, 0)[: config.images].tolist()
+        captions = CaptionTable(val, tokenizer, training.caption_length, images)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(training.seed)
+            self.captions, prompts = captions.choose(list(range(len(images))), training.captions_per_image)
+            self.masked = sample_mask(len(images), model.config.cells, training.least_masked)
+        self.keys = [val.keys[image] for image in images[: config.samples]]
+        self.prompts = prompts[: config.samples]
+        self.features = torch.from_numpy(val.grid(images))
+        self.codes = torch.from_numpy(val.codes(images))
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Return ``val_caption_loss`` and ``val_paint_loss``, and the samples: ``image_id``, the greedy ``caption``, the
+        ``prompt`` (one of the image's captions) and the ``codes`` painted from it (64 whole numbers)."""
+        device = self.codebook.device
+        sums = {"val_caption_loss": [0.0, 0], "val_paint_loss": [0.0, 0]}
+        for start in range(0, len(self.features), BATCH_SIZE):
+            rows = slice(start, start + BATCH_SIZE)
+            captions, masked = self.captions[rows].to(device), self.masked[rows].to(device)
+            features, codes = on_device(self.features[rows], device), on_device(self.codes[rows], device)
+            smoothing = self.training.label_smoothing
+            with autocast_context(device, self.training.precision):
+                words = caption_loss(self.model, self.tokenizer, features, captions, smoothing)
+                cells = paint_loss(
+                    self.model, self.tokenizer, self.codebook, codes, captions[:, 0], masked, smoothing
+                )
+            counts = int((captions[..., 1:] != self.tokenizer.pad).sum()), int(masked.sum())
+            for total, loss, count in zip(sums.values(), (words, cells), counts, strict=True):
+                total[0] += float(loss) * count
+                total[1] += count
+        return {name: total / count for name, (total, count) in sums.items()}, self._samples(device)
+
+    def _samples(self, device: torch.device) -> list[dict[str, Any]]:
+        count = len(self.keys)
+        if count == 0:
+            return []
+        features = on_device(self.features[:count], device)
+        with autocast_context(device, self.training.precision):
+            prefix = self.model.encode_visual_prefix(features)
+            written = decode_captions(self.model, self.tokenizer, prefix, self.training.caption_length).ids
+            painted = paint_codes(
+                self.model,
+                self.tokenizer,
+                self.codebook,
+                self.captions[:count, 0].to(device),
+                self.config.mask_predict_steps,
+                self.config.guidance,
+            ).codes
+        return [
+            {
+                "image_id": self.keys[row],
+                "caption": self.tokenizer.decode(written[row]),
+                "prompt": self.prompts[row],
+                "codes": painted[row].tolist(),
+            }
+            for row in range(count)
+        ]

@@ -1,0 +1,77 @@
+"""What token-level training starts from: random weights, or a model directory such as an imported checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diptych.model.config import TransformerConfig, named_config
+from diptych.model.errors import UserError
+from diptych.model.pretrained import load_transformer
+from diptych.model.tokenizer import CaptionTokenizer, build_tokenizer
+from diptych.model.transformer import UnifiedTransformer
+
+MOST_UNKNOWN = 0.01
+
+
+def random_transformer(
+    network: str, captions: Sequence[str], min_count: int, codebook: Tensor, seed: int
+) -> tuple[UnifiedTransformer, CaptionTokenizer]:
+    """Build the named size ``network`` for a codebook float32 ``[K, D]`` and a vocabulary from training captions
+    (:func:`diptych.model.tokenizer.build_tokenizer`)."""
+    tokenizer = build_tokenizer(captions, min_count)
+    codes, width = codebook.shape
+    torch.manual_seed(seed)
+    model = UnifiedTransformer(
+        named_config(network, vocab_size=len(tokenizer), codebook_size=codes, feature_dim=width)
+    )
+    model.set_codebook(codebook)
+    return model, tokenizer
+
+
+def initial_transformer(
+    folder: Path, network: str, captions: Sequence[str], codebook: Tensor
+) -> tuple[UnifiedTransformer, CaptionTokenizer]:
+    """Load the model directory ``folder`` to train it further on these ``captions`` and this codebook.
+
+    Its sizes must be those of ``network``; what else its config decides (dropout, the kind of code head) stays. So do
+    the statistics of its visual input, which for imported checkpoints are the identity.
+
+    Raises:
+        UserError: it has another size, it was made with another codebook, its vocabulary lacks more than a hundredth of
+            the captions' words, or one of its files is missing or unreadable.
+    """
+    model, tokenizer, own = load_transformer(folder)
+    wanted = named_config(
+        network, vocab_size=len(tokenizer), codebook_size=own.shape[0], feature_dim=own.shape[1]
+    )
+    different = [
+        f"{field.name} {getattr(model.config, field.name)} instead of {getattr(wanted, field.name)}"
+        for field in fields(TransformerConfig)
+        if field.type == "int" and getattr(model.config, field.name) != getattr(wanted, field.name)
+    ]
+    if different:
+        raise UserError(
+            f"initial: {folder} is not of the size {network}: {', '.join(different)}; name its size as network"
+        )
+    if own.shape != codebook.shape or not torch.allclose(own, codebook, rtol=1e-3, atol=1e-5):
+        shapes = (
+            "" if own.shape == codebook.shape else f" (K, D {tuple(own.shape)}, not {tuple(codebook.shape)})"
+        )
+        raise UserError(
+            f"initial: {folder} was made with another codebook than the cluster stage's{shapes}: its codes mean other "
+            "things; import it with this codebook, or give the cluster stage the one that belongs to it"
+        )
+    pieces = tokenizer.encode(captions, model.config.text_positions)
+    unknown = int((pieces == tokenizer.unk).sum())
+    words = int((pieces != tokenizer.pad).sum()) - 2 * len(captions)
+    if unknown > MOST_UNKNOWN * words:
+        raise UserError(
+            f"initial: the vocabulary of {folder} lacks {unknown} of {words} words of the training captions; is it of "
+            "another language, or cased?"
+        )
+    return model, tokenizer

@@ -1,0 +1,106 @@
+"""Several processes that train one model together (torchrun): who this one is, its rows of a batch, sums over all.
+
+Every process holds the whole model and works on its own rows of each step's batch. The gradients are then summed
+with one plain all-reduce of those that exist, flattened. Captioning and painting use different parts of the network;
+PyTorch's ``DistributedDataParallel`` would have to look for the unused parameters after every forward pass, and it
+averages over processes, where the loss is a mean over targets that are not equally many in each. A sum of weighted
+gradients is exact, and the same parameters have gradients in all processes, because all take the same step.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from diptych.model.errors import UserError
+
+# Longer than a stalled reader is given, so that its own message comes first.
+TIMEOUT = datetime.timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train together: ``rank`` counts from 0 to below ``count``."""
+
+    rank: int
+    count: int
+
+    def own_pieces(self, batch_size: int, accumulation: int) -> list[slice]:
+        """Rows of a batch that this process works on, a slice for each of its ``accumulation`` pieces.
+
+        The batch is cut into consecutive pieces that differ by one row at most, in the order of the ranks, so that no
+        row is lost or repeated.
+
+        Raises:
+            UserError: there are more pieces than rows.
+        """
+        pieces = self.count * accumulation
+        if batch_size < pieces:
+            raise UserError(
+                f"a batch of {batch_size} cannot be cut into {pieces} pieces (accumulation {accumulation} times "
+                f"{self.count} processes); raise the batch size or lower one of them"
+            )
+        edges = [batch_size * piece // pieces for piece in range(pieces + 1)]
+        rows = [slice(first, end) for first, end in pairwise(edges)]
+        return rows[self.rank * accumulation : (self.rank + 1) * accumulation]
+
+    def sum(self, tensors: list[Tensor]) -> None:
+        """Replace every tensor (float32, all on one device) by its sum over all processes."""
+        if self.count == 1:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.all_reduce(flat)
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def agree(self, what: str, value: str) -> None:
+        """Raise a UserError unless all processes have the same ``value``."""
+        if self.count == 1:
+            return
+        values: list[str] = [""] * self.count
+        dist.all_gather_object(values, value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise UserError(
+                    f"process {rank} has another {what} than process 0; all must see the same data, parameters, code "
+                    "and .cache/training"
+                )
+
+
+def current_processes() -> Processes:
+    """This process and those it has joined by :func:`joined_processes`; alone otherwise."""
+    if dist.is_available() and dist.is_initialized():
+        return Processes(dist.get_rank(), dist.get_world_size())
+    return Processes(0, 1)
+
+
+@contextmanager
+def joined_processes(device: str) -> Iterator[str]:
+    """Join the processes that torchrun has started, and yield the device of this one.
+
+    CPUs talk by gloo. GPUs talk by nccl, and ``cuda`` becomes the GPU of this process's place on its machine.
+    """
+    local = int(os.environ["LOCAL_RANK"])
+    if device.startswith("cuda"):
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"machine.processes: {local + 1} or more on this machine, which has {torch.cuda.device_count()} GPUs; "
+                "use auto"
+            )
+        device = f"cuda:{local}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=TIMEOUT)
+    try:
+        yield device
+        dist.barrier()  # nobody leaves while another still writes
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,403 @@
+"""Importers and the exporter: every tensor used or listed, shapes checked, one message for what does not fit.
+
+``data/*_names.txt`` are the names and shapes that the released code itself gives its checkpoints, at a tiny size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diptych.model.config import TransformerConfig
+from diptych.model.errors import UserError
+from diptych.model.importers.__main__ import main
+from diptych.model.importers.hugging_face import export_lxmert, import_bert, import_lxmert
+from diptych.model.importers.names import lxmert_names
+from diptych.model.importers.x_lxmert import import_generate_it, import_x_lxmert
+from diptych.model.pretrained import load_transformer, save_transformer
+from diptych.model.transformer import UnifiedTransformer, grid_boxes
+
+DATA = Path(__file__).parent / "data"
+CONFIG = TransformerConfig(
+    hidden_size=24,
+    attention_heads=3,
+    intermediate_size=40,
+    language_layers=1,
+    visual_layers=1,
+    cross_layers=1,
+    vocab_size=50,
+    codebook_size=12,
+    feature_dim=10,
+    grid_size=4,
+    cell_positions=False,
+    text_positions=20,
+    dropout=0.1,
+    code_head="features",
+    initial_std=0.02,
+)
+
+
+def checkpoint(file: str) -> dict[str, torch.Tensor]:
+    """Random tensors of the names and shapes in ``data/file``, tied as the released code ties them."""
+    torch.manual_seed(0)
+    tensors = {}
+    for line in (DATA / file).read_text().splitlines():
+        name, *shape = line.split()
+        tensors[name] = torch.randn(*map(int, shape))
+    tie(tensors, "word_embeddings.weight", "predictions.decoder.weight")
+    if file.startswith("x_lxmert"):
+        tie(tensors, "vis_emb.weight", "out_cluster.weight")
+    return tensors
+
+
+def tie(tensors, source, target):
+    first, second = (next(name for name in tensors if name.endswith(end)) for end in (source, target))
+    tensors[second] = tensors[first]
+
+
+def old_names(tensors):
+    rename = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    rename |= {"layer_norm.weight": "layer_norm.gamma", "layer_norm.bias": "layer_norm.beta"}
+    for new, old in rename.items():
+        tensors = {name.replace(new, old): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def assert_complete(imported, tensors):
+    report = imported.report
+    assert sorted([*report.used, *report.unused]) == sorted(tensors)
+    assert len(set(report.used)) == len(report.used)
+    assert not report.initialised
+    words = next(tensor for name, tensor in tensors.items() if name.endswith("word_embeddings.weight"))
+    assert imported.model.text_embedding.words.weight.equal(words)
+    query = next(
+        tensor
+        for name, tensor in tensors.items()
+        if name.endswith("x_layers.0.lang_self_att.self.key.weight")
+    )
+    assert imported.model.cross_layers[0].text_attention.projection.weight[24:48].equal(query)
+
+
+@pytest.mark.parametrize("module", ["", "module."])
+@pytest.mark.parametrize("old", [False, True])
+def test_generate_it(tmp_path, module, old):
+    tensors = checkpoint("generate_it_names.txt")
+    tensors = old_names(tensors) if old else tensors
+    tensors = {module + name: tensor for name, tensor in tensors.items()}
+    path = tmp_path / "it_generator.pth"
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))])
+    torch.save({"model": tensors, "optimizer": optimizer.state_dict(), "iteration": 7, "amp": None}, path)
+    imported = import_generate_it(path, CONFIG)
+    assert_complete(imported, tensors)
+    assert imported.codebook.equal(tensors[f"{module}cluster_codebook.weight"])
+    reasons = {name.removeprefix(module): reason for name, reason in imported.report.unused.items()}
+    assert reasons.keys() == {
+        "pooler.dense.weight", "pooler.dense.bias",
+        "classifier.seq_relationship.weight", "classifier.seq_relationship.bias",
+    }  # fmt: skip
+    assert "image-text matching" in reasons["classifier.seq_relationship.bias"]
+    assert "image-text matching" in imported.report.summary()
+    assert set(json.loads(imported.report.to_json())) == {"used", "unused", "initialised"}
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("code_head", ["features", "codebook"])
+def test_x_lxmert(tmp_path, old, code_head):
+    tensors = checkpoint("x_lxmert_names.txt")
+    tensors = old_names(tensors) if old else tensors
+    torch.save(tensors, tmp_path / "Epoch20_LXRT.pth")
+    config = dataclasses.replace(CONFIG, code_head=code_head)
+    imported = import_x_lxmert(tmp_path / "Epoch20_LXRT.pth", config)
+    assert_complete(imported, tensors)
+    weights = imported.model.code_head.codes.weight
+    assert weights.equal(imported.codebook) and weights.requires_grad == (code_head == "features")
+
+
+def test_a_checkpoint_without_codebook_takes_one(tmp_path):
+    tensors = checkpoint("x_lxmert_names.txt")
+    codebook = tensors.pop("module.vis_emb.weight")
+    path = tmp_path / "Epoch20_LXRT.pth"
+    torch.save(tensors, path)
+    with pytest.raises(UserError, match="no codebook"):
+        import_x_lxmert(path, CONFIG)
+    assert import_x_lxmert(path, CONFIG, codebook).codebook.equal(codebook)
+    with pytest.raises(UserError, match=r"\(11, 10\).*\(12, 10\)"):
+        import_x_lxmert(path, CONFIG, codebook[:11])
+    torch.save({**tensors, "module.vis_emb.weight": codebook}, path)
+    with pytest.raises(UserError, match="not the one in it.*vis_emb"):
+        import_x_lxmert(path, CONFIG, codebook + 1)
+
+
+def test_what_does_not_fit_is_one_message(tmp_path):
+    path, tensors = tmp_path / "Epoch20_LXRT.pth", checkpoint("x_lxmert_names.txt")
+
+    def refused(changes, config=CONFIG):
+        content = {**tensors, **changes}
+        torch.save({name: tensor for name, tensor in content.items() if tensor is not None}, path)
+        with pytest.raises(UserError, match="Epoch20_LXRT.pth") as caught:
+            import_x_lxmert(path, config)
+        return str(caught.value)
+
+    dense = "module.bert.encoder.layer.0.attention.output.dense.weight"
+    message = refused(
+        {dense: None, "module.strange.weight": torch.zeros(1), "module.mask_feat": torch.zeros(9)}
+    )
+    assert "1 tensors are missing (encoder.layer.0.attention.output.dense.weight)" in message
+    assert "1 tensors have another shape (module.mask_feat [9], not [10])" in message
+    assert "1 tensors are unknown (module.strange.weight)" in message
+    message = refused({}, dataclasses.replace(CONFIG, hidden_size=48, cross_layers=2))
+    assert "hidden size 48" in message and "are missing" in message and "have another shape" in message
+    message = refused({}, dataclasses.replace(CONFIG, codebook_size=11))
+    assert "K = 11" in message and "out_cluster" in message
+    assert "NaN" in refused({dense: torch.full((24, 24), float("nan"))})
+    assert "tied" in refused({"module.cls.predictions.decoder.weight": torch.zeros(50, 24)})
+
+
+def test_files_that_are_no_checkpoints_are_one_message(tmp_path):
+    path = tmp_path / "it_generator.pth"
+    with pytest.raises(UserError, match="no such"):
+        import_generate_it(path, CONFIG)
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(UserError, match="not a readable"):
+        import_generate_it(path, CONFIG)
+    torch.save({"model": {"a": Path("anything that needs code to be read")}}, path)
+    with pytest.raises(UserError, match="not a readable checkpoint of plain tensors"):
+        import_generate_it(path, CONFIG)
+    torch.save(checkpoint("x_lxmert_names.txt"), path)
+    with pytest.raises(UserError, match='"model"'):
+        import_generate_it(path, CONFIG)
+    torch.save({"model": {"a": 1}}, path)
+    with pytest.raises(UserError, match="not a dict of tensors"):
+        import_generate_it(path, CONFIG)
+    torch.save({"model": {}}, path)
+    with pytest.raises(UserError, match="empty"):
+        import_generate_it(path, CONFIG)
+
+
+@pytest.fixture
+def lxmert_config():
+    from transformers import LxmertConfig
+
+    return LxmertConfig(
+        vocab_size=50,
+        hidden_size=24,
+        num_attention_heads=3,
+        intermediate_size=40,
+        l_layers=2,
+        r_layers=1,
+        x_layers=1,
+        visual_feat_dim=10,
+        max_position_embeddings=20,
+        num_qa_labels=7,
+        num_object_labels=8,
+        num_attr_labels=9,
+    )
+
+
+@pytest.mark.parametrize("safe", [True, False])
+@pytest.mark.parametrize("heads", [True, False])
+def test_hugging_face_lxmert(tmp_path, lxmert_config, heads, safe):
+    from transformers import LxmertForPreTraining, LxmertModel
+
+    torch.manual_seed(0)
+    reference = (LxmertForPreTraining if heads else LxmertModel)(lxmert_config).eval()
+    reference.save_pretrained(tmp_path)
+    if not safe:
+        tensors = load_file(tmp_path / "model.safetensors")
+        torch.save(tensors, tmp_path / "pytorch_model.bin")
+        (tmp_path / "model.safetensors").unlink()
+    codebook = torch.randn(12, 10)
+    imported = import_lxmert(tmp_path, codebook, grid_size=4)
+    model = imported.model
+    assert model.config.language_layers == 2 and model.config.dropout == 0.1
+
+    ids, features = torch.randint(1, 50, (3, 7)), torch.randn(3, 16, 10)
+    visible = torch.rand(3, 7) < 0.7
+    visible[:, 0] = True
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": visible.float(),
+        "visual_feats": features,
+        "visual_pos": grid_boxes(4).expand(3, 16, 4),
+    }
+    with torch.no_grad():
+        body = reference.lxmert if heads else reference
+        text, visual = model(ids, visible, features)
+        expected = body(**inputs)
+        torch.testing.assert_close(text, expected.language_output, rtol=0, atol=1e-5)
+        torch.testing.assert_close(visual, expected.vision_output, rtol=0, atol=1e-5)
+        if heads:
+            words = reference(**inputs).prediction_logits
+            torch.testing.assert_close(model.word_logits(text), words, rtol=0, atol=1e-5)
+    lacks = {name.split(".")[0] for name in imported.report.initialised}
+    assert lacks == {"visual_embedding", "code_head"} | (set() if heads else {"word_transform", "word_bias"})
+    assert imported.report.initialised[0] == "visual_embedding.mask_feature"
+    reasons = set(imported.report.unused.values())
+    assert len(reasons) == (4 if heads else 1)
+    again = import_lxmert(tmp_path, codebook, grid_size=4)
+    for one, other in zip(model.state_dict().values(), again.model.state_dict().values(), strict=True):
+        assert one.equal(other)  # what starts at random has a seed
+    with pytest.raises(UserError, match="no codebook"):
+        import_lxmert(tmp_path)
+    with pytest.raises(UserError, match="visual_feat_dim is 10.*D is 11"):
+        import_lxmert(tmp_path, torch.randn(12, 11))
+
+
+def test_directories_that_are_not_lxmert_are_one_message(tmp_path, lxmert_config):
+    with pytest.raises(UserError, match="config.json: no such file"):
+        import_lxmert(tmp_path, torch.randn(12, 10))
+    for key, value in (("model_type", "bert"), ("hidden_act", "relu"), ("type_vocab_size", 3)):
+        (tmp_path / "config.json").write_text(json.dumps({**lxmert_config.to_dict(), key: value}))
+        with pytest.raises(UserError, match="config.json"):
+            import_lxmert(tmp_path, torch.randn(12, 10))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        import_lxmert(tmp_path, torch.randn(12, 10))
+    (tmp_path / "config.json").write_text(json.dumps(lxmert_config.to_dict()))
+    with pytest.raises(UserError, match="neither model.safetensors nor pytorch_model.bin"):
+        import_lxmert(tmp_path, torch.randn(12, 10))
+
+
+@pytest.mark.parametrize("kind", ["BertModel", "BertForPreTraining"])
+def test_bert_starts_the_language_side(tmp_path, kind):
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=3,
+        intermediate_size=40,
+        max_position_embeddings=20,
+    )
+    bert = getattr(transformers, kind)(config).eval()
+    bert.save_pretrained(tmp_path)
+    size = dataclasses.replace(CONFIG, language_layers=3)
+    imported = import_bert(tmp_path, size, torch.randn(12, 10))
+    ids, visible = torch.randint(1, 50, (3, 7)), torch.arange(7) < torch.tensor([[7], [4], [2]])
+    body = getattr(bert, "bert", bert)
+    with torch.no_grad():
+        text, _ = imported.model.encode_text(ids, visible)
+        output = body(ids, visible.long(), output_hidden_states=True)
+        torch.testing.assert_close(text[visible], output.hidden_states[3][visible], rtol=0, atol=1e-5)
+        if kind == "BertForPreTraining":
+            words = bert.cls.predictions(output.hidden_states[3])
+            torch.testing.assert_close(imported.model.word_logits(output.hidden_states[3]), words)
+    reasons = set(imported.report.unused.values())
+    assert "layers beyond the 3 language layers" in reasons
+    started = {name.split(".")[0] for name in imported.report.initialised}
+    assert {"visual_embedding", "visual_layers", "cross_layers", "code_head"} <= started
+    assert ("word_bias" in started) == (kind == "BertModel")
+    assert not started & {"text_embedding", "language_layers"}
+    with pytest.raises(UserError, match="3 attention heads.*has 6"):
+        import_bert(tmp_path, dataclasses.replace(size, attention_heads=6), torch.randn(12, 10))
+    with pytest.raises(UserError, match="5 language"):
+        import_bert(tmp_path, dataclasses.replace(size, language_layers=5), torch.randn(12, 10))
+
+
+@pytest.mark.parametrize("code_head", ["linear", "features", "codebook"])
+def test_export_and_import_are_exact(tiny, tmp_path, code_head):
+    from transformers import LxmertForPreTraining, LxmertModel
+
+    model = UnifiedTransformer(dataclasses.replace(tiny.config, code_head=code_head)).eval()
+    if code_head == "codebook":
+        with torch.no_grad():
+            model.code_head.codes.weight.copy_(tiny.codebook)
+    export_lxmert(tmp_path, model, tiny.tokenizer, tiny.codebook)
+    imported = import_lxmert(tmp_path)
+    assert imported.model.config == model.config and imported.codebook.equal(tiny.codebook)
+    assert not imported.report.unused and not imported.report.initialised
+    for name, tensor in model.state_dict().items():
+        assert tensor.equal(imported.model.state_dict()[name]), name
+
+    visible = tiny.ids != tiny.tokenizer.pad
+    inputs = {
+        "input_ids": tiny.ids,
+        "attention_mask": visible.float(),
+        "visual_feats": tiny.features,
+        "visual_pos": grid_boxes(4).expand(3, 16, 4),
+    }
+    reference, info = LxmertModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert sorted(info["missing_keys"]) == ["pooler.dense.bias", "pooler.dense.weight"]
+    with torch.no_grad():
+        text, visual = model(tiny.ids, visible, tiny.features)
+        output = reference.eval()(**inputs)
+        torch.testing.assert_close(output.language_output, text, rtol=0, atol=1e-5)
+        torch.testing.assert_close(output.vision_output, visual, rtol=0, atol=1e-5)
+        words = LxmertForPreTraining.from_pretrained(tmp_path).eval()(**inputs).prediction_logits
+        torch.testing.assert_close(words, model.word_logits(text), rtol=0, atol=1e-5)
+
+
+def test_export_writes_standardised_features_into_the_projection(tiny, tmp_path):
+    tiny.model.set_codebook(tiny.codebook * 3)
+    export_lxmert(tmp_path, tiny.model, tiny.tokenizer, tiny.codebook)
+    imported = import_lxmert(tmp_path)
+    masked = torch.rand(3, 16) < 0.5
+    with torch.no_grad():
+        torch.testing.assert_close(
+            imported.model.encode_visual(tiny.features, masked),
+            tiny.model.encode_visual(tiny.features, masked),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+    other = UnifiedTransformer(dataclasses.replace(tiny.config, cell_positions=True))
+    with pytest.raises(UserError, match="cell_positions"):
+        export_lxmert(tmp_path / "other", other, tiny.tokenizer, tiny.codebook)
+    assert not (tmp_path / "other").exists()
+
+
+def test_every_weight_of_ours_has_a_name_in_lxmert(tiny):
+    for code_head in ("linear", "features", "codebook"):
+        config = dataclasses.replace(tiny.config, code_head=code_head)
+        assert set(lxmert_names(config)) == {
+            name for name, _ in UnifiedTransformer(config).named_parameters()
+        }
+
+
+def test_the_command_writes_a_model_directory_or_nothing(tiny, tmp_path, capsys):
+    config = dataclasses.replace(CONFIG, vocab_size=len(tiny.tokenizer))
+    tensors = checkpoint("generate_it_names.txt")
+    for name, tensor in tensors.items():
+        if tensor.shape[0] == 50:
+            tensors[name] = torch.randn(config.vocab_size, *tensor.shape[1:])
+    tie(tensors, "word_embeddings.weight", "predictions.decoder.weight")
+    codebook = tensors.pop("cluster_codebook.weight")
+    np.save(tmp_path / "centroids.npy", codebook.numpy())
+    save_file({"centroids": codebook}, tmp_path / "centroids.safetensors")
+    torch.save({"model": tensors}, tmp_path / "it_generator.pth")
+    (tmp_path / "size.json").write_text(config.to_json())
+    tiny.tokenizer.save(tmp_path / "words")
+    source, out = str(tmp_path / "it_generator.pth"), tmp_path / "imported"
+    arguments = ["generate-it", source, str(out), "--size", str(tmp_path / "size.json")]
+    rest = ["--codebook", str(tmp_path / "centroids.npy"), "--tokenizer", str(tmp_path / "words")]
+
+    for wrong in (arguments, [*arguments, *rest[:2]], ["x-lxmert", *arguments[1:], *rest]):
+        assert main(wrong) == 1
+        assert not list(tmp_path.glob("imported*"))
+        message = capsys.readouterr().err.strip()
+        assert "\n" not in message and message
+    assert main([*arguments, *rest]) == 0
+    assert "tensors used" in capsys.readouterr().out
+    model, tokenizer, loaded = load_transformer(out)
+    assert loaded.equal(codebook) and len(tokenizer) == config.vocab_size and model.config == config
+    assert json.loads((out / "import.json").read_text())["used"]
+    assert main([*arguments, *rest]) == 1 and "exists" in capsys.readouterr().err
+
+    assert main(["to-lxmert", str(out), str(tmp_path / "exported")]) == 0
+    back = ["lxmert", str(tmp_path / "exported"), str(tmp_path / "back")]
+    assert main(back) == 0
+    again, _, _ = load_transformer(tmp_path / "back")
+    for one, other in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
+        assert one.equal(other)
+
+    save_transformer(tmp_path / "plain", tiny.model, tiny.tokenizer, tiny.codebook)
+    rest[1] = str(tmp_path / "centroids.safetensors")
+    assert main(["bert", str(tmp_path / "plain"), str(tmp_path / "from-bert"), *rest]) == 1
+    assert "not the config of a bert model" in capsys.readouterr().err
