@@ -64,7 +64,7 @@ class InferenceTransformer(UnifiedTransformer):
     """A transformer for decoding only, made from a trained one, whose later changes it may or may not see.
 
     Logits differ from those of ``model`` by rounding. Weights are shared with ``model``; the additional copies are of
-    matrices that text reads.
+    matrices that text reads. It stays on the device and in the dtype of ``model``.
     """
 
     def __init__(self, model: UnifiedTransformer) -> None:
