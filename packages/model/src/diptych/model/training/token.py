@@ -154,10 +154,11 @@ class TokenSteps:
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.codebook, self.train = codebook, train
         self.captions = CaptionTable(train, tokenizer, config.caption_length)
-        # dynamic, because texts are cut to the longest one of their batch
-        self.caption_loss, self.paint_loss = (
-            torch.compile(loss, dynamic=True) if compiled else loss for loss in (caption_loss, paint_loss)
-        )
+        self.caption_loss: Callable[..., Tensor] = caption_loss
+        self.paint_loss: Callable[..., Tensor] = paint_loss
+        if compiled:  # dynamic, because texts are cut to the longest one of their batch
+            self.caption_loss = torch.compile(caption_loss, dynamic=True)
+            self.paint_loss = torch.compile(paint_loss, dynamic=True)
         own_pieces = current_processes().own_pieces
         self.caption_rows = own_pieces(config.caption_batch_size, config.accumulation)
         self.paint_rows = own_pieces(config.paint_batch_size, config.accumulation)
