@@ -8,41 +8,25 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from diptych.eval.clip import PROMPT
 from diptych.features.shards import ShardDataset
-from diptych.model.decoding.caption import decode_captions
-from diptych.model.decoding.paint import paint_codes
+from diptych.model.decoding.decode import caption_images, paint_captions
+from diptych.model.decoding.options import CaptionOptions, PaintOptions
+from diptych.model.decoding.rerank import rerank
 from diptych.model.image_generator import load_image_generator
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import load_transformer
+from pipelines.clips import read_clip
 from pipelines.params import at_least
 from pipelines.stage import Stage, run
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-@dataclass(frozen=True)
-class CaptionParams:
-    """length: tokens with [CLS] and [SEP]; temperature: 0 is greedy."""
-
-    length: int
-    temperature: float
-
-    def __post_init__(self) -> None:
-        at_least(self, 3, "length")
-        at_least(self, 0, "temperature")
-
-
-@dataclass(frozen=True)
-class PaintParams:
-    """steps: k of mask-predict-k; guidance: 1 is none; temperature: 0 is greedy; confidence_noise: see paint_codes."""
-
-    steps: int
-    guidance: float
-    temperature: float
-    confidence_noise: float
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "steps")
-        at_least(self, 0, "temperature", "confidence_noise")
+    from diptych.model.decoding.caption import Captions
+    from diptych.model.decoding.paint import Paintings
 
 
 @dataclass(frozen=True)
@@ -66,12 +50,13 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class GenerateParams:
-    """sets: a file each, by name; `evaluate` measures "test". batch_size: pictures at a time."""
+    """sets: a file each, by name; `evaluate` measures "test". batch_size: pictures at a time. Of several samples of a
+    picture the one that the scorer likes best is kept."""
 
     sets: dict[str, EvaluationSet]
     batch_size: int
-    caption: CaptionParams
-    paint: PaintParams
+    caption: CaptionOptions
+    paint: PaintOptions
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size")
@@ -142,37 +127,44 @@ def generate(
     device = stage.device
     model, tokenizer, codebook = load_transformer(Path("models/sequence"), device)
     generator = load_image_generator(Path("models/image_generator"), device)
+    reranks = params.caption.samples > 1 or params.paint.samples > 1
+    scorer = read_clip(Path("models/scorer"), device) if reranks else None
 
     def seeds(indices: list[int]) -> list[int]:
         return [stage.seed * 1_000_003 + index for index in indices]
 
     def captions(dataset: ShardDataset, indices: list[int]) -> list[dict]:
         grid = torch.from_numpy(dataset.grid(indices)).to(device).float()
-        written = decode_captions(
-            model,
-            tokenizer,
-            model.encode_visual_prefix(grid),
-            params.caption.length,
-            params.caption.temperature,
-            seeds(indices),
-        )
+        options = params.caption
+        written = caption_images(model, tokenizer, grid, options, seeds(indices))
+        if scorer is not None and options.samples > 1:
+            pixels = dataset.images(indices, scorer.image_size).to(device).float() / 255
+            images = scorer.encode_images(pixels).repeat_interleave(options.samples, 0)
+
+            def cosines(captions: Captions) -> Tensor:
+                texts = scorer.encode_texts([PROMPT + tokenizer.decode(ids) for ids in captions.ids])
+                return (images * texts).sum(-1)
+
+            written = rerank(written, options.samples, cosines).best
         return [{"caption": tokenizer.decode(written.ids[row])} for row in range(len(indices))]
 
     def pictures(dataset: ShardDataset, indices: list[int]) -> list[dict]:
         # each picture's captions take turns, so that the painted ones are a fair sample of all
         references = [dataset.captions(index) for index in indices]
         prompts = [texts[index % len(texts)] for index, texts in zip(indices, references, strict=True)]
-        codes = paint_codes(
-            model,
-            tokenizer,
-            codebook,
-            tokenizer.encode(prompts, params.caption.length).to(device),
-            params.paint.steps,
-            params.paint.guidance,
-            params.paint.temperature,
-            params.paint.confidence_noise,
-            seeds(indices),
-        ).codes
+        options = params.paint
+        ids = tokenizer.encode(prompts, params.caption.length).to(device)
+        paintings = paint_captions(model, tokenizer, codebook, ids, options, seeds(indices))
+        if scorer is not None and options.samples > 1:
+            texts = scorer.encode_texts([PROMPT + prompt for prompt in prompts])
+            texts = texts.repeat_interleave(options.samples, 0)
+
+            def cosines(paintings: Paintings) -> Tensor:
+                pixels = (generator(codebook[paintings.codes]).float() + 1) / 2
+                return (scorer.encode_images(pixels) * texts).sum(-1)
+
+            paintings = rerank(paintings, options.samples, cosines).best
+        codes = paintings.codes
         real_codes = torch.from_numpy(dataset.codes(indices)).to(device)
         painted, reconstruction = (generator(codebook[c]).float().cpu() for c in (codes, real_codes))
         return [

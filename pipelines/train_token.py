@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from diptych.features.codebook import load_codebook
 from diptych.features.shards import ShardDataset
@@ -30,11 +30,14 @@ class TokenizerParams:
 class TrainTokenParams:
     """network: a named size of diptych.model (toybox, smoke, base); training: its schedule.
 
+    caption_attention: by which captions are trained, and from then on written: prefix or masked (docs/attention.md).
+
     initial: a model directory of that size and of this codebook, such as an imported checkpoint, to start from; its
     vocabulary stays, and `tokenizer` does not count. null: random weights. DVC tracks its name, not its content.
     """
 
     network: str
+    caption_attention: Literal["prefix", "masked"]
     initial: Path | None
     tokenizer: TokenizerParams
     training: TokenTrainingConfig
@@ -50,10 +53,17 @@ def main(stage: Stage, params: TrainTokenParams) -> None:
     captions = [caption for index in range(len(train)) for caption in train.captions(index)]
     if params.initial is None:
         model, tokenizer = random_transformer(
-            params.network, captions, params.tokenizer.min_count, codebook, stage.seed
+            params.network,
+            params.caption_attention,
+            captions,
+            params.tokenizer.min_count,
+            codebook,
+            stage.seed,
         )
     else:
-        model, tokenizer = initial_transformer(params.initial, params.network, captions, codebook)
+        model, tokenizer = initial_transformer(
+            params.initial, params.network, params.caption_attention, captions, codebook
+        )
     with training_device(stage) as device:
         record = train_token(
             params.training,

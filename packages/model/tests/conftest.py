@@ -92,6 +92,7 @@ def tiny() -> SimpleNamespace:
         dropout=0.0,
         code_head="linear",
         initial_std=0.1,
+        caption_attention="prefix",
     )
     codebook = torch.randn(12, 10) * 3 + 1
     model = UnifiedTransformer(config).eval()

@@ -55,12 +55,13 @@ def double(tiny):
 @pytest.mark.parametrize("scheme", ["prefix", "masked"])
 def test_defaults_are_greedy_captions_and_mask_predict(double, scheme):
     model, tokenizer = double.model, double.tokenizer
+    model.config = replace(model.config, caption_attention=scheme)
     options = CaptionOptions(length=10)
     if scheme == "prefix":
         plain = decode_captions(model, tokenizer, model.encode_visual_prefix(double.features), 10)
     else:
         plain = decode_masked_captions(model, tokenizer, model.encode_visual(double.features), 10)
-    result = caption_images(model, tokenizer, double.features, options, scheme=scheme)
+    result = caption_images(model, tokenizer, double.features, options)
     assert result.ids.equal(plain.ids) and result.log_probabilities.equal(plain.log_probabilities)
     painted = paint_captions(model, tokenizer, double.codebook, double.ids, PaintOptions(guidance=2.0))
     assert painted.codes.equal(paint_codes(model, tokenizer, double.codebook, double.ids, 4, 2.0).codes)
@@ -74,11 +75,12 @@ def test_defaults_are_greedy_captions_and_mask_predict(double, scheme):
 @pytest.mark.parametrize("name", CAPTIONS)
 def test_captions_do_not_depend_on_their_batch(double, name, scheme):
     options = CAPTIONS[name]
+    double.model.config = replace(double.model.config, caption_attention=scheme)
 
     def write(rows):
         seeds = [50 + row for row in rows]
         result = caption_images(
-            double.model, double.tokenizer, double.features[rows], options, seeds, scheme=scheme
+            double.model, double.tokenizer, double.features[rows], options, seeds
         )
         return (
             result.ids.view(len(rows), options.samples, 10),
@@ -101,8 +103,9 @@ def test_captions_do_not_depend_on_their_batch(double, name, scheme):
 def test_filtered_captions_equal_a_plain_rewrite(double, name, scheme):
     """Every word from full forward passes; sampling by inverting the distribution that the filters leave."""
     model, tokenizer, options = double.model, double.tokenizer, CAPTIONS[name]
+    model.config = replace(model.config, caption_attention=scheme)
     seeds = sample_seeds([7, 8, 9, 10, 11], options.samples)
-    result = caption_images(model, tokenizer, double.features, options, [7, 8, 9, 10, 11], scheme=scheme)
+    result = caption_images(model, tokenizer, double.features, options, [7, 8, 9, 10, 11])
     filters = WordFilters(options.no_repeat, options.top_k, options.top_p)
     ends, written = set(), set()
     for row, seed in enumerate(seeds):

@@ -40,6 +40,7 @@ CONFIG = TransformerConfig(
     dropout=0.1,
     code_head="features",
     initial_std=0.02,
+    caption_attention="masked",
 )
 
 

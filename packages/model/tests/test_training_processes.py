@@ -29,6 +29,10 @@ JOBS: dict[str, list[dict[str, Any]]] = {
         {"processes": 2, "checkpoints": True, "end_after_saves": 12},
         {"checkpoints": True},
     ],
+    "masked": [{"caption_attention": "masked"}],
+    "masked_processes_and_pieces": [
+        {"caption_attention": "masked", "processes": 2, "config": {"accumulation": 2}}
+    ],
     "dropout": [{"config": {"dropout": 0.1, "steps": 60}}],
     "dropout_killed": [{"config": {"dropout": 0.1, "steps": 60}, "checkpoints": True, "kills": 4}],
     "plain": [{"config": {"accumulation": 3, "steps": 60, "ema_decay": 0.0, "evaluation": None}}],
@@ -85,6 +89,11 @@ def assert_same_training(folder: Path, other: Path) -> None:
 def test_pieces_and_processes_train_as_the_whole_batch(name: str, trainings: Path) -> None:
     """Batches of 5 and 7, so that the pieces are of unlike size, with unlike numbers of words and masked cells."""
     assert_same_training(trainings / name, trainings / "alone")
+
+
+def test_masked_captions_train_in_pieces_and_processes_as_in_one(trainings: Path) -> None:
+    assert_same_training(trainings / "masked_processes_and_pieces", trainings / "masked")
+    assert record(trainings / "masked")["history"] != record(trainings / "alone")["history"]
 
 
 def test_another_number_of_processes_goes_on(trainings: Path) -> None:

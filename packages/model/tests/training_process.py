@@ -99,6 +99,7 @@ def train(job: dict[str, Any]) -> None:
             hidden_size=24, attention_heads=3, intermediate_size=40, language_layers=1, visual_layers=1,
             cross_layers=2, vocab_size=len(tokenizer), codebook_size=12, feature_dim=10, grid_size=4,
             cell_positions=False, text_positions=20, dropout=dropout, code_head="linear", initial_std=0.1,
+            caption_attention=job.get("caption_attention", "prefix"),
         )
     )  # fmt: skip
     codebook = torch.randn(12, 10) * 3 + 1

@@ -11,6 +11,7 @@ from diptych.model.errors import UserError
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 SIZES = ("smoke", "toybox", "base")
 CODE_HEADS = ("linear", "features", "codebook")
+CAPTION_ATTENTIONS = ("prefix", "masked")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class TransformerConfig:
         code_head: what follows the code head's transform: ``linear`` (H to K), ``features`` (H to D to K, as the
             reference implementation) or ``codebook`` (H to D, then the products with the frozen centroids).
         initial_std: standard deviation of the initial weights.
+        caption_attention: the scheme by which the weights were, or are to be, trained to caption: ``masked`` (the
+            papers') or ``prefix`` (:mod:`diptych.model.transformer` explains both). Any weights fit either, so it
+            can be changed; trainings and decoders follow it.
     """
 
     hidden_size: int
@@ -58,6 +62,7 @@ class TransformerConfig:
     dropout: float
     code_head: str
     initial_std: float
+    caption_attention: str
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -73,6 +78,10 @@ class TransformerConfig:
             )
         if self.code_head not in CODE_HEADS:
             raise UserError(f"transformer config: code_head {self.code_head!r} is not one of {CODE_HEADS}")
+        if self.caption_attention not in CAPTION_ATTENTIONS:
+            raise UserError(
+                f"transformer config: caption_attention {self.caption_attention!r} is not one of {CAPTION_ATTENTIONS}"
+            )
         if not 0 <= self.dropout < 1:
             raise UserError(f"transformer config: dropout must be in [0, 1), not {self.dropout!r}")
 

@@ -121,6 +121,16 @@ class MaskedNextWord:
             self.images = images
 
 
+def next_word_of(
+    model: UnifiedTransformer, tokenizer: CaptionTokenizer, features: Tensor, length: int
+) -> NextWord:
+    """Start captions of images by the attention that the model's config names; grid features float ``[n, 64, D]``,
+    ``length`` as in :func:`write_captions`."""
+    if model.config.caption_attention == "prefix":
+        return PrefixNextWord(model, model.encode_visual_prefix(features), length)
+    return MaskedNextWord(model, model.encode_visual(features), tokenizer.mask)
+
+
 @torch.no_grad()
 def write_captions(
     next_word: NextWord,

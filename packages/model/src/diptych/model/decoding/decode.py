@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from diptych.model.decisions import PAPER, Decisions
 from diptych.model.decoding.beam import beam_search
-from diptych.model.decoding.caption import Captions, MaskedNextWord, NextWord, PrefixNextWord, write_captions
+from diptych.model.decoding.caption import Captions, next_word_of, write_captions
 from diptych.model.decoding.cells import (
     free_cells,
     paint_easiest_first,
@@ -28,8 +27,6 @@ from diptych.model.decoding.words import WordFilters, start_words
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.transformer import UnifiedTransformer
 
-Scheme = Literal["prefix", "masked"]
-
 
 @torch.no_grad()
 def caption_images(
@@ -38,16 +35,14 @@ def caption_images(
     features: Tensor,
     options: CaptionOptions,
     seeds: Sequence[int] | None = None,
-    scheme: Scheme = "prefix",
     decisions: Decisions = PAPER,
 ) -> Captions:
-    """Caption images.
+    """Caption images by the attention that the model's config names.
 
     Args:
         features: grid features float ``[n, cells, D]``.
         seeds: one whole number >= 0 per image, needed for sampling; the same seed gives an image the same captions in
             every batch.
-        scheme: the attention that the model was trained with.
 
     Returns:
         ``options.samples`` captions per image, side by side, the best first for beams:
@@ -58,11 +53,7 @@ def caption_images(
     """
     n, length, samples = len(features), options.length, options.samples
     start = start_words(tokenizer, options.start, length)
-    next_word: NextWord
-    if scheme == "prefix":
-        next_word = PrefixNextWord(model, model.encode_visual_prefix(features), length)
-    else:
-        next_word = MaskedNextWord(model, model.encode_visual(features), tokenizer.mask)
+    next_word = next_word_of(model, tokenizer, features, length)
     if options.method == "beam":
         found = beam_search(
             next_word,

@@ -73,6 +73,7 @@ def import_lxmert(
         dropout=values["hidden_dropout_prob"],
         code_head="codebook" if tied_to_codebook(tensors) else code_head,
         initial_std=values["initializer_range"],
+        caption_attention=values.get("caption_attention", "masked"),
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -169,6 +170,7 @@ def export_lxmert(
         "task_obj_predict": False,
         "task_qa": False,
         "grid_size": config.grid_size,
+        "caption_attention": config.caption_attention,
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")

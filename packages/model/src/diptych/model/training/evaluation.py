@@ -9,10 +9,16 @@ import torch
 from torch import Tensor
 
 from diptych.features.order import epoch_order
-from diptych.model.decoding.caption import decode_captions
+from diptych.model.decoding.caption import next_word_of, write_captions
 from diptych.model.decoding.paint import paint_codes
 from diptych.model.errors import UserError
-from diptych.model.objectives import caption_loss, paint_loss, sample_mask
+from diptych.model.objectives import (
+    caption_loss,
+    masked_caption_loss,
+    paint_loss,
+    sample_mask,
+    sample_positions,
+)
 from diptych.model.precision import autocast_context
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.training.data import CaptionTable, on_device
@@ -72,8 +78,8 @@ class TrainingSettings(Protocol):
 class TokenEvaluation:
     """Losses, captions and paintings of fixed val images.
 
-    The losses are those of training, smoothing included, so that both can be read against each other; captions, masks
-    and their ratios are drawn once. No text is dropped.
+    The losses are those of training, smoothing included, so that both can be read against each other; captions, masks,
+    their ratios and, where ``masked`` captioning trains, the hidden words are drawn once. No text is dropped.
     """
 
     def __init__(
@@ -94,6 +100,7 @@ class TokenEvaluation:
             torch.default_generator.manual_seed(training.seed)
             self.captions, prompts = captions.choose(list(range(len(images))), training.captions_per_image)
             self.masked = sample_mask(len(images), model.config.cells, training.least_masked)
+            self.positions = sample_positions(tokenizer, self.captions)
         self.keys = [val.keys[image] for image in images[: config.samples]]
         self.prompts = prompts[: config.samples]
         self.features = torch.from_numpy(val.grid(images))
@@ -111,11 +118,19 @@ class TokenEvaluation:
             features, codes = on_device(self.features[rows], device), on_device(self.codes[rows], device)
             smoothing = self.training.label_smoothing
             with autocast_context(device, self.training.precision):
-                words = caption_loss(self.model, self.tokenizer, features, captions, smoothing)
+                if self.model.config.caption_attention == "masked":
+                    positions = self.positions[rows].to(device)
+                    words = masked_caption_loss(
+                        self.model, self.tokenizer, features, captions, positions, smoothing
+                    )
+                    trained = positions.numel()
+                else:
+                    words = caption_loss(self.model, self.tokenizer, features, captions, smoothing)
+                    trained = int((captions[..., 1:] != self.tokenizer.pad).sum())
                 cells = paint_loss(
                     self.model, self.tokenizer, self.codebook, codes, captions[:, 0], masked, smoothing
                 )
-            counts = int((captions[..., 1:] != self.tokenizer.pad).sum()), int(masked.sum())
+            counts = trained, int(masked.sum())
             for total, loss, count in zip(sums.values(), (words, cells), counts, strict=True):
                 total[0] += float(loss) * count
                 total[1] += count
@@ -127,8 +142,9 @@ class TokenEvaluation:
             return []
         features = on_device(self.features[:count], device)
         with autocast_context(device, self.training.precision):
-            prefix = self.model.encode_visual_prefix(features)
-            written = decode_captions(self.model, self.tokenizer, prefix, self.training.caption_length).ids
+            length = self.training.caption_length
+            next_word = next_word_of(self.model, self.tokenizer, features, length)
+            written = write_captions(next_word, self.tokenizer, count, length, device).ids
             painted = paint_codes(
                 self.model,
                 self.tokenizer,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -19,27 +19,27 @@ MOST_UNKNOWN = 0.01
 
 
 def random_transformer(
-    network: str, captions: Sequence[str], min_count: int, codebook: Tensor, seed: int
+    network: str, caption_attention: str, captions: Sequence[str], min_count: int, codebook: Tensor, seed: int
 ) -> tuple[UnifiedTransformer, CaptionTokenizer]:
     """Build the named size ``network`` for a codebook float32 ``[K, D]`` and a vocabulary from training captions
     (:func:`diptych.model.tokenizer.build_tokenizer`)."""
     tokenizer = build_tokenizer(captions, min_count)
     codes, width = codebook.shape
     torch.manual_seed(seed)
-    model = UnifiedTransformer(
-        named_config(network, vocab_size=len(tokenizer), codebook_size=codes, feature_dim=width)
-    )
+    config = named_config(network, vocab_size=len(tokenizer), codebook_size=codes, feature_dim=width)
+    model = UnifiedTransformer(replace(config, caption_attention=caption_attention))
     model.set_codebook(codebook)
     return model, tokenizer
 
 
 def initial_transformer(
-    folder: Path, network: str, captions: Sequence[str], codebook: Tensor
+    folder: Path, network: str, caption_attention: str, captions: Sequence[str], codebook: Tensor
 ) -> tuple[UnifiedTransformer, CaptionTokenizer]:
     """Load the model directory ``folder`` to train it further on these ``captions`` and this codebook.
 
-    Its sizes must be those of ``network``; what else its config decides (dropout, the kind of code head) stays. So do
-    the statistics of its visual input, which for imported checkpoints are the identity.
+    Its sizes must be those of ``network``; ``caption_attention`` may differ from what it was trained with. What else its
+    config decides (dropout, the kind of code head) stays. So do the statistics of its visual input, which for imported
+    checkpoints are the identity.
 
     Raises:
         UserError: it has another size, it was made with another codebook, its vocabulary lacks more than a hundredth of
@@ -74,4 +74,5 @@ def initial_transformer(
             f"initial: the vocabulary of {folder} lacks {unknown} of {words} words of the training captions; is it of "
             "another language, or cased?"
         )
+    model.config = replace(model.config, caption_attention=caption_attention)
     return model, tokenizer

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from diptych.features.order import batch_indices
 from diptych.model.errors import UserError
-from diptych.model.objectives import caption_loss, paint_loss, sample_mask
+from diptych.model.objectives import (
+    caption_loss,
+    masked_caption_loss,
+    paint_loss,
+    sample_mask,
+    sample_positions,
+)
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import check_codebook
 from diptych.model.tokenizer import CaptionTokenizer
@@ -155,9 +161,11 @@ class TokenSteps:
         self.codebook, self.train = codebook, train
         self.captions = CaptionTable(train, tokenizer, config.caption_length)
         self.caption_loss: Callable[..., Tensor] = caption_loss
+        self.masked_caption_loss: Callable[..., Tensor] = masked_caption_loss
         self.paint_loss: Callable[..., Tensor] = paint_loss
         if compiled:  # dynamic, because texts are cut to the longest one of their batch
             self.caption_loss = torch.compile(caption_loss, dynamic=True)
+            self.masked_caption_loss = torch.compile(masked_caption_loss, dynamic=True)
             self.paint_loss = torch.compile(paint_loss, dynamic=True)
         own_pieces = current_processes().own_pieces
         self.caption_rows = own_pieces(config.caption_batch_size, config.accumulation)
@@ -197,16 +205,25 @@ class TokenSteps:
         )
 
     def caption_pieces(self, indices: list[int], features: list[Tensor]) -> list[Piece]:
-        """A captioning step; its loss is the mean over the words of the whole batch."""
+        """A captioning step by the model's ``caption_attention``. ``prefix`` trains all words of the chosen captions,
+        ``masked`` one of each; the loss is the mean over the trained words of the whole batch."""
         config, device = self.config, self.codebook.device
         ids = self.captions.choose(indices, config.captions_per_image)[0]  # [n, c, t]
-        words = (ids[..., 1:] != self.tokenizer.pad).sum((1, 2))
+        masked = self.model.config.caption_attention == "masked"
+        positions = sample_positions(self.tokenizer, ids) if masked else None  # [n, c]
+        words = (
+            (ids[..., 1:] != self.tokenizer.pad).sum((1, 2)) if positions is None else ids.new_ones(len(ids))
+        )
 
         def piece(rows: slice, features: Tensor) -> Piece:
             def loss() -> tuple[Tensor, dict[str, Tensor]]:
-                grid, texts = on_device(features, device), ids[rows].to(device)
+                data: list[Tensor] = [on_device(features, device), ids[rows].to(device)]
+                batch_loss = self.caption_loss
+                if positions is not None:
+                    data.append(positions[rows].to(device))
+                    batch_loss = self.masked_caption_loss
                 with autocast_context(device, config.precision):
-                    mean = self.caption_loss(self.model, self.tokenizer, grid, texts, config.label_smoothing)
+                    mean = batch_loss(self.model, self.tokenizer, *data, config.label_smoothing)
                 return mean, {"caption_loss": mean.detach()}
 
             return Piece(int(words[rows].sum()) / int(words.sum()), ids[rows].shape[:2].numel(), loss)
