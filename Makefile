@@ -3,6 +3,9 @@
 # make smoke    the same pipeline with everything tiny, to see that all of it works here
 # make profile  write params.yaml from a profile: make profile PROFILE=coco
 # make bench    measure: ours against the papers' way, both sides in turns, into benchmarks/results
+# make compare-generators  the image generator with and without the adversarial game, in comparison/ (after make run)
+# make compare-stages      stage 2 against stage 1 over three seeds, in metrics/ (after make run)
+# make compare-attentions  masked against prefix captions over three seeds, in benchmarks/results (after make run)
 # make doctor   what this machine and clone lack to run, and what to do
 # make team-cache  share outputs and features with other clones: make team-cache DIRECTORY=/srv/diptych (docs/team-cache.md)
 # make clean    remove .venv, outputs and unfinished work; the DVC cache, extracted features and what you put into data/ stay
@@ -22,7 +25,7 @@ PIPELINE := dvc dvc-ssh hydra-core ruamel.yaml psutil
 TOOLS := ruff mypy import-linter pytest pytest-xdist h5py
 PIP_INSTALL := python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test smoke profile bench doctor team-cache clean lint setup
+.PHONY: run test smoke profile bench compare-generators compare-stages compare-attentions doctor team-cache clean lint setup
 
 run: $(VENV)/.complete
 	@python -m pipelines.check
@@ -39,6 +42,19 @@ profile: $(VENV)/.complete
 
 bench: $(VENV)/.complete-tools
 	python -m benchmarks.features
+	python -m benchmarks.model
+	python -m benchmarks.scst
+	python -m benchmarks.image_generator
+	python -m benchmarks.eval
+
+compare-generators: $(VENV)/.complete
+	python -m pipelines.compare_image_generators
+
+compare-stages: $(VENV)/.complete
+	python -m pipelines.compare_training_stages
+
+compare-attentions: $(VENV)/.complete
+	python -m benchmarks.attention
 
 # also where nothing is set up yet, to say why that fails
 doctor:

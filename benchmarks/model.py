@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.alternate import alternate, median_ratio, seconds
+from benchmarks.figures import record
 from benchmarks.reference_model import ReferenceModel
 from diptych.model import inference
 from diptych.model.config import TransformerConfig, named_config
@@ -55,8 +55,8 @@ from diptych.model.objectives import (
 from diptych.model.precision import autocast_context
 from diptych.model.tokenizer import SPECIAL_TOKENS, CaptionTokenizer
 from diptych.model.transformer import Attention, UnifiedTransformer
+from pipelines.stage import keep_freed_memory
 
-RESULTS = Path(__file__).parent / "results" / "model.json"
 WORDS = 16  # a caption of the reference: [CLS], 16 words, [SEP]
 LENGTH = WORDS + 2
 SMOOTHING = 0.2
@@ -448,12 +448,12 @@ def main() -> None:
     parser.add_argument("--size", choices=("base", "small"), default="base")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the stages do; for both sides
     start = time.perf_counter()
     report = measure(arguments.size, arguments.only, arguments.rounds, arguments.threads, arguments.seed)
     print(f"{(time.perf_counter() - start) / 60:.0f} minutes")
     if arguments.size == "base" and set(report.figures) == set(FIGURES):
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(report.figures, indent=2) + "\n")
+        record("model", report.figures)
 
 
 if __name__ == "__main__":

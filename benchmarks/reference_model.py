@@ -7,6 +7,8 @@ cache: every decoding step and every training step is one full forward pass. Wri
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -101,6 +103,37 @@ class ReferenceModel(nn.Module):
             if (ids[:, position] == stop).all():
                 break
         return ids
+
+    def scst_loss(
+        self,
+        features: Tensor,
+        words: int,
+        special: tuple[int, int, int],
+        reward: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Self-critical loss: a greedy and a sampled caption of ``words`` words, each step a full pass with gradients.
+
+        ``special`` are [CLS], [SEP] and [MASK]; ``reward`` gives ids int64 ``[n, words + 2]`` their rewards.
+        """
+        cls, sep, mask = special
+        n = len(features)
+        decoded, chances = [], features.new_zeros(n)
+        for sampling in (False, True):
+            ids = torch.full((n, words + 2), mask)
+            ids[:, 0], ids[:, -1] = cls, sep
+            visible = torch.zeros_like(ids, dtype=torch.bool)
+            visible[:, 0] = True
+            for position in range(1, words + 1):
+                visible[:, position] = True
+                logits, codes = self(features, ids.clone(), visible)
+                choices = logits[:, self.cells + position].log_softmax(-1)
+                chosen = torch.multinomial(choices.exp(), 1)[:, 0] if sampling else choices.argmax(-1)
+                taken = choices.gather(1, chosen[:, None])[:, 0]
+                chances = chances + taken * float(sampling) + 0 * codes.sum()
+                ids[:, position] = chosen
+            decoded.append(ids)
+        greedy, sampled = decoded
+        return -((reward(sampled) - reward(greedy)) * chances).mean()
 
     @torch.no_grad()
     def paint(self, ids: Tensor, pad: int, steps: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from pipelines.params import PARAMS_FILE, Machine, ParameterError, read_params, read_section
+from pipelines.params import PARAMS_FILE, Machine, ParameterError, provided_by, read_params, read_section
 
 SHARED = ("seed", "machine")
 MADE_BY_STAGES = ("models/detector", "data/features")
@@ -26,11 +26,7 @@ def check_params(params: Mapping[str, Any], stages: list[str], path: Path = PARA
     seed = read_section(int, "seed", params, path)
     if seed < 0:
         raise ParameterError(f"{path}: seed must be 0 or more, is {seed}")
-    provided = {
-        "seed": seed,
-        "precision": machine.precision,
-        "checkpoint_seconds": machine.checkpoint_seconds,
-    }
+    provided = provided_by(machine, seed)
     for stage in stages:
         kind = get_type_hints(importlib.import_module(f"pipelines.{stage}").main)["params"]
         read_section(kind, stage, params, path, provided)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from diptych.eval.captions import caption_metrics, names_object
 from diptych.eval.clip import PROMPT
-from diptych.eval.inspector import load_inspector, main_and_second, shares_right
+from diptych.eval.frechet import frechet_distance
+from diptych.eval.inspector import Inspector, load_inspector, main_and_second, shares_right
 from diptych.eval.retrieval import clip_scores, r_precision
 from diptych.features.images import read_image, resize_square, to_uint8_tensor
 from diptych.features.manifest import read_manifest
@@ -46,11 +47,25 @@ def main(stage: Stage, params: EvaluateParams) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    known = {row["image_id"]: row for row in read_manifest(Path("data/dataset/manifest.parquet")).to_pylist()}
-    inspector_folder = Path("models/inspector")  # empty for data without attributes
-    inspector = load_inspector(inspector_folder, stage.device) if any(inspector_folder.iterdir()) else None
+    known = read_known()
+    rows = with_facts(read_generated("test"), known)
+    metrics = measure(stage, params, rows)
+    unseen = Path(f"data/generated/{COMPOSITIONAL}.parquet")
+    inspector = read_inspector(stage.device)
+    if inspector and unseen.is_file():
+        metrics |= unseen_figures(params, inspector, with_facts(read_generated(COMPOSITIONAL), known))
+    stage.write_metrics("metrics/evaluate.json", metrics)
+    schema = pa.schema(
+        [("image_id", pa.string()), ("caption_right", pa.bool_()), ("painted_right", pa.bool_())]
+    )
+    with stage.write("data/evaluation.parquet") as path:
+        pq.write_table(pa.Table.from_pylist(rows, schema), path)
 
-    rows = read_generated("test", known)
+
+def measure(stage: Stage, params: EvaluateParams, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """All figures of captions, paintings, reconstructions and real pictures; adds the verdicts on each picture,
+    `caption_right` and `painted_right`, to its row (:func:`with_facts`)."""
+    inspector = read_inspector(stage.device)
     captioned, painted = those_with("caption", rows), those_with("painted", rows)
     facts = main_facts(captioned)
     for row, fact in zip(captioned, facts, strict=True):
@@ -60,11 +75,17 @@ def main(stage: Stage, params: EvaluateParams) -> None:
     clips = {name: read_clip(Path(f"models/{name}"), stage.device) for name in ("judge", "scorer")}
     prompts = [PROMPT + row["prompt"] for row in painted]
     texts = {name: batched(clip.encode_texts, prompts, params.batch_size) for name, clip in clips.items()}
+    metrics["frechet_images"] = len(painted)  # the distances depend on how many there are
+    judged: dict[str, Tensor] = {}
     for kind in KINDS:
         images = pictures(painted, kind, params.image_size)
         for name, clip in clips.items():
             encode = partial(encode_pixels, clip, stage.device)
             embeddings = batched(encode, images, params.batch_size)
+            if name == "judge":
+                judged[kind] = embeddings
+                if kind != "real":
+                    metrics[f"{kind}.frechet_judge"] = frechet_distance(embeddings, judged["real"])
             precision, _ = r_precision(embeddings, texts[name], stage.seed, params.negatives, params.folds)
             metrics[f"{kind}.r_precision_{name}"] = precision
             metrics[f"{kind}.clip_score_{name}"] = float(clip_scores(embeddings, texts[name]).mean())
@@ -75,28 +96,42 @@ def main(stage: Stage, params: EvaluateParams) -> None:
             if kind == "painted":
                 for row, verdict in zip(painted, right["main_object"].tolist(), strict=True):
                     row["painted_right"] = verdict
-
-    if inspector and Path(f"data/generated/{COMPOSITIONAL}.parquet").is_file():
-        unseen = read_generated(COMPOSITIONAL, known)
-        metrics["caption.main_fact_unseen"] = mean(main_facts(those_with("caption", unseen)))
-        unseen = those_with("painted", unseen)
-        objects = [row["objects"] for row in unseen]
-        for kind in KINDS:
-            images = pictures(unseen, kind, params.image_size)
-            metrics[f"{kind}.main_object_unseen"] = inspector.accuracy(images, objects)["main_object"]
-    stage.write_metrics("metrics/evaluate.json", metrics)
-    schema = pa.schema(
-        [("image_id", pa.string()), ("caption_right", pa.bool_()), ("painted_right", pa.bool_())]
-    )
-    with stage.write("data/evaluation.parquet") as path:
-        pq.write_table(pa.Table.from_pylist(rows, schema), path)
+    return metrics
 
 
-def read_generated(name: str, known: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """What `generate` wrote for a set, a row per picture, with its true `captions` and `objects`."""
+def unseen_figures(
+    params: EvaluateParams, inspector: Inspector, rows: list[dict[str, Any]]
+) -> dict[str, float]:
+    """Main objects named and painted where no training picture showed such a pair of class and colour."""
+    metrics = {"caption.main_fact_unseen": mean(main_facts(those_with("caption", rows)))}
+    painted = those_with("painted", rows)
+    objects = [row["objects"] for row in painted]
+    for kind in KINDS:
+        images = pictures(painted, kind, params.image_size)
+        metrics[f"{kind}.main_object_unseen"] = inspector.accuracy(images, objects)["main_object"]
+    return metrics
+
+
+def read_inspector(device: str) -> Inspector | None:
+    """The inspector; None for data without attributes, for which the judge stage leaves an empty folder."""
+    folder = Path("models/inspector")
+    return load_inspector(folder, device) if any(folder.iterdir()) else None
+
+
+def read_known() -> dict[str, dict[str, Any]]:
+    """The manifest's rows by image id."""
+    return {row["image_id"]: row for row in read_manifest(Path("data/dataset/manifest.parquet")).to_pylist()}
+
+
+def read_generated(name: str) -> list[dict[str, Any]]:
+    """What `generate` wrote for a set, a row per picture."""
     import pyarrow.parquet as pq
 
-    rows = pq.read_table(f"data/generated/{name}.parquet").to_pylist()
+    return pq.read_table(f"data/generated/{name}.parquet").to_pylist()
+
+
+def with_facts(rows: list[dict[str, Any]], known: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `generate` with their pictures' true `captions` and `objects`."""
     return [{**row, **{key: known[row["image_id"]][key] for key in ("captions", "objects")}} for row in rows]
 
 

@@ -92,10 +92,10 @@ def main(stage: Stage, params: GenerateParams) -> None:
             splits = dict.fromkeys((*wanted.caption.splits, *wanted.paint.splits))
             shards = {split: ShardDataset(Path("data/shards"), split) for split in splits}
             keys = {split: dataset.keys for split, dataset in shards.items()}
-            chosen = [draw(sample, keys, stage.seed) for sample in (wanted.caption, wanted.paint)]
-            print(f"{name}: {len(chosen[0])} pictures to caption, {len(chosen[1])} to paint")
+            to_caption, to_paint = (draw(sample, keys, stage.seed) for sample in (wanted.caption, wanted.paint))
+            print(f"{name}: {len(to_caption)} pictures to caption, {len(to_paint)} to paint")
             with pq.ParquetWriter(folder / f"{name}.parquet", schema, compression="none") as writer:
-                for rows in generate(stage, params, shards, *chosen):
+                for rows in generate(stage, params, shards, to_caption, to_paint):
                     writer.write_table(pa.Table.from_pylist(rows, schema))
 
 
@@ -119,13 +119,17 @@ def generate(
     shards: Mapping[str, ShardDataset],
     to_caption: set[str],
     to_paint: set[str],
+    transformer: Path = Path("models/sequence"),
 ) -> Iterator[list[dict]]:
-    """Rows of the output, a batch at a time; an item's noise depends on the seed and its number in its split only."""
+    """Rows of the output, a batch at a time; an item's noise depends on the seed and its number in its split only.
+
+    A column of what a picture is not in the set for is missing.
+    """
     import torch
     from tqdm import tqdm
 
     device = stage.device
-    model, tokenizer, codebook = load_transformer(Path("models/sequence"), device)
+    model, tokenizer, codebook = load_transformer(transformer, device)
     generator = load_image_generator(Path("models/image_generator"), device)
     reranks = params.caption.samples > 1 or params.paint.samples > 1
     scorer = read_clip(Path("models/scorer"), device) if reranks else None

@@ -1,47 +1,177 @@
-"""Train the image generator: an 8x8 grid of codebook vectors becomes pixels (X-LXMERT 4.2)."""
+"""Train the image generator: an 8x8 grid of codebook vectors becomes pixels (X-LXMERT 4.2 and appendix D)."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from diptych.features.codebook import load_codebook
 from diptych.features.detector import load_detector
 from diptych.features.shards import ShardDataset
 from diptych.model.image_generator import ImageGenerator, named_config, save_image_generator
-from diptych.model.training.image_generator import ImageGeneratorTrainingConfig, train_image_generator
-from pipelines.stage import Stage, run
+from diptych.model.training.image_generator import (
+    ImageGeneratorTrainingConfig,
+    to_uint8,
+    train_image_generator,
+)
+from diptych.model.training.perceptual import ResNetEncoder
+from diptych.model.training.processes import current_processes
+from pipelines.detection import has_main_objects, main_object_shares, prepared
+from pipelines.params import at_least
+from pipelines.processes import run, training_device
+from pipelines.stage import Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diptych.features.detector.grid_detector import PyramidGridDetector
+    from diptych.model.training.loop import Record
+    from diptych.model.training.perceptual import PyramidEncoder
+
+SHARDS, CODEBOOK, DETECTOR = Path("data/shards"), Path("data/codebook"), Path("models/detector")
+BATCH_SIZE = 50
 
 
 @dataclass(frozen=True)
 class ImageGeneratorParams:
-    """network: a named size of diptych.model (toybox, smoke, base); training: its schedule and losses."""
+    """network: a named size of diptych.model (toybox, toybox_128, smoke, base); training: its schedule and losses.
+
+    perceptual_encoder: models/detector, or a file with torchvision's ResNet-50 weights, as the paper has it.
+    val_images: how many pictures of the val split the metrics are of, at most all.
+    """
 
     network: str
+    perceptual_encoder: Path
+    val_images: int
     training: ImageGeneratorTrainingConfig
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "val_images")
 
 
 def main(stage: Stage, params: ImageGeneratorParams) -> None:
-    """Train on codes and pictures of the train split; the detector's feature maps are the perceptual loss."""
+    """Train on codes and pictures of the train split; write the generator, the histories, samples and metrics."""
+    with training_device(stage) as device:
+        generator, record = train(stage, params, device)
+        if current_processes().rank > 0:
+            return
+        with stage.write("models/image_generator") as folder:
+            save_image_generator(folder, generator)
+        stage.write_history("plots/image_generator.csv", record.history)
+        stage.write_history("plots/image_generator_val.csv", record.evaluations)
+        write_samples(stage, record.samples)
+        stage.write_metrics("metrics/image_generator.json", val_metrics(generator, params.val_images, device))
+
+
+def train(
+    stage: Stage, params: ImageGeneratorParams, device: str, part: str = ""
+) -> tuple[ImageGenerator, Record]:
+    """A trained generator, from the seed's weights, and what its training leaves besides.
+
+    part: names the training where a stage has several.
+    """
     import torch
 
-    codebook = torch.from_numpy(load_codebook(Path("data/codebook")))
+    codebook = torch.from_numpy(load_codebook(CODEBOOK))
     config = dataclasses.replace(named_config(params.network), feature_dim=codebook.shape[1])
     torch.manual_seed(stage.seed)
     generator = ImageGenerator(config)
-    history = train_image_generator(
+    record = train_image_generator(
         params.training,
         generator,
         codebook,
-        ShardDataset(Path("data/shards"), "train"),
-        load_detector(Path("models/detector"), stage.device),
-        stage.checkpoints(),
-        stage.device,
+        ShardDataset(SHARDS, "train"),
+        perceptual_encoder(params.perceptual_encoder, device),
+        stage.checkpoints(part),
+        device,
+        ShardDataset(SHARDS, "val"),
     )
-    with stage.write("models/image_generator") as folder:
-        save_image_generator(folder, generator)
-    stage.write_history("plots/image_generator.csv", history)
+    return generator, record
+
+
+def perceptual_encoder(path: Path, device: str) -> PyramidEncoder:
+    """The detector where `path` is its folder, else ResNet-50 with the weights of that file."""
+    return load_detector(path, device) if path.is_dir() else ResNetEncoder(path)
+
+
+def write_samples(stage: Stage, samples: Sequence[Mapping[str, Any]]) -> None:
+    """plots/image_generator_samples.parquet: a row per evaluation and picture, real and painted as PNG."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        {"step": pa.int64(), "image_id": pa.string(), "real": pa.binary(), "painted": pa.binary()}
+    )
+    rows = [{**sample, **{kind: png(sample[kind]) for kind in ("real", "painted")}} for sample in samples]
+    with stage.write("plots/image_generator_samples.parquet") as path:
+        pq.write_table(pa.Table.from_pylist(rows, schema), path)
+
+
+def png(pixels: Tensor) -> bytes:
+    """uint8 [3, S, S] as a PNG file."""
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(content, "PNG")
+    return content.getvalue()
+
+
+def val_metrics(generator: ImageGenerator, count: int, device: str) -> dict[str, float]:
+    """What the detector sees in reconstructions of `count` val pictures (at most all), beside real ones.
+
+    `images`: how many. `l1`: mean distance of pixels in 0..1. `feature_distance`: of the grid features, squared and
+    as a share of the real ones' variance, as `cluster.relative_error`. Where objects have attributes, by real |
+    reconstruction: the shares of main objects whose class, colour, and both the detector reads from their box.
+    """
+    val = ShardDataset(SHARDS, "val")
+    indices = list(range(min(count, len(val))))
+    real = val.images(indices, generator.config.image_size)
+    painted = reconstruct(generator, val, indices, device)
+    detector = load_detector(DETECTOR, device)
+    features = [grid_features(detector, images, device) for images in (real, painted)]
+    spread = (features[0] - features[0].mean((0, 1))).square().mean()
+    metrics = {
+        "images": len(indices),
+        "l1": float((real.float() - painted.float()).abs().mean() / 255),
+        "feature_distance": float((features[1] - features[0]).square().mean() / spread),
+    }
+    samples = [val.meta(index) for index in indices]
+    if has_main_objects(detector, samples):
+        for kind, images in (("real", real), ("reconstruction", painted)):
+            metrics |= {
+                f"{kind}.{name}": share
+                for name, share in main_object_shares(detector, images, samples).items()
+            }
+    return metrics
+
+
+def reconstruct(generator: ImageGenerator, shards: ShardDataset, indices: list[int], device: str) -> Tensor:
+    """Pictures uint8 [n, 3, S, S] painted from the codes of real ones."""
+    import torch
+
+    codebook = torch.from_numpy(load_codebook(CODEBOOK)).to(device)
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(indices), BATCH_SIZE):
+            codes = torch.from_numpy(shards.codes(indices[start : start + BATCH_SIZE])).to(device)
+            parts.append(to_uint8(generator(codebook[codes])))
+    return torch.cat(parts)
+
+
+def grid_features(detector: PyramidGridDetector, images: Tensor, device: str) -> Tensor:
+    """Grid features float32 [n, 64, D], on the CPU, of pictures uint8 [n, 3, S, S]."""
+    import torch
+
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = prepared(detector, images[start : start + BATCH_SIZE])
+            parts.append(detector.grid_features(batch.to(device)).float().cpu())
+    return torch.cat(parts)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,15 @@ def at_least(section: Any, least: float, *names: str) -> None:
             raise ValueError(f"{name} must be at least {least}, is {value}")
 
 
+def provided_by(machine: Machine, seed: int) -> dict[str, Any]:
+    """What a run sets in every section that has a field of the name, and no section may."""
+    return {
+        "seed": seed,
+        "precision": machine.precision,
+        "checkpoint_seconds": machine.checkpoint_seconds,
+    }
+
+
 def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
     """The whole parameter file as plain dicts.
 
@@ -94,7 +103,7 @@ def read_section(
 ) -> T:
     """Section `key` of `params` as an instance of `kind`, a dataclass or any type that `convert` knows.
 
-    provided: fields, by name, that the run sets and no section may (the seed, the machine's precision).
+    provided: fields, by name, that the run sets and no section may (`provided_by`).
     Raises ParameterError for a missing section and for everything inside it that is unknown, missing or ill-typed.
     """
     if key not in params:

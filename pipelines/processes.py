@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from diptych.model.errors import UserError
 from pipelines import stage as stages
-from pipelines.params import Machine, ParameterError, read_params, read_section
+from pipelines.params import ParameterError
 from pipelines.stage import Stage
 
 T = TypeVar("T")
@@ -77,20 +77,11 @@ def _run_one_of_several(name: str, kind: type[T], main: Callable[[Stage, T], Non
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes; one of them says so
     stages._end_with_parent()
     try:
-        params = read_params()
-        machine = read_section(Machine, "machine", params)
-        seed = read_section(int, "seed", params)
-        provided = {
-            "seed": seed,
-            "precision": machine.precision,
-            "checkpoint_seconds": machine.checkpoint_seconds,
-        }
-        config = read_section(kind, name, params, provided=provided)
-        stage = Stage(name, seed, machine, {key: params[key] for key in ("seed", name)})
+        stage, params = stages.read_stage(name, kind)
         stages.prepare_process(max(1, stage.threads // int(os.environ["LOCAL_WORLD_SIZE"])))
-        main(stage, config)
+        main(stage, params)
     except Exception as error:  # noqa: BLE001 - the process that waits raises it
-        message = stages._explain(error, name)
+        message = stages.explain(error, name)
         get_error_handler().record_exception(error if message is None else UserError(message))
         if "TORCHELASTIC_ERROR_FILE" not in os.environ:
             traceback.print_exc()

@@ -34,7 +34,7 @@ class ReportParams:
 
 
 def main(stage: Stage, params: ReportParams) -> None:
-    """Write report/index.html, report/contact_sheet.png and metrics/stages.json."""
+    """Write report/index.html, its contact sheets (what was painted, what was repainted) and metrics/stages.json."""
     costs = {path.stem: read_json(path) for path in stage_files("metrics/stages/*.json")}
     minutes = {f"{name}.{figure}": value for name, cost in costs.items() for figure, value in cost.items()}
     minutes["total.minutes"] = sum(cost["minutes"] for cost in costs.values())
@@ -55,13 +55,15 @@ def main(stage: Stage, params: ReportParams) -> None:
         }
         for index in chosen(len(captioned), params.captions, stage.seed + 1)
     ]
+    repainted = generator_samples()
     inputs = ReportInputs(
         title="Diptych",
         profile=params.profile,
         commit=commit(),
         parameters=read_params(),
         metrics={
-            name: read_json(Path(f"metrics/{name}.json")) for name in ("detector", "cluster", "evaluate")
+            name: read_json(Path(f"metrics/{name}.json"))
+            for name in ("detector", "cluster", "image_generator", "evaluate")
         },
         targets=params.targets or {},
         ceilings=params.ceilings or {},
@@ -69,12 +71,17 @@ def main(stage: Stage, params: ReportParams) -> None:
         captions=captions,
         pictures=pictures,
         progress=training_samples(params.evaluations),
+        reconstructions=[{**entry, "steps": entry["steps"][-params.evaluations :]} for entry in repainted],
         stages=[{"name": name, **cost} for name, cost in costs.items()],
     )
     with stage.write("report") as folder:
         folder.mkdir()
         write_report(inputs, folder / "index.html")
         contact_sheet(pictures, columns=4).save(folder / "contact_sheet.png")
+        if repainted:
+            last = [{"real": entry["real"], "painted": entry["steps"][-1]["painted"]} for entry in repainted]
+            sheet = contact_sheet(last, columns=6, views=("real", "painted"))
+            sheet.save(folder / "reconstructions.png")
 
 
 def rows_of_test_set() -> list[dict[str, Any]]:
@@ -109,6 +116,19 @@ def training_samples(evaluations: int) -> list[dict[str, Any]]:
             sample["image_id"], {key: sample[key] for key in ("image_id", "prompt", "real")} | {"steps": []}
         )
         entry["steps"].append({"step": sample["step"], "caption": sample["caption"], "painted": painted})
+    return list(entries.values())
+
+
+def generator_samples() -> list[dict[str, Any]]:
+    """The same val pictures repainted during the image generator's training: an entry per picture, steps in order."""
+    import pyarrow.parquet as pq
+
+    entries: dict[str, dict[str, Any]] = {}
+    for sample in pq.read_table("plots/image_generator_samples.parquet").to_pylist():
+        entry = entries.setdefault(
+            sample["image_id"], {key: sample[key] for key in ("image_id", "real")} | {"steps": []}
+        )
+        entry["steps"].append({key: sample[key] for key in ("step", "painted")})
     return list(entries.values())
 
 

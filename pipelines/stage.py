@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipelines.params import PACKAGE_ERRORS, Machine, ParameterError, read_params, read_section
+from pipelines.params import PACKAGE_ERRORS, Machine, ParameterError, provided_by, read_params, read_section
 
 if TYPE_CHECKING:
     from diptych.model.checkpoints import TrainingCheckpoints
@@ -150,7 +150,27 @@ class Stage:
 
 
 def run(name: str, kind: type[T], main: Callable[[Stage, T], None]) -> None:
-    """Run stage `name`: its section of params.yaml, as `kind`, goes to `main`. Ends the process with 1 on an error.
+    """Run stage `name`: its section of params.yaml, as `kind`, goes to `main`."""
+    with one_line_errors(name):
+        stage, params = read_stage(name, kind)
+        prepare_process(stage.threads)
+        main(stage, params)
+        if (TRAINING_STORE / name).exists():  # hashing the inputs again only where a training left something
+            _remove(stage.training_folder)
+        stage.write_metrics(f"metrics/stages/{name}.json", _cost())
+
+
+def read_stage(name: str, kind: type[T]) -> tuple[Stage, T]:
+    """Stage `name` and its section of params.yaml as `kind`. Raises ParameterError where a key is wrong."""
+    params = read_params()
+    machine, seed = read_section(Machine, "machine", params), read_section(int, "seed", params)
+    section = read_section(kind, name, params, provided=provided_by(machine, seed))
+    return Stage(name, seed, machine, {key: params[key] for key in ("seed", name)}), section
+
+
+@contextlib.contextmanager
+def one_line_errors(name: str) -> Iterator[None]:
+    """End the process with status 1, and the 143 of SIGTERM, as whatever is called `name` should.
 
     An error that the user can mend is one line on stderr: the file or key, and the mend. Other errors are defects of
     this project and keep their traceback.
@@ -159,26 +179,11 @@ def run(name: str, kind: type[T], main: Callable[[Stage, T], None]) -> None:
         signal.SIGTERM, lambda *_: sys.exit(143)
     )  # as an exception, so that partial files are removed
     try:
-        params = read_params()
-        machine = read_section(Machine, "machine", params)
-        seed = read_section(int, "seed", params)
-        provided = {
-            "seed": seed,
-            "precision": machine.precision,
-            "checkpoint_seconds": machine.checkpoint_seconds,
-        }
-        config = read_section(kind, name, params, provided=provided)
-        stage = Stage(name, seed, machine, {key: params[key] for key in ("seed", name)})
-        prepare_process(stage.threads)
-        main(stage, config)
-        folder = TRAINING_STORE / name
-        if folder.exists():  # hashing the inputs again is only worth it where a training left something
-            _remove(stage.training_folder)
-        stage.write_metrics(f"metrics/stages/{name}.json", _cost())
+        yield
     except KeyboardInterrupt:
-        _fail(name, "interrupted: `dvc repro` goes on from the last checkpoint", status=130)
+        _fail(name, "interrupted: the same command goes on from the last checkpoint", status=130)
     except Exception as error:
-        message = _explain(error, name)
+        message = explain(error, name)
         if message is None:
             raise
         _fail(name, message)
@@ -233,7 +238,7 @@ def keep_freed_memory() -> None:
         mallopt(top_pad, 64 << 20)
 
 
-def _explain(error: BaseException, name: str) -> str | None:
+def explain(error: BaseException, name: str) -> str | None:
     """One line for an error that the user can mend, None for a defect of this project."""
     if isinstance(error, (ParameterError, *PACKAGE_ERRORS)):
         return str(error)

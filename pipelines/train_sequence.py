@@ -2,45 +2,118 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from diptych.eval.captions import CiderDReward
+from diptych.features.detector import load_detector
 from diptych.features.shards import ShardDataset
 from diptych.model.image_generator import load_image_generator
 from diptych.model.pretrained import load_transformer, save_transformer
+from diptych.model.training.processes import current_processes
 from diptych.model.training.sequence import SequenceTrainingConfig, reference_words, train_sequence
+from diptych.model.training.sequence_evaluation import SequenceEvaluation
 from pipelines.clips import read_clip
-from pipelines.stage import Stage, run
+from pipelines.detection import has_main_objects, main_object_shares
+from pipelines.processes import run, training_device
+from pipelines.stage import Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diptych.model.tokenizer import CaptionTokenizer
+    from diptych.model.training.loop import Record
+    from diptych.model.transformer import UnifiedTransformer
+
+SHARDS = Path("data/shards")
 
 
 @dataclass(frozen=True)
 class TrainSequenceParams:
-    """training: the schedule and the weights of the losses."""
+    """training: the schedule and the losses.
 
+    document_frequencies: of the CIDEr-D that rewards captions, from the whole train split (corpus) or from the pictures
+    of each batch (batch), as generate-it has it.
+    """
+
+    document_frequencies: Literal["corpus", "batch"]
     training: SequenceTrainingConfig
 
 
 def main(stage: Stage, params: TrainSequenceParams) -> None:
-    """Go on from the token-level model; image generator and scorer stay as they are."""
-    train = ShardDataset(Path("data/shards"), "train")
-    model, tokenizer, codebook = load_transformer(Path("models/token"), stage.device)
-    references = reference_words(tokenizer, train, params.training.caption_length)
-    history = train_sequence(
-        params.training,
+    """Go on from the token-level model; write the model directory and the histories."""
+    with training_device(stage) as device:
+        model, record = train(stage, params, device)
+        if current_processes().rank > 0:
+            return
+        with stage.write("models/sequence") as folder:
+            save_transformer(folder, *model)
+        stage.write_history("plots/train_sequence.csv", record.history)
+        stage.write_history("plots/train_sequence_val.csv", record.evaluations)
+
+
+def train(
+    stage: Stage, params: TrainSequenceParams, device: str, part: str = ""
+) -> tuple[tuple[UnifiedTransformer, CaptionTokenizer, Tensor], Record]:
+    """models/token trained further, its tokenizer and codebook, and what the training leaves besides. Image generator and
+    scorer stay as they are.
+
+    part: names the training where there are several.
+    """
+    train, val = (ShardDataset(SHARDS, split) for split in ("train", "val"))
+    model, tokenizer, codebook = load_transformer(Path("models/token"))
+    generator = load_image_generator(Path("models/image_generator"), device)
+    scorer = read_clip(Path("models/scorer"), device)
+    config = params.training
+    evaluation = None
+    if config.evaluation is not None:
+        evaluation = SequenceEvaluation(
+            config.evaluation,
+            config,
+            model,
+            tokenizer,
+            codebook.to(device),
+            val,
+            CiderDReward(reference_words(tokenizer, val, config.caption_length)),
+            generator,
+            scorer,
+            inspection(val, device),
+        )
+    references = reference_words(tokenizer, train, config.caption_length)
+    record = train_sequence(
+        config,
         model,
         tokenizer,
         codebook,
         train,
-        CiderDReward(references),
-        load_image_generator(Path("models/image_generator"), stage.device),
-        read_clip(Path("models/scorer"), stage.device),
-        stage.checkpoints(),
-        stage.device,
+        CiderDReward(references, params.document_frequencies),
+        generator,
+        scorer,
+        stage.checkpoints(part),
+        device,
+        evaluation,
     )
-    with stage.write("models/sequence") as folder:
-        save_transformer(folder, model, tokenizer, codebook)
-    stage.write_history("plots/train_sequence.csv", history)
+    return (model, tokenizer, codebook), record
+
+
+def inspection(val: ShardDataset, device: str) -> Callable[[Tensor, list[int]], dict[str, float]] | None:
+    """What the pipeline's detector finds in paintings: `val_main_object`, the share of those that show the main object of
+    the caption's picture in its place, class and colour. None where the pictures have no such objects.
+
+    The detector is no judge: it has trained the codes, and may be used to select.
+    """
+    detector = load_detector(Path("models/detector"), device)
+    if not has_main_objects(detector, [val.meta(index) for index in range(len(val))]):
+        return None
+
+    def inspect(pictures: Tensor, images: list[int]) -> dict[str, float]:
+        samples = [val.meta(index) for index in images]
+        pixels = (pictures * 255).round().clamp(0, 255).byte()
+        return {"val_main_object": main_object_shares(detector, pixels, samples)["main_object"]}
+
+    return inspect
 
 
 if __name__ == "__main__":

@@ -101,6 +101,24 @@ def test_guidance_of_one_is_the_plain_model(tiny):
     assert not torch.allclose(plain[0], plain[2])
 
 
+def test_text_behind_a_gap_of_padding_is_read(tiny):
+    model, tokenizer = tiny.model, tiny.tokenizer
+    gap = tiny.ids.clone()
+    gap[:, 2] = tokenizer.pad
+    last = int((gap[0] != tokenizer.pad).nonzero()[-1])
+    changed = gap.clone()
+    changed[0, last] = tokenizer.mask
+    with torch.no_grad():
+        features, masked = torch.zeros(1, 16, 10), torch.ones(1, 16, dtype=torch.bool)
+        cells = torch.arange(16).expand(1, 16)
+        logits = [
+            PaintText(model, tokenizer, ids[:1]).logits(features, masked, cells) for ids in (gap, changed)
+        ]
+        _, visual = model(gap[:1], gap[:1] != tokenizer.pad, features, masked)
+    assert not torch.allclose(*logits)
+    torch.testing.assert_close(logits[0], model.code_head(visual), rtol=1e-4, atol=1e-5)
+
+
 def test_noisy_paintings_belong_to_their_seed(tiny):
     def paint(rows, seeds):
         return paint_codes(

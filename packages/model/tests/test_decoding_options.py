@@ -79,9 +79,7 @@ def test_captions_do_not_depend_on_their_batch(double, name, scheme):
 
     def write(rows):
         seeds = [50 + row for row in rows]
-        result = caption_images(
-            double.model, double.tokenizer, double.features[rows], options, seeds
-        )
+        result = caption_images(double.model, double.tokenizer, double.features[rows], options, seeds)
         return (
             result.ids.view(len(rows), options.samples, 10),
             result.log_probabilities.view(len(rows), options.samples, 10),
@@ -229,7 +227,7 @@ def test_scores_that_are_none():
         ({"method": "sample", "top_k": 0}, "top_k must be at least 1, is 0"),
         ({"method": "sample", "top_p": 0.0}, "top_p must be above 0, is 0.0"),
         ({"method": "sample", "top_p": 1.2}, r"top_p must be in \(0, 1\], is 1.2"),
-        ({"method": "sample", "top_p": float("nan")}, "top_p must be above 0, is nan"),
+        ({"method": "sample", "top_p": float("nan")}, "top_p must be a finite number, is nan"),
         ({"method": "sample", "temperature": 0.0}, "temperature must be above 0, is 0.0"),
         (
             {"temperature": 0.7},
@@ -253,6 +251,12 @@ def test_scores_that_are_none():
         ({"method": "beam", "samples": 6}, r"samples \(6\) must be at most beams \(5\)"),
         ({"samples": 2}, "samples belongs to method sample or beam, method is greedy"),
         ({"no_repeat": -1}, "no_repeat must be at least 0"),
+        ({"length": 12.0}, "length must be a whole number, is 12.0"),
+        ({"length": "12"}, "length must be a whole number, is '12'"),
+        ({"no_repeat": True}, "no_repeat must be a whole number, is True"),
+        ({"method": "sample", "temperature": float("inf")}, "temperature must be a finite number, is inf"),
+        ({"method": "sample", "temperature": "hot"}, "temperature must be a finite number, is 'hot'"),
+        ({"start": None}, "start must be a string, is None"),
     ],
 )
 def test_caption_options_that_make_no_sense(values, message):
@@ -283,13 +287,45 @@ def test_caption_options_that_make_no_sense(values, message):
             "confidence_noise belongs to method mask_predict or easiest",
         ),
         ({"temperature": -1.0}, "temperature must be at least 0"),
-        ({"confidence_noise": float("nan")}, "confidence_noise must be at least 0, is nan"),
+        ({"confidence_noise": float("nan")}, "confidence_noise must be a finite number, is nan"),
+        ({"guidance": float("nan")}, "guidance must be a finite number, is nan"),
+        ({"steps": 2.5}, "steps must be a whole number, is 2.5"),
         ({"samples": 3}, "samples is 3, but method mask_predict paints the same every time"),
     ],
 )
 def test_paint_options_that_make_no_sense(values, message):
     with pytest.raises(UserError, match=message):
         PaintOptions(**values)
+
+
+def test_what_does_not_fit_the_model_is_one_message(double):
+    model, tokenizer, codebook, ids = double.model, double.tokenizer, double.codebook, double.ids
+    options = PaintOptions()
+    others = codebook[:-1], torch.cat([codebook, codebook]), codebook[:, :-1]
+    for method, other in itertools.product(("mask_predict", "rows", "easiest"), others):
+        with pytest.raises(UserError, match=r"a codebook of K, D = .* was built for \(12, 10\)"):
+            paint_captions(model, tokenizer, other, ids, PaintOptions(method=method))
+    with pytest.raises(UserError, match="a codebook of K, D"):
+        paint_codes(model, tokenizer, codebook[:-1], ids)
+    empty = ids.clone()
+    empty[1] = tokenizer.pad
+    with pytest.raises(UserError, match="caption 1 of 3 has no token"):
+        paint_captions(model, tokenizer, codebook, empty, options)
+    with pytest.raises(UserError, match="no caption to paint"):
+        paint_captions(model, tokenizer, codebook, ids[:0], options)
+
+    features = double.features
+    caption_options = CaptionOptions(length=10)
+    with pytest.raises(UserError, match="no image to caption"):
+        caption_images(model, tokenizer, features[:0], caption_options)
+    with pytest.raises(UserError, match=r"\[n, 16, 10\] for this transformer, these are \[5, 15, 10\]"):
+        caption_images(model, tokenizer, features[:, 1:], caption_options)
+    broken = features.clone()
+    broken[2, 3, 4] = torch.nan
+    with pytest.raises(UserError, match="NaN or infinite in row 2"):
+        caption_images(model, tokenizer, broken, caption_options)
+    with pytest.raises(UserError, match="21 tokens, but this transformer has 20 text positions"):
+        caption_images(model, tokenizer, features, CaptionOptions(length=40))
 
 
 def test_random_paintings_need_seeds(double):

@@ -14,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diptych.model.config import TransformerConfig
+from diptych.model.config import TransformerConfig, named_config
 from diptych.model.errors import UserError
 from diptych.model.importers.__main__ import main
+from diptych.model.importers.checkpoint import released_config
 from diptych.model.importers.hugging_face import export_lxmert, import_bert, import_lxmert
 from diptych.model.importers.names import lxmert_names
 from diptych.model.importers.x_lxmert import import_generate_it, import_x_lxmert
@@ -121,37 +122,137 @@ def test_x_lxmert(tmp_path, old, code_head):
 
 
 def test_a_checkpoint_without_codebook_takes_one(tmp_path):
-    tensors = checkpoint("x_lxmert_names.txt")
-    codebook = tensors.pop("module.vis_emb.weight")
-    path = tmp_path / "Epoch20_LXRT.pth"
+    tensors = checkpoint("generate_it_names.txt")
+    codebook = tensors.pop("cluster_codebook.weight")
+    path = tmp_path / "it_generator.pth"
     torch.save(tensors, path)
     with pytest.raises(UserError, match="no codebook"):
-        import_x_lxmert(path, CONFIG)
-    assert import_x_lxmert(path, CONFIG, codebook).codebook.equal(codebook)
+        import_generate_it(path, CONFIG)
+    assert import_generate_it(path, CONFIG, codebook).codebook.equal(codebook)
     with pytest.raises(UserError, match=r"\(11, 10\).*\(12, 10\)"):
-        import_x_lxmert(path, CONFIG, codebook[:11])
-    torch.save({**tensors, "module.vis_emb.weight": codebook}, path)
-    with pytest.raises(UserError, match="not the one in it.*vis_emb"):
-        import_x_lxmert(path, CONFIG, codebook + 1)
+        import_generate_it(path, CONFIG, codebook[:11])
+    torch.save({**tensors, "cluster_codebook.weight": codebook}, path)
+    with pytest.raises(UserError, match="not the one in it.*cluster_codebook"):
+        import_generate_it(path, CONFIG, codebook + 1)
+    torch.save({**tensors, "cluster_codebook.weight": codebook[:11]}, path)
+    with pytest.raises(UserError, match="not the one in it.*cluster_codebook"):
+        import_generate_it(path, CONFIG, codebook)
+    torch.save({**tensors, "cluster_codebook.weight": codebook * float("nan")}, path)
+    with pytest.raises(UserError, match="NaN.*codebook"):
+        import_generate_it(path, CONFIG)
+
+
+@pytest.mark.parametrize("absent", ["module.vis_emb.weight", "module.obj_predict_head.out_cluster.weight"])
+def test_x_lxmert_has_its_codebook_under_either_name(tmp_path, absent):
+    tensors = checkpoint("x_lxmert_names.txt")
+    codebook = tensors.pop(absent)
+    path = tmp_path / "Epoch20_LXRT.pth"
+    torch.save(tensors, path)
+    imported = import_x_lxmert(path, CONFIG)
+    assert imported.codebook.equal(codebook) and imported.model.code_head.codes.weight.equal(codebook)
+    assert_complete(imported, tensors)
+
+
+def changed(tensors, changes):
+    """Tensors without those that change to None, with the others."""
+    return {name: tensor for name, tensor in {**tensors, **changes}.items() if tensor is not None}
+
+
+@pytest.mark.parametrize("wrap", [lambda t: t, lambda t: {"state_dict": {"model": t}, "epoch": 3}])
+def test_checkpoints_are_found_in_other_dicts_and_under_several_prefixes(tmp_path, wrap):
+    tensors = checkpoint("generate_it_names.txt")
+    tensors = {f"_orig_mod.module.{name}": tensor for name, tensor in tensors.items()}
+    torch.save(wrap(tensors), tmp_path / "it_generator.pth")
+    assert_complete(import_generate_it(tmp_path / "it_generator.pth", CONFIG), tensors)
+
+
+def test_tensors_beside_the_network_are_listed(tmp_path):
+    """Other heads, constants, and names that have nothing to do with it."""
+    tensors, path = checkpoint("x_lxmert_names.txt"), tmp_path / "Epoch20_LXRT.pth"
+    more = {
+        "module.obj_predict_head.out_attr.weight": torch.randn(9, 10),
+        "module.obj_predict_head.decoder_dict.obj.bias": torch.randn(8),
+        "module.bert.embeddings.position_ids": torch.arange(20)[None],
+        "module.visual_pos": torch.zeros(1, 16, 4),
+        "module.clip_scorer.scale": torch.ones(()),
+    }
+    torch.save({**tensors, **more}, path)
+    report = import_x_lxmert(path, CONFIG).report
+    assert sorted([*report.used, *report.unused]) == sorted([*tensors, *more])
+    assert more.keys() <= report.unused.keys()
+    assert report.unused["module.clip_scorer.scale"].startswith("unknown")
+
+
+def test_the_bias_of_the_word_head_may_be_that_of_its_matrix(tmp_path):
+    """As transformers writes it for BERT: one bias with two names, of which a file may have either."""
+    tensors, path = checkpoint("generate_it_names.txt"), tmp_path / "it_generator.pth"
+    own, tied = "classifier.predictions.bias", "classifier.predictions.decoder.bias"
+    bias = tensors[own]
+    for changes in ({own: None, tied: bias}, {tied: bias.clone()}):
+        content = changed(tensors, changes)
+        torch.save({"model": content}, path)
+        imported = import_generate_it(path, CONFIG)
+        assert imported.model.word_bias.equal(bias) and tied in imported.report.used
+        assert_complete(imported, content)
+    torch.save({"model": {**tensors, tied: bias + 1}}, path)
+    with pytest.raises(UserError, match="decoder.bias differs from classifier.predictions.bias.*one bias"):
+        import_generate_it(path, CONFIG)
+
+
+def test_the_size_can_be_read_off_the_checkpoint(tmp_path):
+    config = dataclasses.replace(
+        CONFIG, hidden_size=64, attention_heads=1, grid_size=8, language_layers=3, cross_layers=2, dropout=0.1
+    )
+    shapes = {name: tensor.shape for name, tensor in UnifiedTransformer(config).state_dict().items()}
+    torch.manual_seed(0)
+    tensors = {"module.vis_emb.weight": torch.randn(12, 10)}
+    for ours, theirs in lxmert_names(config).items():
+        parts = torch.randn(shapes[ours]).chunk(len(theirs))
+        tensors.update(zip(("module.bert." + name for name in theirs), parts, strict=True))
+    path = tmp_path / "Epoch20_LXRT.pth"
+    for tied in (False, True):
+        if tied:
+            tensors["module.bert.obj_predict_head.out_cluster.weight"] = tensors["module.vis_emb.weight"]
+        torch.save(tensors, path)
+        expected = dataclasses.replace(
+            config, code_head="codebook" if tied else "features", caption_attention="masked"
+        )
+        imported = import_x_lxmert(path)
+        assert imported.model.config == expected
+        again = import_x_lxmert(path, expected)
+        for one, other in zip(
+            imported.model.state_dict().values(), again.model.state_dict().values(), strict=True
+        ):
+            assert one.equal(other)
+    with torch.device("meta"):
+        base = UnifiedTransformer(named_config("base")).state_dict()
+    released = {}
+    for ours, theirs in lxmert_names(named_config("base")).items():
+        released.update(
+            (name, (name, part)) for name, part in zip(theirs, base[ours].chunk(len(theirs)), strict=True)
+        )
+    assert released_config(path, released) == named_config("base")
+    torch.save(checkpoint("x_lxmert_names.txt"), path)
+    with pytest.raises(UserError, match="hidden size 24 .* heads of width 64"):
+        import_x_lxmert(path)
 
 
 def test_what_does_not_fit_is_one_message(tmp_path):
     path, tensors = tmp_path / "Epoch20_LXRT.pth", checkpoint("x_lxmert_names.txt")
 
     def refused(changes, config=CONFIG):
-        content = {**tensors, **changes}
-        torch.save({name: tensor for name, tensor in content.items() if tensor is not None}, path)
+        torch.save(changed(tensors, changes), path)
         with pytest.raises(UserError, match="Epoch20_LXRT.pth") as caught:
             import_x_lxmert(path, config)
         return str(caught.value)
 
     dense = "module.bert.encoder.layer.0.attention.output.dense.weight"
     message = refused(
-        {dense: None, "module.strange.weight": torch.zeros(1), "module.mask_feat": torch.zeros(9)}
+        {dense: None, "module.bert.encoder.strange": torch.zeros(1), "module.mask_feat": torch.zeros(9)}
     )
     assert "1 tensors are missing (encoder.layer.0.attention.output.dense.weight)" in message
     assert "1 tensors have another shape (module.mask_feat [9], not [10])" in message
-    assert "1 tensors are unknown (module.strange.weight)" in message
+    assert "1 tensors are unknown (module.bert.encoder.strange)" in message
     message = refused({}, dataclasses.replace(CONFIG, hidden_size=48, cross_layers=2))
     assert "hidden size 48" in message and "are missing" in message and "have another shape" in message
     message = refused({}, dataclasses.replace(CONFIG, codebook_size=11))
@@ -171,8 +272,10 @@ def test_files_that_are_no_checkpoints_are_one_message(tmp_path):
     with pytest.raises(UserError, match="not a readable checkpoint of plain tensors"):
         import_generate_it(path, CONFIG)
     torch.save(checkpoint("x_lxmert_names.txt"), path)
-    with pytest.raises(UserError, match='"model"'):
+    with pytest.raises(UserError, match="no word embedding in it, but module.mask_feat.*another format"):
         import_generate_it(path, CONFIG)
+    with pytest.raises(UserError, match="no matrix embeddings.word_embeddings.weight"):
+        import_generate_it(path)
     torch.save({"model": {"a": 1}}, path)
     with pytest.raises(UserError, match="not a dict of tensors"):
         import_generate_it(path, CONFIG)
@@ -379,7 +482,13 @@ def test_the_command_writes_a_model_directory_or_nothing(tiny, tmp_path, capsys)
     arguments = ["generate-it", source, str(out), "--size", str(tmp_path / "size.json")]
     rest = ["--codebook", str(tmp_path / "centroids.npy"), "--tokenizer", str(tmp_path / "words")]
 
-    for wrong in (arguments, [*arguments, *rest[:2]], ["x-lxmert", *arguments[1:], *rest]):
+    wrongs = [
+        arguments,
+        [*arguments, *rest[:2]],
+        [*arguments[:3], *rest],
+        ["x-lxmert", *arguments[1:], *rest],
+    ]
+    for wrong in wrongs:
         assert main(wrong) == 1
         assert not list(tmp_path.glob("imported*"))
         message = capsys.readouterr().err.strip()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from diptych.model.errors import UserError
@@ -22,7 +24,24 @@ def test_unseen_words_are_spelled_and_only_unseen_characters_unknown(tiny):
     row = tiny.tokenizer.encode(["Zebras, red Kite"], 20)[0]
     assert tiny.tokenizer.unk not in row
     assert tiny.tokenizer.decode(row).replace(" ,", ",") == "zebras, red kite."
-    assert tiny.tokenizer.unk in tiny.tokenizer.encode(["a 風 kite"], 20)[0]
+    with pytest.warns(UserWarning, match="1 of 2 captions have characters .*風 kite"):
+        unknown = tiny.tokenizer.encode(["a kite", "a 風 kite"], 20)[1]
+    assert unknown.tolist().count(tiny.tokenizer.unk) == 1
+
+
+def test_names_of_special_tokens_in_a_caption_are_text(tiny):
+    for text in ("a [SEP] kite", "[MASK]", "[PAD] kite [CLS]", "[UNK]"):
+        pieces = tiny.tokenizer.encode([text], 30)[0].tolist()
+        inside = pieces[1 : pieces.index(tiny.tokenizer.sep)]
+        assert len(inside) > 3 and not set(inside) & set(tiny.tokenizer.forbidden.tolist())
+
+
+def test_captions_that_fit_are_no_warning(tiny, recwarn):
+    assert tiny.tokenizer.encode(["two blue boats."], 6)[0, -2] == tiny.tokenizer.stop
+    assert (
+        tiny.tokenizer.encode(["two blue boats."], 5)[0, -1] == tiny.tokenizer.sep
+    )  # only the full stop is lost
+    assert not recwarn.list
 
 
 def test_rare_words_stay_out_of_the_vocabulary():
@@ -35,7 +54,8 @@ def test_full_stops_end_captions_and_long_captions_are_cut(tiny):
     tokenizer = tiny.tokenizer
     one, other = tokenizer.encode(["a red. kite", "a red kite ."], 12)
     assert one.tolist() == other.tolist()
-    cut = tokenizer.encode(["two blue boats rest on the sea."], 5)[0]
+    with pytest.warns(UserWarning, match="1 of 1 captions are cut, being longer than 5 tokens"):
+        cut = tokenizer.encode(["two blue boats rest on the sea."], 5)[0]
     assert cut[-1] == tokenizer.sep and tokenizer.decode(cut) == "two blue boats"
 
 
@@ -46,20 +66,40 @@ def test_saved_files_load_again(tiny, tmp_path):
     assert len(loaded) == len(tiny.tokenizer)
 
 
-def test_a_bert_vocabulary_can_be_used_instead(tmp_path):
+@pytest.mark.parametrize("config", [None, '{"tokenizer_class": "BertTokenizer", "do_lower_case": true}'])
+def test_a_bert_vocabulary_can_be_used_instead(tmp_path, config):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "a", "red", "kite"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
-    (tmp_path / "tokenizer_config.json").write_text(
-        '{"tokenizer_class": "BertTokenizer", "do_lower_case": true}'
-    )
+    if config is not None:
+        (tmp_path / "tokenizer_config.json").write_text(config)
     tokenizer = load_tokenizer(tmp_path)
+    assert len(tokenizer) == 9
     assert tokenizer.decode(tokenizer.encode(["A red kite."], 8)[0]) == "a red kite."
 
 
 def test_a_tokenizer_without_a_mask_token_is_one_message(tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n.\na")
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "mask_token": "a"}')
-    with pytest.raises(UserError, match=r"no \[MASK\]"):
+    with pytest.raises(UserError, match=r"vocab.txt has no \[MASK\]"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_saved_tokenizer_without_a_mask_token_is_one_message(tiny, tmp_path):
+    """Although its config promises one."""
+    tiny.tokenizer.save(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["vocab"]["[QASK]"] = content["model"]["vocab"].pop("[MASK]")
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "[MASK]"]
+    file.write_text(json.dumps(content))
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["mask_token"] == "[MASK]"
+    with pytest.raises(UserError, match=r"tokenizer.json has no \[MASK\]"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "content"), [("tokenizer.json", b"{"), ("vocab.txt", b"\xff\xfe")])
+def test_unreadable_tokenizer_files_are_one_message(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: not readable as a tokenizer"):
         load_tokenizer(tmp_path)
 
 
@@ -68,6 +108,8 @@ def test_errors(tiny, tmp_path):
         tiny.tokenizer.encode([" . "], 12)
     with pytest.raises(UserError, match="風.*only characters"):
         tiny.tokenizer.encode(["a kite", "風"], 12)
+    with pytest.raises(UserError, match="have to be a list, 'a kite' is a string"):
+        tiny.tokenizer.encode("a kite", 12)
     with pytest.raises(UserError, match="caption length is 2"):
         tiny.tokenizer.encode(["a kite"], 2)
     with pytest.raises(UserError, match="tokenizer.json"):

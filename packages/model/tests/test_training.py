@@ -15,6 +15,8 @@ from diptych.model.decoding.paint import paint_codes
 from diptych.model.errors import UserError
 from diptych.model.training.loop import warmup_cosine
 from diptych.model.training.sequence import SequenceTrainingConfig, reference_words, train_sequence
+from diptych.model.training.sequence_evaluation import SequenceEvaluation, SequenceEvaluationConfig
+from diptych.model.training.stopping import Stopping
 from diptych.model.training.token import TokenTrainingConfig, caption_steps_before, drop_text, train_token
 
 TOKEN = TokenTrainingConfig(
@@ -97,9 +99,10 @@ def run_token(tiny, config, checkpoints, model=None):
 
 
 def run_sequence(tiny, config, checkpoints, word=7):
-    model, frozen = copy.deepcopy(tiny.model), [*tiny.generator.parameters(), *tiny.scorer.parameters()]
+    model = copy.deepcopy(tiny.model)
+    frozen = [*tiny.generator.parameters(), *tiny.scorer.parameters()]
     before = copy.deepcopy(frozen)
-    history = train_sequence(
+    record = train_sequence(
         config,
         model,
         tiny.tokenizer,
@@ -112,13 +115,32 @@ def run_sequence(tiny, config, checkpoints, word=7):
         "cpu",
     )
     assert all(one.equal(other) for one, other in zip(before, frozen, strict=True))
-    return model, history
+    return model, record.history
 
 
-@pytest.mark.parametrize(("run", "config", "saves"), [(run_token, TOKEN, 13), (run_sequence, SEQUENCE, 5)])
+OTHER_SEQUENCE = dataclasses.replace(
+    SEQUENCE,
+    baseline="mean",
+    samples_per_image=3,
+    painting_loss="features",
+    straight_through=True,
+    accumulation=2,
+)
+
+
+@pytest.mark.parametrize(
+    ("run", "config", "attention", "saves"),
+    [
+        (run_token, TOKEN, "prefix", 13),
+        (run_token, TOKEN, "masked", 13),
+        (run_sequence, SEQUENCE, "prefix", 5),
+        (run_sequence, SEQUENCE, "masked", 5),
+        (run_sequence, OTHER_SEQUENCE, "masked", 5),
+    ],
+)
 @pytest.mark.parametrize("torn", [False, True])
-def test_a_killed_run_resumes_bit_by_bit(tiny, tmp_path, run, config, saves, torn):
-    tiny.model.config = dataclasses.replace(tiny.config, dropout=0.1)
+def test_a_killed_run_resumes_bit_by_bit(tiny, tmp_path, run, config, attention, saves, torn):
+    tiny.model.config = dataclasses.replace(tiny.config, dropout=0.1, caption_attention=attention)
     for module in tiny.model.modules():
         if hasattr(module, "dropout"):
             module.dropout = 0.1
@@ -167,15 +189,60 @@ def test_a_small_set_is_learned_by_heart(tiny):
     assert (painted == codes).float().mean() > 0.9
 
 
-def test_sequence_training_raises_its_reward(tiny):
+@pytest.mark.parametrize(
+    ("attention", "changes"),
+    [("prefix", {}), ("masked", {}), ("prefix", {"baseline": "mean", "samples_per_image": 4})],
+)
+def test_sequence_training_raises_its_reward(tiny, attention, changes):
+    tiny.model.config = dataclasses.replace(tiny.config, caption_attention=attention)
     words = tiny.tokenizer.words(tiny.ids[0])  # a red kite floats .
     others = torch.ones(len(tiny.tokenizer), dtype=torch.bool)
     others[words] = False
     with torch.no_grad():
         tiny.model.word_bias[others] = -20
-    config = dataclasses.replace(SEQUENCE, steps=60, clip_steps=0, paint_steps=0, learning_rate=3e-3)
+    config = dataclasses.replace(
+        SEQUENCE, steps=60, clip_steps=0, paint_steps=0, learning_rate=3e-3, **changes
+    )
     _, history = run_sequence(tiny, config, None, words[2])
     assert history[-1]["scst_reward"] > history[0]["scst_reward"] + 0.2
+
+
+@pytest.mark.parametrize("attention", ["prefix", "masked"])
+def test_sequence_training_in_pieces_is_that_of_the_whole_batch(tiny, attention):
+    """SCST samples by image, so that pieces change nothing; painting's noise is drawn for each piece, hence left out."""
+    tiny.model.config = dataclasses.replace(tiny.config, caption_attention=attention)
+    config = dataclasses.replace(SEQUENCE, steps=6, clip_steps=0)
+    whole, history = run_sequence(tiny, config, None)
+    pieces, in_pieces = run_sequence(tiny, dataclasses.replace(config, accumulation=3), None)
+    ends = [
+        torch.cat([weight.flatten() for weight in model.state_dict().values()]) for model in (whole, pieces)
+    ]
+    assert (ends[0] - ends[1]).norm() < 1e-4 * ends[0].norm()
+    for row, other in zip(history, in_pieces, strict=True):
+        assert row == pytest.approx(other, rel=1e-3, abs=1e-6)
+
+
+def test_greedy_captions_do_not_change_what_is_sampled_beside_them(tiny):
+    """One decoding of both gives what two would."""
+    from diptych.model.decoding.caption import encode_images, next_word_of, write_captions
+
+    images = encode_images(tiny.model, tiny.features)
+    count = len(tiny.features)
+
+    def write(rows, temperature, seeds):
+        next_word = next_word_of(tiny.model, tiny.tokenizer, images, 12)
+        next_word.keep(torch.arange(count).repeat_interleave(rows))
+        return write_captions(next_word, tiny.tokenizer, count * rows, 12, "cpu", temperature, seeds).ids
+
+    together = write(2, [0.0, 1.3] * count, [9] * (2 * count)).view(count, 2, -1)
+    assert together[:, 0].equal(write(1, 0.0, None))
+    assert together[:, 1].equal(write(1, 1.3, [9] * count))
+    assert not together[:, 0].equal(together[:, 1])
+
+
+def test_the_mean_baseline_wants_samples():
+    with pytest.raises(UserError, match="samples_per_image to 2 or more"):
+        dataclasses.replace(SEQUENCE, baseline="mean")
 
 
 def test_reference_words_are_what_the_reward_compares(tiny):
@@ -221,3 +288,83 @@ def test_wrong_codebook_and_settings_are_named(tiny):
     tiny.codebook = tiny.codebook[:5]
     with pytest.raises(UserError, match=r"\(5, 10\).*\(12, 10\)"):
         run_token(tiny, TOKEN, None)
+
+
+# Ending a training whose figures fall
+
+STOPPING = Stopping(watched=("val_cider_d", "val_main_object"), tolerance=0.1, patience=2)
+
+
+def rows(*objects: float) -> list[dict[str, float]]:
+    return [
+        {"val_cider_d": 1.0, "val_clip_score": index, "val_main_object": value}
+        for index, value in enumerate(objects)
+    ]
+
+
+def test_a_fall_is_named_and_ends_after_patience():
+    assert STOPPING.fallen(rows(0.5, 0.46)) == [], "within the tolerance"
+    assert STOPPING.fallen(rows(0.5, 0.44)) == ["val_main_object from 0.5 to 0.44"]
+    assert not STOPPING.ends(rows(0.5, 0.44))
+    assert not STOPPING.ends(rows(0.5, 0.44, 0.5, 0.3)), "in turn"
+    assert STOPPING.ends(rows(0.5, 0.44, 0.4))
+    assert STOPPING.ends(rows(0.3, 0.6, 0.5, 0.5)), "measured from the best"
+
+
+class FallingInspection:
+    """Paintings that get worse from the third evaluation on."""
+
+    def __init__(self) -> None:
+        self.values = iter([0.5, 0.6, 0.55, 0.4, 0.3, 0.2])
+
+    def __call__(self, pictures, images):
+        assert (
+            pictures.shape == (3, 3, 4, 4) and 0 <= pictures.min() <= pictures.max() <= 1 and len(images) == 3
+        )
+        return {"val_main_object": next(self.values)}
+
+
+def train_watched(tiny, checkpoints, inspect, stopping=STOPPING, steps=20):
+    model = copy.deepcopy(tiny.model)
+    evaluation = SequenceEvaluationConfig(every=2, images=3, stopping=stopping)
+    config = dataclasses.replace(SEQUENCE, steps=steps, evaluation=evaluation)
+    measured = SequenceEvaluation(
+        evaluation, config, model, tiny.tokenizer, tiny.codebook, tiny.train, WordReward(7), tiny.generator, tiny.scorer,
+        inspect,
+    )  # fmt: skip
+    record = train_sequence(
+        config, model, tiny.tokenizer, tiny.codebook, tiny.train, WordReward(7), tiny.generator, tiny.scorer,
+        checkpoints, "cpu", measured,
+    )  # fmt: skip
+    return model, record
+
+
+def test_training_ends_and_keeps_the_weights_from_before_the_fall(tiny, capfd):
+    model, record = train_watched(tiny, None, FallingInspection())
+    assert [row["step"] for row in record.evaluations] == [0, 2, 4, 6, 8]
+    assert "ended after step 8, val_main_object from 0.6 to 0.3" in capfd.readouterr().out
+    # within the tolerance of 0.1 after step 4; the same as a run that ends there
+    short, _ = train_watched(tiny, None, None, stopping=None, steps=4)
+    assert all(
+        a.equal(b) for a, b in zip(model.state_dict().values(), short.state_dict().values(), strict=True)
+    )
+    assert set(record.evaluations[0]) == {"step", "val_cider_d", "val_clip_score", "val_main_object"}
+
+
+def test_a_killed_training_keeps_the_same_weights(tiny, tmp_path):
+    whole, _ = train_watched(tiny, None, FallingInspection())
+    inspect = FallingInspection()
+    with pytest.raises(Killed):
+        train_watched(tiny, KilledAfter(tmp_path, 7), inspect)
+    resumed, record = train_watched(tiny, TrainingCheckpoints(tmp_path), inspect)
+    assert [row["step"] for row in record.evaluations] == [0, 2, 4, 6, 8]
+    assert all(
+        a.equal(b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
+
+
+def test_what_cannot_be_watched_is_named(tiny):
+    with pytest.raises(UserError, match="val_main_object cannot be measured here"):
+        train_watched(tiny, None, None)
+    with pytest.raises(UserError, match="patience must be at least 1"):
+        Stopping(watched=(), tolerance=0.0, patience=0)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import subprocess
+import sys
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -69,6 +72,7 @@ def test_equals_hugging_face_lxmert_and_its_gradients(lxmert, dtype, tolerance, 
     visible = torch.rand(4, 9) < 0.6
     visible &= torch.arange(9) < torch.randint(2, 10, (4, 1))
     visible[:, 0] = True
+    visible[3] = seed != 0  # all words of one text hidden: they are attended to evenly
     features = torch.randn(4, 16, 10, dtype=dtype, requires_grad=True)
     other_features = features.detach().clone().requires_grad_()
     boxes = grid_boxes(4).to(dtype).expand(4, 16, 4)
@@ -255,3 +259,73 @@ def test_a_text_beyond_the_position_table_is_one_message(tiny):
     ids = torch.full((1, 21), tiny.tokenizer.cls)
     with pytest.raises(UserError, match="21 tokens.*20 text positions"):
         tiny.model.encode_text(ids, None)
+
+
+# Refuses to import whatever torch, numpy and transformers do not themselves require, and the other packages of diptych.
+ONLY_THREE_LIBRARIES = """
+import importlib.metadata, sys
+from packaging.requirements import Requirement
+
+def required(name, found):
+    if name not in found:
+        found.add(name)
+        try:
+            lines = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            lines = []
+        for requirement in map(Requirement, lines):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                required(requirement.name.lower().replace("_", "-"), found)
+    return found
+
+distributions = set()
+for name in ("torch", "numpy", "transformers"):
+    required(name, distributions)
+modules = importlib.metadata.packages_distributions()
+absent = {
+    module
+    for module, owners in modules.items()
+    if distributions.isdisjoint(owner.lower().replace("_", "-") for owner in owners) and module != "diptych"
+}
+absent |= {"diptych.features", "diptych.eval"}
+
+class Present:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        parts = name.split(".")
+        refused = parts[0] in absent or ".".join(parts[:2]) in absent
+        return None if refused else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = map(Present, sys.meta_path)
+"""
+
+
+def test_captions_and_paintings_need_only_torch_numpy_and_transformers():
+    script = f"""{ONLY_THREE_LIBRARIES}
+import torch
+import diptych.model.decoding.rerank, diptych.model.importers.__main__, diptych.model.pretrained
+from diptych.model.config import named_config
+from diptych.model.decoding.decode import caption_images, paint_captions
+from diptych.model.decoding.options import CaptionOptions, PaintOptions
+from diptych.model.inference import InferenceTransformer
+from diptych.model.tokenizer import build_tokenizer
+from diptych.model.transformer import UnifiedTransformer
+tokenizer = build_tokenizer(["a red kite."], 1)
+sizes = dict(vocab_size=len(tokenizer), codebook_size=12, feature_dim=10)
+model = InferenceTransformer(UnifiedTransformer(named_config("smoke", **sizes)))
+cells = model.config.cells
+print(caption_images(model, tokenizer, torch.randn(2, cells, 10), CaptionOptions(length=8)).ids.shape)
+ids = tokenizer.encode(["a kite"], 8)
+print(paint_captions(model, tokenizer, torch.randn(12, 10), ids, PaintOptions()).codes.shape)
+print(sorted({{"ray", "faiss", "pyarrow", "PIL", "safetensors"}} & absent))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    captions, paintings, refused = done.stdout.splitlines()
+    assert captions == "torch.Size([2, 8])" and paintings.startswith("torch.Size([1, ")
+    assert "safetensors" not in refused and (find_spec("ray") is None or "ray" in refused)

@@ -34,6 +34,7 @@ _LABELS = {
     "r_precision_scorer": "R-precision by the scorer",
     "clip_score_judge": "CLIPScore by the judge",
     "clip_score_scorer": "CLIPScore by the scorer",
+    "frechet_judge": "Fréchet distance to the real pictures, by the judge",
     "main_object": "Main object: class and colour right",
     "main_object_unseen": "Main object, pairs of class and colour unseen in training",
     "second_object": "Second object: class and colour right",
@@ -44,7 +45,7 @@ _LABELS = {
 }
 # Known not to be fractions: shown as plain numbers.
 _PLAIN = re.compile(
-    r"cider|loss|count|length|vocabulary|steps|minutes|seconds|gib|images|learning_rate|perplexity"
+    r"cider|loss|frechet|distance|count|length|vocabulary|steps|minutes|seconds|gib|images|learning_rate|perplexity"
 )
 _INK, _ACCENT = "#23252b", "#2f5d8a"
 
@@ -62,6 +63,8 @@ class ReportInputs:
     pictures: {"prompt", "real", "reconstruction", "painted", "main_right"}; pictures as PNG or JPEG bytes.
     progress: what became of the same pictures during training: {"image_id", "real", "prompt", "steps"}, where steps
         are {"step", "caption" of the picture, "painted" from the prompt}.
+    reconstructions: {"image_id", "real", "steps"} likewise for the image generator's training; steps are {"step",
+        "painted" from the codes}.
     stages: {"name", "minutes", "peak_memory_gib"}; the memory may be None.
     """
 
@@ -77,6 +80,7 @@ class ReportInputs:
     pictures: Sequence[Mapping[str, Any]]
     stages: Sequence[Mapping[str, Any]]
     progress: Sequence[Mapping[str, Any]] = ()
+    reconstructions: Sequence[Mapping[str, Any]] = ()
 
 
 def write_report(inputs: ReportInputs, path: Path | str) -> None:
@@ -266,31 +270,37 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def contact_sheet(rows: Sequence[Mapping[str, Any]], columns: int, tile: int = 128) -> Image.Image:
-    """One picture of many: real | reconstruction | painted, `tile` pixels each, the prompt below.
+def contact_sheet(
+    rows: Sequence[Mapping[str, Any]], columns: int, tile: int = 128, views: Sequence[str] = VIEWS
+) -> Image.Image:
+    """One picture of many: the `views` side by side, `tile` pixels each, the prompt below where rows have one.
 
     `rows` are as `ReportInputs.pictures`. Raises UserError when there are none.
     """
     if not rows:
         raise UserError("a contact sheet needs at least one picture; run the stage that generates them")
-    margin, gap, lines = 10, 4, 3
+    margin, gap = 10, 4
+    lines = 3 if any("prompt" in row for row in rows) else 0
     font = ImageFont.load_default(size=13)
-    cell_width, cell_height = 3 * tile + 2 * gap + 2 * margin, tile + lines * 17 + 2 * margin
+    cell_width = len(views) * tile + (len(views) - 1) * gap + 2 * margin
+    cell_height = tile + lines * 17 + 2 * margin
     columns = min(columns, len(rows))
     sheet = Image.new("RGB", (columns * cell_width, math.ceil(len(rows) / columns) * cell_height), "white")
     pen = ImageDraw.Draw(sheet)
     for number, row in enumerate(rows):
         left = number % columns * cell_width + margin
         top = number // columns * cell_height + margin
-        for place, view in enumerate(VIEWS):
+        for place, view in enumerate(views):
             picture = (
                 Image.open(io.BytesIO(row[view]))
                 .convert("RGB")
                 .resize((tile, tile), Image.Resampling.LANCZOS)
             )
             sheet.paste(picture, (left + place * (tile + gap), top))
-        caption = textwrap.wrap(
-            f"{number + 1}. {row['prompt']}", width=tile * 3 // 7, max_lines=lines, placeholder=" …"
-        )
-        pen.text((left, top + tile + 4), "\n".join(caption), fill=_INK, font=font)
+        if "prompt" in row:
+            width = len(views) * tile // 7
+            text = textwrap.wrap(
+                f"{number + 1}. {row['prompt']}", width=width, max_lines=lines, placeholder=" …"
+            )
+            pen.text((left, top + tile + 4), "\n".join(text), fill=_INK, font=font)
     return sheet

@@ -67,10 +67,15 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type == "int" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise UserError(
-                    f"transformer config: {field.name} must be a whole number >= 1, not {value!r}"
-                )
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            fits, kind = {
+                "int": (number and isinstance(value, int) and value >= 1, "a whole number >= 1"),
+                "float": (number and 0 <= value < 1, "in [0, 1)"),
+                "bool": (isinstance(value, bool), "true or false"),
+                "str": (isinstance(value, str), "a string"),
+            }[str(field.type)]
+            if not fits:
+                raise UserError(f"transformer config: {field.name} must be {kind}, not {value!r}")
         if self.hidden_size % self.attention_heads:
             raise UserError(
                 f"transformer config: attention_heads ({self.attention_heads}) must divide "
@@ -82,8 +87,6 @@ class TransformerConfig:
             raise UserError(
                 f"transformer config: caption_attention {self.caption_attention!r} is not one of {CAPTION_ATTENTIONS}"
             )
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"transformer config: dropout must be in [0, 1), not {self.dropout!r}")
 
     @property
     def cells(self) -> int:
@@ -98,14 +101,17 @@ def read_config(path: Path, **sizes: int) -> TransformerConfig:
     """Read a config file; ``sizes`` (usually vocab_size, codebook_size, feature_dim) override or complete it.
 
     Raises:
-        UserError: the file is missing or not JSON, or a key is unknown or absent.
+        UserError: the file is missing or not JSON, or a key is unknown, absent or of a wrong kind.
     """
     try:
-        values = {**json.loads(path.read_text()), **sizes}
+        written = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path}: no such transformer config") from None
-    except json.JSONDecodeError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(written, dict):
+        raise UserError(f"{path}: holds a {type(written).__name__}, not an object of a transformer's sizes")
+    values = {**written, **sizes}
     names = {field.name for field in fields(TransformerConfig)}
     if values.keys() != names:
         raise UserError(

@@ -4,8 +4,21 @@ A stack of residual blocks, each of which doubles the resolution. The grid enter
 feature map, as the modulation of every instance norm (SPADE, Park et al. 2019), and so with every later
 resolution again. One class covers the paper's network (`configs/image_generator_base.json`: 32 channels in
 every block, modulation computed at each block's own resolution, bilinear upsampling, spectral norm) and the
-frugal one for CPUs (`configs/image_generator_toybox.json`: wide where the map is small, modulation computed
-once per cell, pixel shuffle).
+frugal one for CPUs (`configs/image_generator_toybox.json`, and `toybox_128` for 128x128: wide where the map is
+small, modulation computed once per cell, pixel shuffle).
+
+`base` is X-LXMERT's released network and reads its checkpoint (`diptych.model.importers.image_generator`).
+It has 1,771,417 parameters (D.1: 1.7M): 1.11M in the modulation of ten adaptive norms, 0.52M in the bottleneck,
+0.10M in the residual path. Where the released layers differ from D.1 or say more, `base` follows them:
+
+- noise is added, not multiplied, before the activation and with one amount per norm;
+- spectral norm is on the residual path and the two convolutions after the bottleneck, not on the bottleneck,
+  the modulation and the RGB outputs (D.1: "after each convolution layer");
+- the bottleneck, 256 channels, ends in tanh; two 3x3 convolutions in four groups make the first feature map
+  and a second map of 32 channels from it, and all norms are modulated by that second map, not by the grid;
+- scale and shift have 128 hidden channels and the scale is added to 1;
+- upsampling stands between activation and convolution, and each RGB output is drawn at full size at once
+  (StyleGAN2's skips go from block to block).
 """
 
 from __future__ import annotations
@@ -26,10 +39,11 @@ from torch.nn.utils.parametrizations import spectral_norm
 from diptych.model.errors import UserError
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
-SIZES = ("smoke", "toybox", "base")
+SIZES = ("smoke", "toybox", "toybox_128", "base")
 GRID_SIZE = 8
 GRID_CELLS = GRID_SIZE * GRID_SIZE
 LEAKY_SLOPE = 0.2
+NORM_EPSILON = 1e-5
 
 UPSAMPLINGS = ("bilinear", "pixel_shuffle")
 MODULATION_RESOLUTIONS = ("block", "grid")
@@ -74,7 +88,20 @@ class ImageGeneratorConfig:
     noise: bool
 
     def __post_init__(self) -> None:
+        if not isinstance(self.block_channels, list | tuple):
+            raise UserError(f"block_channels must be a list of numbers; got {self.block_channels!r}")
         object.__setattr__(self, "block_channels", tuple(self.block_channels))  # JSON knows lists only
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            smallest = 0 if field.name == "grid_blocks" else 1
+            if field.name == "block_channels" or field.type == "int":
+                for number in value if isinstance(value, tuple) else (value,):
+                    if type(number) is not int or number < smallest:
+                        raise UserError(
+                            f"{field.name} needs whole numbers from {smallest} on; got {number!r}"
+                        )
+            if field.type == "bool" and not isinstance(value, bool):
+                raise UserError(f"{field.name} must be true or false; got {value!r}")
         ratio = self.image_size / GRID_SIZE
         if ratio < 2 or not math.log2(ratio).is_integer():
             raise UserError(
@@ -94,6 +121,11 @@ class ImageGeneratorConfig:
             )
         if self.modulation_kernel % 2 == 0:
             raise UserError(f"modulation_kernel must be odd; got {self.modulation_kernel}")
+        for key in ("bottleneck_channels", "modulation_channels"):
+            if getattr(self, key) % self.stem_groups:
+                raise UserError(f"stem_groups ({self.stem_groups}) must divide {key} ({getattr(self, key)})")
+        if self.block_channels[0] % self.stem_groups:
+            raise UserError(f"stem_groups ({self.stem_groups}) must divide block_channels' first number")
 
     @property
     def blocks(self) -> int:
@@ -120,12 +152,12 @@ class AdaptiveInstanceNorm(nn.Module):
         """features [n, C, H, W], modulation [n, M, 8, 8] -> [n, C, H, W]."""
         size = features.shape[-2:]
         if not self.at_grid:
-            modulation = _resize(modulation, size)
-        hidden = functional.relu(self.shared(modulation))
+            modulation = resize(modulation, size)
+        hidden = functional.relu(self.shared(modulation), inplace=True)
         scale, shift = 1 + self.scale(hidden), self.shift(hidden)
         if self.at_grid:
-            scale, shift = _resize(scale, size), _resize(shift, size)
-        return torch.addcmul(shift, functional.instance_norm(features), scale)
+            scale, shift = resize(scale, size), resize(shift, size)
+        return torch.addcmul(shift, normalise(features), scale)
 
 
 class SpatialNoise(nn.Module):
@@ -180,10 +212,10 @@ class ResidualBlock(nn.Module):
         if self.shuffle:
             hidden = functional.pixel_shuffle(self.convolution1(hidden), 2)
         else:
-            hidden = self.convolution1(_resize(hidden, size))
+            hidden = self.convolution1(resize(hidden, size))
         hidden = functional.leaky_relu(self.noise2(self.norm2(hidden, modulation)), LEAKY_SLOPE, inplace=True)
         # A 1x1 convolution and bilinear upsampling commute; this order costs a quarter.
-        return self.convolution2(hidden) + _resize(self.shortcut(features), size)
+        return self.convolution2(hidden) + resize(self.shortcut(features), size)
 
 
 class ImageGenerator(nn.Module):
@@ -233,28 +265,60 @@ class ImageGenerator(nn.Module):
         self.feature_scale.copy_(centred.square().mean().sqrt().clamp(min=1e-6))
 
     def forward(self, grid: Tensor) -> Tensor:
-        """grid: float [n, 64, D] -> float32 [n, 3, S, S] in -1..1."""
-        count, cells, feature_dim = grid.shape
-        if (cells, feature_dim) != (GRID_CELLS, self.config.feature_dim):
-            raise ValueError(
-                f"grid must be [n, {GRID_CELLS}, {self.config.feature_dim}], got {list(grid.shape)}"
-            )
-        grid = (grid - self.feature_mean) / self.feature_scale
-        # [n, 8, 8, D] seen as [n, D, 8, 8] is channels-last already: no copy
-        grid = grid.reshape(count, GRID_SIZE, GRID_SIZE, feature_dim).permute(0, 3, 1, 2)
-        bottleneck = torch.tanh(self.bottleneck(grid))
+        """grid: float [n, 64, D], of any precision -> float32 [n, 3, S, S] in -1..1."""
+        bottleneck = torch.tanh(self.bottleneck(self._as_map(grid)))
         features, modulation = self.stem(bottleneck), self.modulation(bottleneck)
         for block in self.grid_blocks:
             features = block(features, modulation)
         full_size = torch.Size((self.config.image_size, self.config.image_size))
-        image = grid.new_zeros(count, 3, *full_size, dtype=torch.float32)
+        image = torch.zeros(len(grid), 3, *full_size, device=grid.device)
         for block, to_rgb in zip(self.blocks, self.to_rgb, strict=True):
             features = block(features, modulation)
-            image = image + _resize(to_rgb(features).float(), full_size)
+            image = image + resize(to_rgb(features).float(), full_size)
         return torch.tanh(image)
 
+    def _as_map(self, grid: Tensor) -> Tensor:
+        """grid [n, 64, D] -> standardised [n, D, 8, 8]; ValueError for another shape."""
+        if tuple(grid.shape[1:]) != (GRID_CELLS, self.config.feature_dim) or not grid.is_floating_point():
+            raise ValueError(
+                f"grid must be floats [n, {GRID_CELLS}, {self.config.feature_dim}], "
+                f"got {grid.dtype} {list(grid.shape)}"
+            )
+        grid = (grid.to(self.feature_mean.dtype) - self.feature_mean) / self.feature_scale
+        # [n, 8, 8, D] seen as [n, D, 8, 8] is channels-last already: no copy
+        return grid.unflatten(1, (GRID_SIZE, GRID_SIZE)).permute(0, 3, 1, 2)
 
-def _resize(features: Tensor, size: torch.Size) -> Tensor:
+
+class InstanceNorm(torch.autograd.Function):
+    """Instance norm, float32 inside, by whole-map operations that leave channels-last maps channels-last.
+
+    On a CPU torch's own copies such maps twice, and takes 2 to 5 times as long, forward and backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> Tensor:
+        centred = features - features.mean((2, 3), keepdim=True)
+        factor = (centred.square().mean((2, 3), keepdim=True) + NORM_EPSILON).rsqrt_()
+        normalised = centred.mul_(factor)
+        ctx.save_for_backward(normalised, factor)
+        return normalised
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        normalised, factor = ctx.saved_tensors
+        along = (gradient * normalised).mean((2, 3), keepdim=True)
+        centred = gradient - gradient.mean((2, 3), keepdim=True)
+        return centred.addcmul_(normalised, along, value=-1).mul_(factor)
+
+
+def normalise(features: Tensor) -> Tensor:
+    """Instance norm without parameters: each channel of each image gets mean 0 and variance 1."""
+    if features.device.type != "cpu":
+        return functional.instance_norm(features, eps=NORM_EPSILON)
+    return InstanceNorm.apply(features.float() if features.dtype == torch.bfloat16 else features)
+
+
+def resize(features: Tensor, size: torch.Size) -> Tensor:
     """Bilinear, pixel centres (`align_corners=False`); the identity where the size is right already."""
     if features.shape[-2:] == size:
         return features
@@ -262,38 +326,58 @@ def _resize(features: Tensor, size: torch.Size) -> Tensor:
 
 
 def named_config(name: str, **changes: Any) -> ImageGeneratorConfig:
-    """The size `name` of `configs/` (toybox, smoke, base: the paper's), with `changes` such as feature_dim.
+    """The size `name` of `configs/` (smoke, toybox, toybox_128, base: the paper's), with `changes` such as
+    feature_dim.
 
     Raises UserError for an unknown name or key.
     """
-    file = CONFIG_FOLDER / f"image_generator_{name}.json"
-    if not file.is_file():
+    if name not in SIZES:
         raise UserError(f"no image generator is named {name!r}; use one of {', '.join(SIZES)}")
-    return config_from_dict({**json.loads(file.read_text(encoding="utf-8")), **changes}, str(file))
+    return read_config(CONFIG_FOLDER / f"image_generator_{name}.json", **changes)
+
+
+def read_config(file: Path, **changes: Any) -> ImageGeneratorConfig:
+    """The config in the JSON `file`, with `changes`; UserError naming the file if it is missing or wrong."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such image generator config") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: an image generator config is a JSON object")
+    return config_from_dict({**values, **changes}, str(file))
 
 
 def config_from_dict(values: dict[str, Any], source: str) -> ImageGeneratorConfig:
-    """The config of a JSON object; UserError naming `source` and the key if one is unknown or missing."""
+    """The config of a JSON object; UserError naming `source` and the key that is unknown, missing or wrong."""
     known = {field.name for field in dataclasses.fields(ImageGeneratorConfig)}
     for key in sorted(values.keys() ^ known):
         problem = "is unknown" if key in values else "is missing"
         raise UserError(f"{source}: image generator key {key!r} {problem}")
-    return ImageGeneratorConfig(**values)
+    try:
+        return ImageGeneratorConfig(**values)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 def save_image_generator(folder: Path, generator: ImageGenerator) -> None:
-    """Writes config.json and model.safetensors (float32, spectral-norm state included) into `folder`."""
+    """Writes config.json and model.safetensors (float32, whatever the generator has; spectral-norm state
+    included) into `folder`."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
+    state = {
+        name: tensor.detach().float().cpu().contiguous() for name, tensor in generator.state_dict().items()
+    }
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     text = json.dumps(dataclasses.asdict(generator.config), indent=2)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
 def load_image_generator(folder: Path, device: torch.device | str = "cpu") -> ImageGenerator:
-    """Reads what `save_image_generator` wrote; eval mode. UserError if a file is missing or does not fit."""
+    """Reads what `save_image_generator` wrote; eval mode, float32. UserError if a file is missing or does not
+    fit."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -301,9 +385,7 @@ def load_image_generator(folder: Path, device: torch.device | str = "cpu") -> Im
     for file in (config_file, weights_file):
         if not file.is_file():
             raise UserError(f"{file} is missing; run the image_generator stage or pull the model")
-    generator = ImageGenerator(
-        config_from_dict(json.loads(config_file.read_text(encoding="utf-8")), str(config_file))
-    )
+    generator = ImageGenerator(read_config(config_file))
     try:
         generator.load_state_dict(load_file(weights_file))
     except (RuntimeError, SafetensorError) as error:

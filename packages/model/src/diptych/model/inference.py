@@ -1,9 +1,12 @@
 """A transformer that only decodes: the same function with fewer and faster matrix products.
 
-What training cannot have: the code head's two linear layers, between which nothing happens, multiplied into one; the
-fused attention kernel, on a CPU slower than its parts when gradients are needed; and, on a CPU, a second copy of the weights that text reads, rearranged for products of few rows. Those are bound
-by reading the weights: with 4 rows the word head runs 2 to 4 times as fast, with 40 rows a layer 1.3 times; from some
-hundred rows on the ordinary product is the faster one, so both are kept.
+What training cannot have:
+
+* the code head's two linear layers, between which nothing happens, multiplied into one;
+* on a CPU the fused attention kernel, which with gradients is slower than its parts;
+* on a CPU a second copy of the weights that text reads, rearranged for products of few rows. Those are bound by reading
+  the weights: with 4 rows the word head runs 2 to 4 times as fast, with 40 rows a layer 1.3 times; from some hundred rows
+  on the ordinary product is the faster one, so both are kept.
 """
 
 from __future__ import annotations

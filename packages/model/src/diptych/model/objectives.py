@@ -1,31 +1,14 @@
-"""Losses of both training stages (UMT section 4)."""
+"""Losses of token-level training (UMT 4.1.1 and 4.2.1)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych.model.decisions import PAPER, Decisions
-from diptych.model.decoding.caption import word_log_probabilities
-from diptych.model.decoding.paint import PaintText, mask_predict_counts
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.transformer import UnifiedTransformer
-
-PROMPT = "A photo depicts "
-
-
-class Scorer(Protocol):
-    """A CLIP (``diptych.eval.clip.Clip``)."""
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Float ``[n, 3, H, W]`` in 0..1 to unit vectors ``[n, E]``, differentiable."""
-
-    def encode_texts(self, texts: list[str]) -> Tensor:
-        """n strings to unit vectors ``[n, E]``."""
 
 
 def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
@@ -123,89 +106,3 @@ def paint_loss(
     visual = model.encode_visual(codebook[codes], masked)
     logits = model.paint_logits(text, bias, visual, masked)
     return smoothed_cross_entropy(logits, codes[masked], smoothing)
-
-
-def scst_loss(log_probabilities: Tensor, words: Tensor, rewards: Tensor, baselines: Tensor) -> Tensor:
-    """Self-critical loss, whose gradient estimates that of UMT equation 2.
-
-    Args:
-        log_probabilities: float ``[n, t]``, of the sampled words, with gradient.
-        words: bool ``[n, t]``, true at words up to and including the full stop, so nothing after it is paid.
-        rewards, baselines: float ``[n]``, CIDEr-D of the sampled and of the greedy caption.
-
-    Returns:
-        The mean over captions of -(reward - baseline) * sum of log-probabilities.
-    """
-    caption_log_probabilities = (log_probabilities * words).sum(1)
-    return -((rewards - baselines) * caption_log_probabilities).mean()
-
-
-def sampled_log_probabilities(
-    model: UnifiedTransformer,
-    tokenizer: CaptionTokenizer,
-    prefix: list[Tensor],
-    ids: Tensor,
-    temperature: float,
-) -> tuple[Tensor, Tensor]:
-    """Score sampled captions ``ids`` int64 ``[n, t]`` in one pass with gradients.
-
-    Returns:
-        log-probabilities float32 ``[n, t - 1]`` of ``ids[:, 1:]`` and bool ``[n, t - 1]``, which of them are words; the
-        other log-probabilities are 0.
-    """
-    targets = ids[:, 1:]
-    words = (targets != tokenizer.pad) & (targets != tokenizer.sep)
-    states = model.caption_states(ids[:, :-1], model.visual_keys_values(prefix))
-    choices = word_log_probabilities(model.word_logits(states[words]), tokenizer, temperature)
-    taken = choices.gather(-1, targets[words][:, None])[:, 0]
-    return torch.zeros(targets.shape, device=ids.device).masked_scatter(words, taken), words
-
-
-def relaxed_painting(
-    model: UnifiedTransformer,
-    tokenizer: CaptionTokenizer,
-    codebook: Tensor,
-    ids: Tensor,
-    steps: int,
-    guidance: float,
-    temperature: float,
-) -> Tensor:
-    """Paint by mask-predict-k with Gumbel-softmax codes (UMT 4.2.2): expected codebook vectors ``[n, cells, D]``.
-
-    Each step samples its masked cells with Gumbel noise: the soft sample softmax((logits + noise) / temperature)
-    carries the gradient, its largest entry is the code that the next steps see. A cell's vector comes from the step
-    that last predicted it. Confidence is as in :func:`diptych.model.decoding.paint.paint_codes`. No gradient flows
-    through the codes that one step shows the next. Uses torch's global generator.
-    """
-    n, cells, device = len(ids), model.config.cells, ids.device
-    text = PaintText(model, tokenizer, ids, guidance)
-    codes = torch.zeros(n, cells, dtype=torch.int64, device=device)
-    confidences = torch.zeros(n, cells, device=device)
-    vectors = torch.zeros(n, cells, codebook.shape[1], device=device)
-    for count in mask_predict_counts(cells, steps):
-        positions = confidences.argsort(dim=1, stable=True)[:, :count].sort(1).values
-        masked = torch.zeros_like(codes, dtype=torch.bool).scatter_(1, positions, True)
-        logits = text.logits(codebook[codes], masked, positions)
-        gumbel = -torch.empty_like(logits).exponential_().clamp(min=1e-20).log()
-        relaxed = ((logits + gumbel) / temperature).softmax(-1)
-        expected = relaxed @ codebook
-        vectors = vectors.scatter(1, positions[..., None].expand_as(expected), expected.to(vectors.dtype))
-        chosen = relaxed.detach().argmax(-1)
-        codes = codes.scatter(1, positions, chosen)
-        chances = logits.detach().log_softmax(-1).gather(-1, chosen[..., None])[..., 0]
-        confidences = confidences.scatter(1, positions, chances)
-    return vectors
-
-
-def clip_loss(vectors: Tensor, captions: Sequence[str], generator: nn.Module, scorer: Scorer) -> Tensor:
-    """CLIP-based image loss (UMT equation 4): the mean of -max(cos(image, "A photo depicts " + caption), 0).
-
-    Args:
-        vectors: ``[n, cells, D]`` from :func:`relaxed_painting`.
-        generator: vectors to images ``[n, 3, S, S]`` in -1..1. It and the scorer should be frozen, in eval mode.
-    """
-    images = (generator(vectors) + 1) / 2
-    with torch.no_grad():
-        texts = scorer.encode_texts([PROMPT + caption for caption in captions])
-    cosines = (scorer.encode_images(images) * texts).sum(-1)
-    return -cosines.clamp(min=0).mean()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 STOP = "."
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 
 class CaptionTokenizer:
@@ -35,11 +37,7 @@ class CaptionTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
         vocabulary = tokenizer.get_vocab()
-        missing = [token for token in (*SPECIAL_TOKENS, STOP) if token not in vocabulary]
-        if missing:
-            raise UserError(
-                f"the tokenizer has no {', '.join(missing)}; use a BERT-style tokenizer with these tokens"
-            )
+        check_vocabulary(vocabulary, "the tokenizer")
         self.pad, self.unk, self.cls, self.sep, self.mask = (vocabulary[token] for token in SPECIAL_TOKENS)
         self.stop = vocabulary[STOP]
         self.forbidden = torch.tensor([self.pad, self.unk, self.cls, self.sep, self.mask])
@@ -48,19 +46,27 @@ class CaptionTokenizer:
         """Size of the vocabulary."""
         return len(self._tokenizer)
 
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text's word pieces, as they stand there. Names of special tokens are ordinary text."""
+        settings = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        return self._tokenizer(list(texts), **settings)["input_ids"] if texts else []
+
     def encode(self, captions: Sequence[str], length: int) -> Tensor:
-        """Encode captions to int64 ``[n, length]``; longer ones are cut, with ``[SEP]`` in the last place.
+        """Encode captions to int64 ``[n, length]``.
+
+        Longer captions are cut, with ``[SEP]`` in the last
+        place; words with characters that the vocabulary lacks become ``[UNK]``. One warning each tells how many.
 
         Raises:
             UserError: a caption without any word, or with none that the vocabulary can spell; no room for a word.
         """
         if length < 3:
             raise UserError(f"caption length is {length}; [CLS], one word and [SEP] are 3 tokens")
+        if isinstance(captions, str):
+            raise UserError(f"captions have to be a list, {captions!r} is a string; put it into one")
         rows = torch.full((len(captions), length), self.pad)
-        if not captions:
-            return rows
-        encoded = self._tokenizer(list(captions), add_special_tokens=False, verbose=False)["input_ids"]
-        for row, caption, pieces in zip(rows, captions, encoded, strict=True):
+        unknown, cut = [], []
+        for row, caption, pieces in zip(rows, captions, self.pieces(captions), strict=True):
             words = [piece for piece in pieces if piece != self.stop]
             if not words:
                 raise UserError(f"caption {caption!r} has no word; write at least one")
@@ -69,8 +75,20 @@ class CaptionTokenizer:
                     f"caption {caption!r} has only characters that the tokenizer does not know; write it in the "
                     "language of the training captions"
                 )
+            if self.unk in words:
+                unknown.append(caption)
+            if len(words) > length - 2:
+                cut.append(caption)
             ids = [self.cls, *[*words, self.stop][: length - 2], self.sep]
             row[: len(ids)] = torch.tensor(ids)
+        for found, what in (
+            (unknown, "have characters that the tokenizer does not know, read as [UNK]"),
+            (cut, f"are cut, being longer than {length} tokens"),
+        ):
+            if found:
+                warnings.warn(
+                    f"{len(found)} of {len(captions)} captions {what}, such as {found[0]!r}", stacklevel=2
+                )
         return rows
 
     def no_text(self, n: int) -> Tensor:
@@ -100,6 +118,14 @@ class CaptionTokenizer:
     def save(self, folder: Path) -> None:
         """Write the Hugging Face tokenizer files into ``folder``."""
         self._tokenizer.save_pretrained(folder)
+
+
+def check_vocabulary(vocabulary: Iterable[str], name: str) -> None:
+    """Raise a UserError that calls it ``name`` unless ``vocabulary`` has the special tokens and the full stop."""
+    known = set(vocabulary)
+    missing = [token for token in (*SPECIAL_TOKENS, STOP) if token not in known]
+    if missing:
+        raise UserError(f"{name} has no {', '.join(missing)}; use a BERT-style tokenizer with these tokens")
 
 
 def build_tokenizer(captions: Iterable[str], min_count: int) -> CaptionTokenizer:
@@ -140,14 +166,27 @@ def load_tokenizer(folder: Path) -> CaptionTokenizer:
     """Load the tokenizer of a model directory, or any directory of a pretrained BERT tokenizer.
 
     Raises:
-        UserError: the folder has no tokenizer files.
+        UserError: the folder has no tokenizer files, or they are unreadable or lack a special token.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from tokenizers import Tokenizer
+    from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
-    if (folder / "tokenizer.json").is_file():
-        return CaptionTokenizer(PreTrainedTokenizerFast.from_pretrained(folder))
-    if (folder / "vocab.txt").is_file():
-        return CaptionTokenizer(AutoTokenizer.from_pretrained(folder))
-    raise UserError(
-        f"{folder}: no tokenizer.json or vocab.txt; give a folder with Hugging Face tokenizer files"
-    )
+    file = next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(
+            f"{folder}: no {' or '.join(TOKENIZER_FILES)}; give a folder with Hugging Face tokenizer files"
+        )
+    kind = PreTrainedTokenizerFast if file.suffix == ".json" else BertTokenizerFast
+    try:
+        if file.suffix == ".json":
+            vocabulary: Iterable[str] = Tokenizer.from_file(str(file)).get_vocab()
+        else:
+            vocabulary = file.read_text(encoding="utf-8").split("\n")
+        # Here, because from_pretrained would add the tokens that are missing, which no transformer has seen.
+        check_vocabulary(vocabulary, str(file))
+        tokenizer = kind.from_pretrained(folder)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the libraries raise whatever they like
+        raise UserError(f"{file}: not readable as a tokenizer ({error}); copy or build it again") from None
+    return CaptionTokenizer(tokenizer)

@@ -34,8 +34,7 @@ def scaled_dot_product(
 ) -> Tensor:
     """Attend with ``queries`` ``[n, heads, q, d]`` to ``keys`` and ``values`` ``[n, heads, k, d]``.
 
-    ``bias`` is 0 where a key is visible and minus infinity where it is hidden; it broadcasts to
-    ``[n, heads, q, k]``. On a CPU two batched products and a softmax beat the fused kernel at our lengths (17 to 85
+    ``bias`` is 0 where a key is visible and very low where it is hidden; it broadcasts to ``[n, heads, q, k]``. On a CPU two batched products and a softmax beat the fused kernel at our lengths (17 to 85
     positions) in training; without gradients (``fused``), and on a GPU always, the fused kernel wins.
     """
     if fused or queries.device.type != "cpu":
@@ -51,9 +50,13 @@ def scaled_dot_product(
 
 
 def padding_bias(visible: Tensor) -> Tensor:
-    """Turn ``visible`` (bool ``[n, k]``) into an attention bias ``[n, 1, 1, k]``."""
+    """Turn ``visible`` (bool ``[n, k]``) into an attention bias ``[n, 1, 1, k]``.
+
+    Hidden keys get a finite number, so that a row of them alone is attended to evenly, as in Hugging Face's LXMERT,
+    instead of becoming NaN; it is the lowest that every dtype with float32's exponents can hold.
+    """
     bias = torch.zeros(visible.shape, device=visible.device)
-    return bias.masked_fill(~visible, -math.inf)[:, None, None, :]
+    return bias.masked_fill(~visible, torch.finfo(torch.bfloat16).min)[:, None, None, :]
 
 
 def causal_bias(length: int, device: torch.device) -> Tensor:
@@ -442,9 +445,11 @@ class UnifiedTransformer(nn.Module):
 
     # Bidirectional layout: LXMERT, and painting
 
-    def forward(self, ids: Tensor, visible: Tensor, features: Tensor, masked: Tensor | None = None):
-        """LXMERT: ids and ``visible`` ``[n, t]``, features ``[n, v, D]`` to final states text ``[n, t, h]`` and visual
-        ``[n, v, h]``."""
+    def forward(
+        self, ids: Tensor, visible: Tensor | None, features: Tensor, masked: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """LXMERT: ids int64 and ``visible`` bool (None: all) ``[n, t]``, features ``[n, v, D]`` of which cells where
+        ``masked`` (bool ``[n, v]``) hold the mask feature, to final states: text ``[n, t, h]``, visual ``[n, v, h]``."""
         text, bias = self.encode_text(ids, visible)
         visual = self.encode_visual(features, masked)
         for layer in self.cross_layers:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Literal
 
 import numpy as np
 
@@ -58,11 +59,21 @@ class CiderDReward:
     """CIDEr-D of token ids against a training corpus, the reward of SCST (UMT section 4.1.2).
 
     `references[i]` are the captions of picture i as token ids (0 to 65,534), without special tokens
-    unless the candidates have them too. Document frequencies come from these references. Memory: about
-    40 bytes per distinct n-gram and caption.
+    unless the candidates have them too. Memory: about 40 bytes per distinct n-gram and caption.
+
+    `document_frequencies`: "corpus" takes them from all these references, as the metric means them. "batch" takes
+    them from the references of the pictures of one call of `reward`, as generate-it does; a picture that is scored
+    twice counts twice.
     """
 
-    def __init__(self, references: Sequence[Sequence[Sequence[int]]]) -> None:
+    def __init__(
+        self,
+        references: Sequence[Sequence[Sequence[int]]],
+        document_frequencies: Literal["corpus", "batch"] = "corpus",
+    ) -> None:
+        if document_frequencies not in ("corpus", "batch"):
+            raise UserError(f"document_frequencies must be corpus or batch, is {document_frequencies!r}")
+        self._batches = references if document_frequencies == "batch" else None
         captions = _flatten(references)
         picture_of = np.repeat(np.arange(len(references)), [len(several) for several in references])
         grams = _Grams(captions)
@@ -84,6 +95,9 @@ class CiderDReward:
 
     def reward(self, image_indices: Sequence[int], candidates: Sequence[Sequence[int]]) -> np.ndarray:
         """CIDEr-D float32 [n] of candidate i against the corpus's references of picture image_indices[i]."""
+        if self._batches is not None:
+            batch = CiderDReward([self._batches[index] for index in image_indices])
+            return batch.reward(range(len(image_indices)), candidates)
         return self._references.scores(np.asarray(image_indices, np.int64), candidates).astype(np.float32)
 
 

@@ -30,10 +30,13 @@ class Captions:
 
 
 def word_log_probabilities(
-    logits: Tensor, tokenizer: CaptionTokenizer, temperature: float = 1.0, decisions: Decisions = PAPER
+    logits: Tensor,
+    tokenizer: CaptionTokenizer,
+    temperature: float | Tensor = 1.0,
+    decisions: Decisions = PAPER,
 ) -> Tensor:
     """Return the decoder's distribution, float32 ``[..., V]``: softmax(logits / temperature), by default without
-    special tokens."""
+    special tokens. ``temperature`` is above 0; a tensor broadcasts to the logits."""
     logits = logits.float()
     if not decisions.special_words:
         logits = logits.index_fill(-1, tokenizer.forbidden.to(logits.device), float("-inf"))
@@ -121,14 +124,21 @@ class MaskedNextWord:
             self.images = images
 
 
-def next_word_of(
-    model: UnifiedTransformer, tokenizer: CaptionTokenizer, features: Tensor, length: int
-) -> NextWord:
-    """Start captions of images by the attention that the model's config names; grid features float ``[n, 64, D]``,
-    ``length`` as in :func:`write_captions`."""
+def encode_images(model: UnifiedTransformer, features: Tensor) -> list[Tensor]:
+    """Encode grid features float ``[n, 64, D]`` for captioning by the attention that the model's config names: the
+    visual states ``[n, 64, h]`` that every word reads (``prefix``: one for each cross-modality layer)."""
     if model.config.caption_attention == "prefix":
-        return PrefixNextWord(model, model.encode_visual_prefix(features), length)
-    return MaskedNextWord(model, model.encode_visual(features), tokenizer.mask)
+        return model.encode_visual_prefix(features)
+    return [model.encode_visual(features)]
+
+
+def next_word_of(
+    model: UnifiedTransformer, tokenizer: CaptionTokenizer, images: list[Tensor], length: int
+) -> NextWord:
+    """Start captions of ``images`` (:func:`encode_images`); ``length`` as in :func:`write_captions`."""
+    if model.config.caption_attention == "prefix":
+        return PrefixNextWord(model, images, length)
+    return MaskedNextWord(model, images[0], tokenizer.mask)
 
 
 @torch.no_grad()
@@ -138,7 +148,7 @@ def write_captions(
     n: int,
     length: int,
     device: torch.device | str,
-    temperature: float = 0.0,
+    temperature: float | Sequence[float] = 0.0,
     seeds: Sequence[int] | None = None,
     decisions: Decisions = PAPER,
     start: Sequence[int] = (),
@@ -148,9 +158,10 @@ def write_captions(
 
     Args:
         length: tokens in a row, ``[CLS]`` and ``[SEP]`` included (17 in UMT 5.1).
-        temperature: 0 takes the likeliest word (greedy), above 0 samples from softmax(logits / temperature).
-        seeds: one whole number >= 0 per caption, needed for sampling; the same seed gives an image the same caption
-            in every batch.
+        temperature: 0 takes the likeliest word (greedy), above 0 samples from softmax(logits / temperature); one for
+            all captions, or one each.
+        seeds: one whole number >= 0 per caption, needed if any is sampled; the same seed gives an image the same
+            caption in every batch.
         start: the words that all captions start with (:func:`diptych.model.decoding.words.start_words`); as nobody
             chose them, their log-probabilities are 0.
         filter_words: what it excludes is never written. Sampling takes from what it leaves and the log-probabilities
@@ -158,22 +169,28 @@ def write_captions(
 
     A row is done at its full stop; done rows leave the batch. The model should be in eval mode.
     """
-    if temperature > 0 and (seeds is None or len(seeds) != n):
-        raise ValueError("sampling needs one seed per caption")
     device = torch.device(device)
+    temperatures = torch.as_tensor(temperature, dtype=torch.float32, device=device).expand(n)
+    greedy = temperatures == 0
+    sampling = not bool(greedy.all())
+    if sampling and (seeds is None or len(seeds) != n):
+        raise ValueError("sampling needs one seed per caption")
+    temperatures = temperatures.masked_fill(greedy, 1.0)[:, None]
     ids = torch.full((n, length), tokenizer.pad, device=device)
     ids[:, : len(start) + 1] = ids.new_tensor([tokenizer.cls, *start])
     log_probabilities = torch.zeros(n, length, device=device)
-    noise = uniform_noise(seeds or [], length, device=device) if temperature > 0 else None
+    noise = uniform_noise(seeds or [], length, device=device) if sampling else None
     rows = torch.arange(n, device=device)  # the captions that are still being written
     for position in range(len(start) + 1, length - 1):
         written = ids[rows, :position]
-        choices = word_log_probabilities(next_word.logits(written), tokenizer, temperature or 1.0, decisions)
+        choices = word_log_probabilities(next_word.logits(written), tokenizer, temperatures[rows], decisions)
         if filter_words is not None:
-            choices = filter_words(written, choices)
-            if noise is not None:
-                choices = choices.log_softmax(-1)
-        words = choices.argmax(-1) if noise is None else sample_from(choices, noise[rows, position])
+            left = filter_words(written, choices)
+            choices = torch.where(greedy[rows, None], left, left.log_softmax(-1))
+        words = choices.argmax(-1)
+        if noise is not None:
+            drawn = sample_from(choices, noise[rows, position])
+            words = torch.where(greedy[rows], words, drawn)
         ids[rows, position] = words
         log_probabilities[rows, position] = choices.gather(-1, words[:, None])[:, 0]
         ids[rows, position + 1] = tokenizer.sep  # overwritten unless this was the last word

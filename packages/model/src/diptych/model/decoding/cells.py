@@ -9,20 +9,7 @@ import torch
 from torch import Tensor
 
 from diptych.model.decoding.noise import derived_seed, gumbel_noise, uniform_noise
-from diptych.model.decoding.paint import FixedCells, Paintings, PaintText, take_codes
-
-
-def free_cells(text: PaintText, codebook: Tensor, given: FixedCells | None) -> Tensor:
-    """Return the cells to paint, bool ``[n, cells]``: all but those that ``given`` fixes.
-
-    Raises:
-        UserError: ``given`` does not fit.
-    """
-    n, cells = len(text.text), text.model.config.cells
-    if given is None:
-        return torch.ones(n, cells, dtype=torch.bool, device=codebook.device)
-    given.check(n, cells, len(codebook))
-    return ~given.fixed
+from diptych.model.decoding.paint import FixedCells, Paintings, PaintText, free_cells, take_codes
 
 
 def unpainted(free: Tensor, given: FixedCells | None) -> Tensor:

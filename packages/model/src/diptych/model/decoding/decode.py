@@ -10,9 +10,8 @@ from torch import Tensor
 
 from diptych.model.decisions import PAPER, Decisions
 from diptych.model.decoding.beam import beam_search
-from diptych.model.decoding.caption import Captions, next_word_of, write_captions
+from diptych.model.decoding.caption import Captions, encode_images, next_word_of, write_captions
 from diptych.model.decoding.cells import (
-    free_cells,
     paint_easiest_first,
     paint_in_order,
     random_order,
@@ -21,9 +20,10 @@ from diptych.model.decoding.cells import (
 )
 from diptych.model.decoding.noise import sample_seeds
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
-from diptych.model.decoding.paint import FixedCells, Paintings, PaintText, mask_predict
+from diptych.model.decoding.paint import FixedCells, Paintings, PaintText, free_cells, mask_predict
 from diptych.model.decoding.schedules import schedule_counts
 from diptych.model.decoding.words import WordFilters, start_words
+from diptych.model.errors import UserError
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.transformer import UnifiedTransformer
 
@@ -49,11 +49,14 @@ def caption_images(
         :func:`diptych.model.decoding.rerank.rerank` chooses among them. They share the visual pass.
 
     Raises:
-        UserError: ``options.start`` does not fit. The model should be in eval mode.
+        UserError: there is no image, the features are not those of this model or not finite, or ``options.start`` does
+            not fit. The model should be in eval mode.
     """
     n, length, samples = len(features), options.length, options.samples
+    if n == 0:
+        raise UserError("there is no image to caption")
     start = start_words(tokenizer, options.start, length)
-    next_word = next_word_of(model, tokenizer, features, length)
+    next_word = next_word_of(model, tokenizer, encode_images(model, features), length)
     if options.method == "beam":
         found = beam_search(
             next_word,
@@ -117,7 +120,8 @@ def paint_captions(
         among them. They share the encoded text.
 
     Raises:
-        UserError: ``given`` or ``options.steps`` does not fit. The model should be in eval mode.
+        UserError: there is no caption, one is all padding, or ``codebook``, ``given`` or ``options.steps`` does not fit.
+            The model should be in eval mode.
     """
     if options.is_random and (seeds is None or len(seeds) != len(ids)):
         raise ValueError("random paintings need one seed per caption")

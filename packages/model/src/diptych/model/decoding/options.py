@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -42,6 +43,7 @@ class CaptionOptions:
     samples: int = 1
 
     def __post_init__(self) -> None:
+        right_kinds(self)
         one_of(self, "method", ("greedy", "sample", "beam"))
         for name in ("temperature", "top_k", "top_p"):
             only_for(self, name, ("sample",))
@@ -95,6 +97,7 @@ class PaintOptions:
     samples: int = 1
 
     def __post_init__(self) -> None:
+        right_kinds(self)
         one_of(self, "method", ("mask_predict", "rows", "random", "easiest", "gibbs"))
         one_of(self, "schedule", ("linear", "cosine"))
         for name in ("steps", "schedule"):
@@ -117,6 +120,26 @@ class PaintOptions:
     def is_random(self) -> bool:
         """Whether paintings depend on a seed."""
         return self.temperature > 0 or self.confidence_noise > 0 or self.method in ("random", "gibbs")
+
+
+def right_kinds(options: Any) -> None:
+    """Whole numbers, finite numbers and strings, as the fields' types say (those of parameter files are checked before,
+    those of callers are not)."""
+    for field in fields(options):
+        kind, value = str(field.type), getattr(options, field.name)
+        if isinstance(value, bool):
+            right = False
+        elif kind.startswith("int"):
+            right = isinstance(value, int) or (value is None and kind.endswith("None"))
+        elif kind == "float":
+            right = isinstance(value, int | float) and math.isfinite(value)
+        else:
+            right = isinstance(value, str)
+        if not right:
+            whole = "a whole number" if kind.startswith("int") else "a string"
+            raise UserError(
+                f"{field.name} must be {'a finite number' if kind == 'float' else whole}, is {value!r}"
+            )
 
 
 def one_of(options: Any, name: str, choices: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from diptych.model.decisions import PAPER, Decisions
 from diptych.model.decoding.noise import gumbel_noise, sample_from, uniform_noise
 from diptych.model.errors import UserError
+from diptych.model.pretrained import check_codebook
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.transformer import UnifiedTransformer
 
@@ -67,13 +68,21 @@ class PaintText:
 
     ``ids`` int64 ``[n, t]`` are encoded captions; with ``guidance`` 1 only they count, otherwise logits are
     unconditional + guidance * (conditional - unconditional) (classifier-free guidance).
+
+    Raises:
+        UserError: there is no caption, or one is all padding.
     """
 
     def __init__(
         self, model: UnifiedTransformer, tokenizer: CaptionTokenizer, ids: Tensor, guidance: float = 1.0
     ) -> None:
         visible = ids != tokenizer.pad
-        ids = ids[:, : int(visible.sum(1).max())]
+        if len(ids) == 0:
+            raise UserError("there is no caption to paint")
+        empty = (~visible.any(1)).nonzero()[:, 0]
+        if len(empty):
+            raise UserError(f"caption {int(empty[0])} of {len(ids)} has no token; write at least one word")
+        ids = ids[:, : int(visible.any(0).nonzero()[-1]) + 1]
         self.model = model
         self.guidance = guidance
         self.text, self.bias = model.encode_text(ids, ids != tokenizer.pad)
@@ -106,6 +115,20 @@ class PaintText:
             ).float()
             logits = empty + self.guidance * (logits - empty)
         return logits
+
+
+def free_cells(text: PaintText, codebook: Tensor, given: FixedCells | None) -> Tensor:
+    """Return the cells to paint, bool ``[n, cells]``: all but those that ``given`` fixes.
+
+    Raises:
+        UserError: ``given`` or ``codebook`` does not fit the transformer.
+    """
+    check_codebook(text.model, codebook, "codebook")
+    n, cells = len(text.text), text.model.config.cells
+    if given is None:
+        return torch.ones(n, cells, dtype=torch.bool, device=codebook.device)
+    given.check(n, cells, len(codebook))
+    return ~given.fixed
 
 
 def take_codes(logits: Tensor, temperature: float, noise: Tensor | None) -> Tensor:
@@ -143,22 +166,21 @@ def mask_predict(
         given: the cells that are painted already; none: all are free.
 
     Raises:
-        UserError: ``given`` does not fit.
+        UserError: ``given`` or ``codebook`` does not fit the transformer.
     """
-    n, cells, device = len(text.text), text.model.config.cells, codebook.device
+    free = free_cells(text, codebook, given)
+    (n, cells), device = free.shape, codebook.device
     noisy = temperature > 0 or confidence_noise > 0
     if noisy and (seeds is None or len(seeds) != n):
         raise ValueError("sampling needs one seed per painting")
     codes = torch.zeros(n, cells, dtype=torch.int64, device=device)
     confidences = torch.zeros(n, cells, device=device)
-    numbers_free = [cells] * n
     if given is not None:
-        given.check(n, cells, len(codebook))
-        codes = torch.where(given.fixed, given.codes, codes)
-        confidences.masked_fill_(given.fixed, torch.inf)
-        numbers_free = (~given.fixed).sum(1).tolist()
-    schedules = {free: list(schedule(free)) for free in set(numbers_free)}
-    counts = torch.tensor([schedules[free] for free in numbers_free], device=device)  # [n, steps]
+        codes = torch.where(free, codes, given.codes)
+        confidences.masked_fill_(~free, torch.inf)
+    numbers_free = free.sum(1).tolist()
+    schedules = {number: list(schedule(number)) for number in set(numbers_free)}
+    counts = torch.tensor([schedules[number] for number in numbers_free], device=device)  # [n, steps]
     most = [max(step) for step in zip(*schedules.values(), strict=True)]
     steps = len(most)
     noise = uniform_noise(seeds or [], 2, steps, cells, device=device) if noisy else None
@@ -193,8 +215,7 @@ def mask_predict(
         chosen = take_codes(logits, temperature, None if noise is None else noise[:, 0, step].gather(1, read))
         if fresh:
             confidences = logits.amax(-1) - logits.logsumexp(-1)
-            if given is not None:
-                confidences.masked_fill_(given.fixed, torch.inf)
+            confidences.masked_fill_(~free, torch.inf)
             chosen = chosen.gather(1, positions)
         elif not decisions.fresh_confidence:
             chances = logits.log_softmax(-1).gather(-1, chosen[..., None])[..., 0]

@@ -19,20 +19,21 @@ def start_words(tokenizer: CaptionTokenizer, start: str, length: int) -> tuple[i
         length: tokens in a row, as in :func:`diptych.model.decoding.caption.write_captions`.
 
     Raises:
-        UserError: a word has characters that the tokenizer does not know or is a special token, or no room is left
+        UserError: a word has characters that the tokenizer does not know, or has or is a full stop, or no room is left
             for one more word and a full stop.
     """
-    forbidden = set(tokenizer.forbidden.tolist())
+    texts = start.split()
+    if not texts:
+        return ()
     words: list[int] = []
-    for word in start.split():
-        try:
-            pieces = tokenizer.words(tokenizer.encode([word], 2 * len(word) + 3)[0])[:-1]
-        except UserError:  # nothing in it that a caption could be made of
-            pieces = []
-        if not pieces or not forbidden.isdisjoint(pieces):
-            raise UserError(f"start: {word!r} is no word that the tokenizer knows; leave it out")
+    for word, pieces in zip(texts, tokenizer.pieces(texts), strict=True):
+        if not pieces or tokenizer.unk in pieces or tokenizer.stop in pieces:
+            raise UserError(
+                f"start: {word!r} is no word that the tokenizer knows, or holds the full stop that ends captions; "
+                "leave it out"
+            )
         words += pieces
-    if words and len(words) > length - 4:
+    if len(words) > length - 4:
         raise UserError(
             f"start: {start!r} has {len(words)} word pieces, captions of length {length} have room for at most "
             f"{max(0, length - 4)} before what is written; shorten it or raise length"

@@ -13,13 +13,18 @@ from torch import Tensor
 
 from diptych.model.config import SIZES, TransformerConfig, named_config, read_config
 from diptych.model.errors import UserError
+from diptych.model.image_generator import SIZES as IMAGE_GENERATOR_SIZES
+from diptych.model.image_generator import ImageGeneratorConfig, save_image_generator
+from diptych.model.image_generator import named_config as named_image_generator
+from diptych.model.image_generator import read_config as read_image_generator
 from diptych.model.importers.checkpoint import Imported
 from diptych.model.importers.hugging_face import export_lxmert, import_bert, import_lxmert
+from diptych.model.importers.image_generator import import_image_generator
 from diptych.model.importers.x_lxmert import import_generate_it, import_x_lxmert
 from diptych.model.pretrained import load_transformer, read_tensors, save_transformer
 from diptych.model.tokenizer import load_tokenizer
 
-FORMATS = ("x-lxmert", "generate-it", "lxmert", "bert", "to-lxmert")
+FORMATS = ("x-lxmert", "generate-it", "lxmert", "bert", "image-generator", "to-lxmert")
 REPORT_FILE = "import.json"
 
 
@@ -50,18 +55,25 @@ def size(name: str, codebook: Tensor | None) -> TransformerConfig:
     return named_config(name, **sizes) if name in SIZES else read_config(Path(name), **sizes)
 
 
+def image_generator_size(name: str, codebook: Tensor | None) -> ImageGeneratorConfig:
+    """Return a named size or that of a config file, with D of the codebook if one is given."""
+    sizes = {} if codebook is None else {"feature_dim": codebook.shape[1]}
+    if name in IMAGE_GENERATOR_SIZES:
+        return named_image_generator(name, **sizes)
+    return read_image_generator(Path(name), **sizes)
+
+
 def convert(arguments: argparse.Namespace) -> Imported:
     """Run the importer of ``arguments.format``."""
     source, codebook = arguments.source, read_codebook(arguments.codebook)
     if arguments.format == "lxmert":
         return import_lxmert(source, codebook, seed=arguments.seed)
-    config = size(arguments.size, codebook)
     if arguments.format == "bert":
         if codebook is None:
             raise UserError("BERT has no codebook; give --codebook, the centroids of the cluster stage")
-        return import_bert(source, config, codebook, arguments.seed)
+        return import_bert(source, size(arguments.size or "base", codebook), codebook, arguments.seed)
     importer = import_x_lxmert if arguments.format == "x-lxmert" else import_generate_it
-    return importer(source, config, codebook)
+    return importer(source, arguments.size and size(arguments.size, codebook), codebook)
 
 
 def write(arguments: argparse.Namespace, folder: Path) -> str:
@@ -70,6 +82,12 @@ def write(arguments: argparse.Namespace, folder: Path) -> str:
         model, tokenizer, codebook = load_transformer(arguments.source)
         export_lxmert(folder, model, tokenizer, codebook)
         return "loads with transformers.LxmertModel.from_pretrained; its pooler starts at random"
+    if arguments.format == "image-generator":
+        config = image_generator_size(arguments.size or "base", read_codebook(arguments.codebook))
+        painter = import_image_generator(arguments.source, config)
+        save_image_generator(folder, painter.generator)
+        (folder / REPORT_FILE).write_text(painter.report.to_json())
+        return painter.report.summary()
     imported = convert(arguments)
     tokenizers = arguments.tokenizer or (arguments.source if arguments.source.is_dir() else None)
     if tokenizers is None:
@@ -90,7 +108,9 @@ def write(arguments: argparse.Namespace, folder: Path) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m diptych.model.importers", description=__doc__)
     parser.add_argument(
-        "format", choices=FORMATS, help="what SOURCE is; to-lxmert: a model directory, to export"
+        "format",
+        choices=FORMATS,
+        help="what SOURCE is; image-generator: X-LXMERT's G_60.pth; to-lxmert: a model directory, to export",
     )
     parser.add_argument("source", type=Path, help=".pth file or directory")
     parser.add_argument("out", type=Path, help="directory to write; must not exist")
@@ -98,7 +118,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--tokenizer", type=Path, help="folder of tokenizer files; default: SOURCE if a directory"
     )
-    parser.add_argument("--size", default="base", help=f"one of {', '.join(SIZES)} or a config.json of ours")
+    parser.add_argument(
+        "--size",
+        help=f"one of {', '.join(SIZES)} or a config.json of ours; default: of bert and image-generator base, of the "
+        "others that of SOURCE",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of weights that the checkpoint lacks")
     arguments = parser.parse_args(argv)
     unfinished = arguments.out.with_name(arguments.out.name + ".unfinished")

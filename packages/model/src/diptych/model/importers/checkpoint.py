@@ -15,8 +15,24 @@ from torch import Tensor
 
 from diptych.model.config import TransformerConfig
 from diptych.model.errors import UserError
-from diptych.model.importers.names import CODE_WEIGHTS, CODEBOOK, TIED_WORDS, UNUSED, WORDS, lxmert_names
+from diptych.model.importers.names import (
+    CODE_FEATURES,
+    CODE_WEIGHTS,
+    CODEBOOK,
+    FEATURE_PROJECTION,
+    OURS,
+    POSITIONS,
+    TIED_WORD_BIAS,
+    TIED_WORDS,
+    UNUSED,
+    WORD_BIAS,
+    WORDS,
+    lxmert_names,
+)
 from diptych.model.transformer import UnifiedTransformer
+
+WRAPPERS = ("model", "state_dict", "model_state_dict")
+FOREIGN = "unknown: no name of this family of networks"
 
 
 @dataclass(frozen=True)
@@ -74,10 +90,25 @@ def read_pickled(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such checkpoint") from None
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # whose own text advises to run the code in the file
+            reason = "it is no such file, or holds more than tensors"
         raise UserError(f"{path}: not a readable checkpoint of plain tensors ({reason})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a dict of tensors")
     return content
+
+
+def find_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a ``.pth`` file: it is a dict of them, or holds one as "model" or "state_dict", whose
+    neighbours (optimizer, schedule, step) are left alone.
+
+    Raises:
+        UserError: the file is unreadable or there is no dict of tensors in it.
+    """
+    content = read_pickled(path)
+    while wrapper := next((name for name in WRAPPERS if isinstance(content.get(name), dict)), None):
+        content = content[wrapper]
+    return tensors_only(content, path)
 
 
 def tensors_only(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
@@ -86,6 +117,28 @@ def tensors_only(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
     if others or not content:
         raise UserError(f"{path}: not a dict of tensors ({listed(others) or 'it is empty'})")
     return content
+
+
+def check_fit(what: str, missing: list[str], misshapen: list[str], unknown: list[str]) -> None:
+    """Raise one UserError that starts with ``what`` and tells all that does not fit, if anything does not."""
+    problems = [
+        f"{len(found)} tensors {fault} ({listed(found)})"
+        for found, fault in (
+            (missing, "are missing"),
+            (misshapen, "have another shape"),
+            (unknown, "are unknown"),
+        )
+        if found
+    ]
+    if problems:
+        raise UserError(f"{what}: {'; '.join(problems)}; give the checkpoint's own size")
+
+
+def check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Raise a UserError if any number in ``tensors`` is NaN or infinite."""
+    infinite = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if infinite:
+        raise UserError(f"{path}: NaN or infinite weights ({listed(infinite)}); this checkpoint is damaged")
 
 
 def build(
@@ -106,9 +159,15 @@ def build(
         unused: pattern of common names and the reason for leaving them out, besides those of the family.
 
     Raises:
-        UserError: a tensor is unknown, missing, of another shape or not finite, or the codebook is of another size.
+        UserError: a tensor of the network is unknown, missing, of another shape or not finite, or the codebook is of
+            another size or not that of the checkpoint. Tensors whose names have nothing to do with the network are
+            only listed.
     """
     reasons = {**UNUSED, **(unused or {})}
+    if TIED_WORD_BIAS in tensors and WORD_BIAS not in tensors:
+        # One tensor with two names, saved under this one.
+        tensors = {**tensors, WORD_BIAS: tensors[TIED_WORD_BIAS]}
+        del tensors[TIED_WORD_BIAS]
     model = UnifiedTransformer(config)
     names = lxmert_names(config)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -133,44 +192,39 @@ def build(
             weights[ours] = torch.cat([part.float() for part in parts])
         used += [tensors[name][0] for name in theirs]
 
-    if TIED_WORDS in tensors:
-        if WORDS in tensors and not torch.equal(tensors[TIED_WORDS][1], tensors[WORDS][1]):
-            raise UserError(
-                f"{path}: {tensors[TIED_WORDS][0]} differs from {tensors[WORDS][0]}; here the word head is tied to "
-                "the word embedding"
-            )
-        used.append(tensors[TIED_WORDS][0])
+    for tied, source, what in (
+        (TIED_WORDS, WORDS, "the word head is tied to the word embedding"),
+        (TIED_WORD_BIAS, WORD_BIAS, "the word head has one bias"),
+    ):
+        if tied in tensors:
+            if source in tensors and not torch.equal(tensors[tied][1], tensors[source][1]):
+                raise UserError(f"{path}: {tensors[tied][0]} differs from {tensors[source][0]}; here {what}")
+            used.append(tensors[tied][0])
     if CODEBOOK in tensors:
         used.append(tensors[CODEBOOK][0])
     left_out, unknown = {}, []
-    known = {name for group in names.values() for name in group} | {TIED_WORDS, CODEBOOK}
+    known = {name for group in names.values() for name in group} | {TIED_WORDS, TIED_WORD_BIAS, CODEBOOK}
     for name, (original, _) in tensors.items():
         if name not in known:
             reason = next((why for pattern, why in reasons.items() if re.match(pattern, name)), None)
-            if reason is None:
+            if reason is None and name.startswith(OURS):
                 unknown.append(original)
             else:
-                left_out[original] = reason
-    problems = [
-        f"{len(found)} tensors {what} ({listed(found)})"
-        for found, what in (
-            (missing, "are missing"),
-            (misshapen, "have another shape"),
-            (unknown, "are unknown"),
-        )
-        if found
-    ]
-    if problems:
+                left_out[original] = reason or FOREIGN
+    if WORDS not in tensors:
         raise UserError(
-            f"{path} does not fit a transformer of {config.language_layers} language, {config.visual_layers} visual "
-            f"and {config.cross_layers} cross-modality layers, hidden size {config.hidden_size}, "
-            f"{config.vocab_size} word pieces, K = {config.codebook_size}, D = {config.feature_dim}: "
-            + "; ".join(problems)
-            + "; give the checkpoint's own size"
+            f"{path}: no word embedding in it, but {listed([name for name, _ in tensors.values()])}; is it of another "
+            "format?"
         )
-    infinite = [names[name][0] for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
-    if infinite:
-        raise UserError(f"{path}: NaN or infinite weights ({listed(infinite)}); this checkpoint is damaged")
+    check_fit(
+        f"{path} does not fit a transformer of {config.language_layers} language, {config.visual_layers} visual "
+        f"and {config.cross_layers} cross-modality layers, hidden size {config.hidden_size}, "
+        f"{config.vocab_size} word pieces, K = {config.codebook_size}, D = {config.feature_dim}",
+        missing,
+        misshapen,
+        unknown,
+    )
+    check_finite(path, {names[name][0]: tensor for name, tensor in weights.items()})
 
     if codebook is None:
         if CODEBOOK not in tensors:
@@ -181,16 +235,69 @@ def build(
         raise UserError(
             f"{path}: a codebook of K, D = {tuple(codebook.shape)}, but the transformer needs {expected_codebook}"
         )
-    if CODEBOOK in tensors and not torch.allclose(codebook, tensors[CODEBOOK][1].float()):
-        raise UserError(f"{path}: the given codebook is not the one in it ({tensors[CODEBOOK][0]})")
+    check_finite(path, {"codebook": codebook})
+    if CODEBOOK in tensors:
+        original, own = tensors[CODEBOOK]
+        if own.shape != codebook.shape or not torch.allclose(codebook, own.float()):
+            raise UserError(f"{path}: the given codebook is not the one in it ({original})")
     if model.code_head.tied and "code_head.codes.weight" in initialised:
         weights["code_head.codes.weight"] = codebook.clone()
     model.load_state_dict(weights, strict=False)
-    return Imported(model.eval(), codebook, ImportReport(used, left_out, initialised))
+    return Imported(model.eval(), codebook, ImportReport(list(dict.fromkeys(used)), left_out, initialised))
 
 
-def tied_to_codebook(tensors: dict[str, tuple[str, Tensor]]) -> bool:
-    """Whether the code head's last layer is the codebook."""
-    if CODE_WEIGHTS not in tensors or CODEBOOK not in tensors:
-        return False
-    return torch.equal(tensors[CODE_WEIGHTS][1], tensors[CODEBOOK][1])
+def code_head_of(tensors: dict[str, tuple[str, Tensor]]) -> str:
+    """Tell the kind of the code head (:class:`diptych.model.config.TransformerConfig`) by its tensors (common names);
+    ``features`` where there are none."""
+    if CODE_WEIGHTS not in tensors:
+        return "features"
+    if CODE_FEATURES not in tensors:
+        return "linear"
+    tied = CODEBOOK in tensors and torch.equal(tensors[CODE_WEIGHTS][1], tensors[CODEBOOK][1])
+    return "codebook" if tied else "features"
+
+
+def released_config(path: Path, tensors: dict[str, tuple[str, Tensor]]) -> TransformerConfig:
+    """Read the size of a released implementation's network off its tensors (common names).
+
+    What no tensor shows is as in the papers: attention heads of width 64, 8x8 cells, dropout 0.1.
+
+    Raises:
+        UserError: the tensors that show the size are missing, or of no such network.
+    """
+    showing = {
+        "vocab_size": (WORDS, 0),
+        "hidden_size": (WORDS, 1),
+        "text_positions": (POSITIONS, 0),
+        "feature_dim": (f"{FEATURE_PROJECTION}.weight", 1),
+        "intermediate_size": ("encoder.layer.0.intermediate.dense.weight", 0),
+        "codebook_size": (CODE_WEIGHTS, 0),
+    }
+    absent = [name for name, _ in showing.values() if name not in tensors or tensors[name][1].ndim != 2]
+    if absent:
+        raise UserError(
+            f"{path}: no matrix {listed(absent)} in it; is this a checkpoint of the network that you named?"
+        )
+    sizes = {key: tensors[name][1].shape[axis] for key, (name, axis) in showing.items()}
+    for key, stack in (
+        ("language_layers", "layer"),
+        ("visual_layers", "r_layers"),
+        ("cross_layers", "x_layers"),
+    ):
+        found = (re.match(rf"encoder\.{stack}\.(\d+)\.", name) for name in tensors)
+        sizes[key] = 1 + max((int(match[1]) for match in found if match), default=0)
+    if sizes["hidden_size"] % 64:
+        raise UserError(
+            f"{path}: hidden size {sizes['hidden_size']} does not divide into heads of width 64; give the network's "
+            "size"
+        )
+    return TransformerConfig(
+        **sizes,
+        attention_heads=sizes["hidden_size"] // 64,
+        grid_size=8,
+        cell_positions=False,
+        dropout=0.1,
+        code_head=code_head_of(tensors),
+        initial_std=0.02,
+        caption_attention="masked",
+    )

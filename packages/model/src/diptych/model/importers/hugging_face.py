@@ -12,10 +12,8 @@ from torch import Tensor
 
 from diptych.model.config import TransformerConfig
 from diptych.model.errors import UserError
-from diptych.model.importers.checkpoint import Imported, build, read_pickled, tensors_only, tied_to_codebook
+from diptych.model.importers.checkpoint import Imported, build, code_head_of, find_tensors
 from diptych.model.importers.names import (
-    CODE_FEATURES,
-    CODE_WEIGHTS,
     CODEBOOK,
     common_names,
     lxmert_names,
@@ -56,7 +54,6 @@ def import_lxmert(
             f"{folder}: visual_feat_dim is {values['visual_feat_dim']}, the codebook's D is {codebook.shape[1]}; give "
             "a codebook of the features that it was trained with"
         )
-    code_head = "linear" if CODE_WEIGHTS in tensors and CODE_FEATURES not in tensors else "features"
     config = TransformerConfig(
         hidden_size=values["hidden_size"],
         attention_heads=values["num_attention_heads"],
@@ -71,7 +68,7 @@ def import_lxmert(
         cell_positions=False,
         text_positions=values["max_position_embeddings"],
         dropout=values["hidden_dropout_prob"],
-        code_head="codebook" if tied_to_codebook(tensors) else code_head,
+        code_head=code_head_of(tensors),
         initial_std=values["initializer_range"],
         caption_attention=values.get("caption_attention", "masked"),
     )
@@ -102,7 +99,7 @@ def import_bert(folder: Path, config: TransformerConfig, codebook: Tensor, seed:
         raise UserError(f"{folder}: layer_norm_eps is {values['layer_norm_eps']}; ours is 1e-12")
     tensors = common_names(read_weights(folder), LXMERT_NAMES)
     beyond = range(config.language_layers, values["num_hidden_layers"])
-    unused = {r"cls\.predictions\.decoder\.bias": "the same as cls.predictions.bias"}
+    unused = {}
     if beyond:
         layers = "|".join(map(str, beyond))
         unused[rf"encoder\.layer\.({layers})\."] = (
@@ -205,9 +202,5 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     for name in WEIGHT_FILES:
         path = folder / name
         if path.is_file():
-            return (
-                read_tensors(path)
-                if path.suffix == ".safetensors"
-                else tensors_only(read_pickled(path), path)
-            )
+            return read_tensors(path) if path.suffix == ".safetensors" else find_tensors(path)
     raise UserError(f"{folder}: neither {' nor '.join(WEIGHT_FILES)} in it")

@@ -19,10 +19,17 @@ CODE_WEIGHTS = "obj_predict_head.out_cluster.weight"
 CODE_FEATURES = "obj_predict_head.linear_feat.weight"
 WORDS = "embeddings.word_embeddings.weight"
 TIED_WORDS = "cls.predictions.decoder.weight"
+POSITIONS = "embeddings.position_embeddings.weight"
+WORD_BIAS = "cls.predictions.bias"
+TIED_WORD_BIAS = "cls.predictions.decoder.bias"
 FEATURE_PROJECTION = "encoder.visn_fc.visn_fc"
 
+# Beginnings of the names of what our network consists of.
+OURS = ("embeddings.", "encoder.", "cls.", "obj_predict_head.", "mask_feat", "vis_emb")
+
 UNUSED = {
-    r"embeddings\.position_ids": "a constant",
+    r"embeddings\.(position_ids|token_type_ids)$": "a constant",
+    r"visual_pos$": "a constant: the boxes of the cells",
     r"pooler\.": "no task of ours reads the pooled [CLS] state",
     r"cls\.seq_relationship\.": "image-text matching is no task of ours",
     r"answer_head\.": "question answering is no task of ours",
@@ -94,11 +101,12 @@ def common_names(tensors: dict[str, Tensor], prefixes: dict[str, str]) -> dict[s
 
     Args:
         prefixes: what to put for each beginning of a name; the first that fits is applied, after "module." (of
-            DataParallel) is gone. LayerNorm's old names gamma and beta become weight and bias.
+            DataParallel) and "_orig_mod." (of torch.compile) are gone. LayerNorm's old names gamma and beta become
+            weight and bias.
     """
     common = {}
     for name, tensor in tensors.items():
-        new = name.removeprefix("module.")
+        new = re.sub(r"^((module|_orig_mod)\.)+", "", name)
         for old, replacement in prefixes.items():
             if new.startswith(old):
                 new = replacement + new.removeprefix(old)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diptych.features.order import epoch_order
-from diptych.model.decoding.caption import next_word_of, write_captions
+from diptych.model.decoding.caption import encode_images, next_word_of, write_captions
 from diptych.model.decoding.paint import paint_codes
 from diptych.model.errors import UserError
 from diptych.model.objectives import (
@@ -94,6 +94,7 @@ class TokenEvaluation:
         self.config, self.training = config, training
         self.model, self.tokenizer, self.codebook = model, tokenizer, codebook
         self.every = config.every
+        self.at_start = False
         images = epoch_order(len(val), training.seed, 0)[: config.images].tolist()
         captions = CaptionTable(val, tokenizer, training.caption_length, images)
         with torch.random.fork_rng(devices=[]):
@@ -143,7 +144,8 @@ class TokenEvaluation:
         features = on_device(self.features[:count], device)
         with autocast_context(device, self.training.precision):
             length = self.training.caption_length
-            next_word = next_word_of(self.model, self.tokenizer, features, length)
+            images = encode_images(self.model, features)
+            next_word = next_word_of(self.model, self.tokenizer, images, length)
             written = write_captions(next_word, self.tokenizer, count, length, device).ids
             painted = paint_codes(
                 self.model,

@@ -1,34 +1,44 @@
 """Training of the image generator on the codes of real images (X-LXMERT sections 4.2, 5.3, D.4 and D.5).
 
-Reconstruction and perceptual loss. The adversarial terms of D.5 (hinge, AC-GAN, discriminator feature
-matching) join the dictionary of `_losses` under their own names and weights.
+First reconstruction and perceptual loss alone, the warm start; then the adversarial game is played beside
+them, in which a discriminator learns along: hinge loss, AC-GAN over the codes, and feature matching.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diptych.features.order import batch_indices
+from diptych.features.order import batch_indices, epoch_order
+from diptych.model.discriminator import Discriminator, DiscriminatorConfig, Judgement
 from diptych.model.errors import UserError
 from diptych.model.image_generator import ImageGenerator
 from diptych.model.precision import autocast_context
 from diptych.model.training.loop import (
     Checkpoints,
     LoopConfig,
+    Opponent,
     Piece,
+    Record,
     fingerprint,
     run_training,
     warmup_cosine,
 )
+from diptych.model.training.perceptual import PyramidEncoder, feature_distance, perceptual_loss
 from diptych.model.training.processes import current_processes
+
+SCHEDULES = ("cosine", "constant")
+# A history row shows collapse where a loss is so many times its best, or the hinge loss is so close to 0.
+COLLAPSED_LOSS = 3.0
+COLLAPSED_HINGE = 0.01
+EVALUATION_BATCH = 32
 
 
 class ImageShards(Protocol):
@@ -49,12 +59,43 @@ class ImageShards(Protocol):
         """The json of one image: width, height, objects, ..."""
 
 
-class PyramidDetector(Protocol):
-    """The perceptual encoder E of X-LXMERT D.5: the detector, or any frozen network with a `pyramid`."""
+@dataclass(frozen=True, kw_only=True)
+class GameConfig:
+    """The adversarial game; the paper's values (D.2, D.4, D.5) in brackets.
 
-    def pyramid(self, images: Tensor) -> list[Tensor]:
-        """images: float [n, 3, S, S] in 0..1 -> feature maps [n, C_k, H_k, W_k]."""
-        ...
+    warm_start_steps: steps of reconstruction before it [0].
+    discriminator: its widths.
+    learning_rate: of the discriminator, the peak [1e-4; the generator's is 4e-4].
+    adversarial_weight, code_weight: of the hinge and the AC-GAN loss, for both networks [1, 1].
+    feature_weight: of feature matching [10].
+    """
+
+    warm_start_steps: int
+    discriminator: DiscriminatorConfig
+    learning_rate: float
+    adversarial_weight: float
+    code_weight: float
+    feature_weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    """What is measured and shown while this training runs.
+
+    every: steps between two evaluations; there is one more after the last step.
+    images: val pictures that the losses are of, at most all; drawn by the seed. samples: how many of them are shown.
+    """
+
+    every: int
+    images: int
+    samples: int
+
+    def __post_init__(self) -> None:
+        for name in ("every", "images"):
+            if getattr(self, name) < 1:
+                raise UserError(f"evaluation.{name} must be at least 1, is {getattr(self, name)}")
+        if not 0 <= self.samples <= self.images:
+            raise UserError(f"evaluation.samples must be from 0 to images ({self.images}), is {self.samples}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,29 +103,87 @@ class ImageGeneratorTrainingConfig(LoopConfig):
     """How the image generator is trained.
 
     seed: of data order and noise. steps, batch_size: length of the run (paper: 60 epochs at 96).
-    learning_rate: the peak; linear warm-up over `warmup_share` of the steps, then cosine to zero. The
-        optimizer is AdamW with (0.9, 0.999): D.4's Adam with (0, 0.999) suits the adversarial game, but
-        without an opponent momentum converges faster.
+    learning_rate: the generator's peak (paper: 4e-4); linear warm-up over `warmup_share` of the steps.
+    schedule: what follows, "cosine" to zero or "constant" (D.4 names no decay); the discriminator's rate likewise,
+        from the start of the game and without warm-up.
+    betas: of both Adams. Paper: (0, 0.999). Reconstruction alone converges faster with momentum.
     reconstruction: "l1" or "huber" (D.5's Huber on pixels in -1..1, quadratic within 0.1).
     reconstruction_weight, perceptual_weight: weights of the two losses (D.5: 0 and 10).
     object_weight: pixels inside an object's box count 1 + object_weight times as much in the reconstruction
         loss; 0 for all alike. A box over the whole image (scenery) does not count.
+    game: the adversarial game, or None for reconstruction and perceptual loss alone.
+    evaluation: what is measured and shown meanwhile, or None.
     weight_decay, clip_norm, ema_decay, accumulation, precision, checkpoint_seconds: as in
-        `diptych.model.training.loop.LoopConfig`.
+        `diptych.model.training.loop.LoopConfig`; clip_norm holds for each network, the average is the generator's.
     """
 
     batch_size: int
     warmup_share: float
+    schedule: str = "cosine"
+    betas: tuple[float, float] = (0.9, 0.999)
     reconstruction: str
     reconstruction_weight: float
     perceptual_weight: float
     object_weight: float
+    game: GameConfig | None = None
+    evaluation: WatchConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_at_least_one("batch_size")
         if self.reconstruction not in ("l1", "huber"):
             raise UserError(f"reconstruction must be l1 or huber, is {self.reconstruction!r}")
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}, is {self.schedule!r}")
+        if self.game is not None and not 0 <= self.game.warm_start_steps < self.steps:
+            raise UserError(
+                f"game.warm_start_steps must be from 0 to below steps ({self.steps}), is {self.game.warm_start_steps}"
+            )
+
+    def determining(self) -> dict[str, Any]:
+        """All settings that determine the result."""
+        return {name: value for name, value in super().determining().items() if name != "evaluation"}
+
+    def generator_rate(self, step: int) -> float:
+        """Learning rate of the generator in `step`."""
+        if self.schedule == "constant":
+            return self.learning_rate * min(1.0, (step + 1) / max(1, round(self.steps * self.warmup_share)))
+        return warmup_cosine(step, self.steps, self.learning_rate, self.warmup_share)
+
+    def discriminator_rate(self, step: int) -> float:
+        """Learning rate of the discriminator in `step`, once the game is on."""
+        assert self.game is not None
+        if self.schedule == "constant":
+            return self.game.learning_rate
+        begun = step - self.game.warm_start_steps
+        return warmup_cosine(begun, self.steps - self.game.warm_start_steps, self.game.learning_rate, 0.0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Codes int64 [n, 64], pictures uint8 [n, 3, S, S] and weights of their pixels [n, 1, S, S] or None."""
+
+    codes: Tensor
+    images: Tensor
+    emphasis: Tensor | None
+
+    def on(self, device: torch.device, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Codebook vectors [n, 64, D], pictures float [n, 3, S, S] in -1..1 and weights, on `device`."""
+        real = self.images.to(device).float().div_(127.5).sub_(1)
+        real = real.contiguous(memory_format=torch.channels_last)
+        return (
+            codebook[self.codes.to(device)],
+            real,
+            None if self.emphasis is None else self.emphasis.to(device),
+        )
+
+
+def read_batch(shards: ImageShards, indices: Sequence[int], size: int, object_weight: float) -> Batch:
+    """The images `indices` at `size` pixels per side."""
+    emphasis = None
+    if object_weight > 0:
+        emphasis = object_emphasis([shards.meta(index) for index in indices], size, object_weight)
+    return Batch(torch.from_numpy(shards.codes(indices)), shards.images(indices, size), emphasis)
 
 
 class ImageGeneratorSteps:
@@ -96,52 +195,191 @@ class ImageGeneratorSteps:
         generator: ImageGenerator,
         codebook: Tensor,
         train: ImageShards,
-        detector: PyramidDetector | None,
+        encoder: PyramidEncoder | None,
+        discriminator: Discriminator | None,
     ) -> None:
         self.config, self.generator, self.codebook = config, generator, codebook
-        self.train, self.detector = train, detector
+        self.train, self.encoder, self.discriminator = train, encoder, discriminator
         self.rows = current_processes().own_pieces(config.batch_size, config.accumulation)
-        self.weights = {
-            "reconstruction": config.reconstruction_weight,
-            "perceptual": config.perceptual_weight,
-        }
 
-    def read(self, step: int) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-        """Codes int64 [n, 64], pictures uint8 [n, 3, S, S] and weights of their pixels, for each piece."""
-        config, size = self.config, self.generator.config.image_size
+    def read(self, step: int) -> list[Batch]:
+        """The pieces of a step."""
+        config = self.config
         indices = batch_indices(len(self.train), config.batch_size, config.seed, step).tolist()
-        parts = []
-        for rows in self.rows:
-            codes = torch.from_numpy(self.train.codes(indices[rows]))
-            images = self.train.images(indices[rows], size)
-            emphasis = None
-            if config.object_weight > 0:
-                samples = [self.train.meta(index) for index in indices[rows]]
-                emphasis = object_emphasis(samples, size, config.object_weight)
-            parts.append((codes, images, emphasis))
-        return parts
+        size = self.generator.config.image_size
+        return [read_batch(self.train, indices[rows], size, config.object_weight) for rows in self.rows]
 
-    def pieces(self, step: int, data: list[tuple[Tensor, Tensor, Tensor | None]]) -> list[Piece]:
+    def pieces(self, step: int, data: list[Batch]) -> list[Piece]:
         """The batch's loss is the mean over images."""
-        return [self._piece(*part) for part in data]
+        game = self.config.game
+        playing = game is not None and step >= game.warm_start_steps
+        return [self._piece(batch, playing) for batch in data]
 
-    def _piece(self, codes: Tensor, images: Tensor, emphasis: Tensor | None) -> Piece:
-        device = self.codebook.device
+    def _piece(self, batch: Batch, playing: bool) -> Piece:
+        config, device = self.config, self.codebook.device
 
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
-            grid = self.codebook[codes.to(device)]  # [n, 64, D]
-            real = images.to(device).float().div_(127.5).sub_(1)  # [n, 3, S, S], -1..1
-            real = real.contiguous(memory_format=torch.channels_last)
-            weights = None if emphasis is None else emphasis.to(device)
-            with autocast_context(device, self.config.precision):
-                losses = _losses(self.config, self.generator(grid), real, weights, self.detector)
-            total = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
-            return total, {
-                "loss": total.detach(),
-                **{name: value.detach() for name, value in losses.items()},
-            }
+            grid, real, emphasis = batch.on(device, self.codebook)
+            with autocast_context(device, config.precision):
+                painted = self.generator(grid)
+                losses = reconstruction_losses(config, painted, real, emphasis, self.encoder)
+                total = weighted_sum(losses, reconstruction_weights(config))
+                figures = losses
+                if playing:
+                    assert self.discriminator is not None and config.game is not None
+                    codes = batch.codes.to(device)
+                    judged, players = play(config.game, self.discriminator, painted, real, codes)
+                    total = total + players[0]
+                    figures = {**figures, **judged}
+            figures = {"loss": total, **figures}
+            if playing:
+                total = total + players[1]
+            return total, {name: value.detach() for name, value in figures.items()}
 
-        return Piece(len(codes) / self.config.batch_size, len(codes), loss)
+        return Piece(len(batch.codes) / config.batch_size, len(batch.codes), loss)
+
+
+def reconstruction_weights(config: ImageGeneratorTrainingConfig) -> dict[str, float]:
+    """Weights of what `reconstruction_losses` returns."""
+    return {"reconstruction": config.reconstruction_weight, "perceptual": config.perceptual_weight}
+
+
+def weighted_sum(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+    """The sum of `losses`, each times its weight."""
+    return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+
+
+def reconstruction_losses(
+    config: ImageGeneratorTrainingConfig,
+    painted: Tensor,
+    real: Tensor,
+    emphasis: Tensor | None,
+    encoder: PyramidEncoder | None,
+) -> dict[str, Tensor]:
+    """The terms that compare each picture with its own, by name, unweighted; painted and real float [n, 3, S, S] in
+    -1..1."""
+    if config.reconstruction == "l1":
+        difference = functional.l1_loss(painted, real, reduction="none")
+    else:
+        difference = functional.huber_loss(painted, real, reduction="none", delta=0.1) / 0.1
+    losses = {"reconstruction": (difference if emphasis is None else difference * emphasis).mean()}
+    if encoder is not None and config.perceptual_weight > 0:
+        losses["perceptual"] = perceptual_loss(encoder, painted, real)
+    return losses
+
+
+def play(
+    config: GameConfig, discriminator: Discriminator, painted: Tensor, real: Tensor, codes: Tensor
+) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+    """One round of the game (D.5, equations 1 to 4, 6 and 7): the unweighted terms by name, and both players' losses.
+
+    The generator's loss reaches `painted` alone, the discriminator's its own weights alone.
+    painted and real: float [n, 3, S, S] in -1..1; codes: int64 [n, 64], of both.
+    """
+    count = len(real)
+    both = discriminator(torch.cat([real, painted.detach()]))
+    with frozen(discriminator):
+        judged = discriminator(painted)
+    terms = {
+        "adversarial": -judged.verdicts.mean(),
+        "code": code_loss(judged, codes),
+        "feature_matching": feature_distance(
+            judged.features, [maps[:count].detach() for maps in both.features]
+        ),
+    }
+    hinge = (
+        functional.relu(1 - both.verdicts[:count]).mean() + functional.relu(1 + both.verdicts[count:]).mean()
+    )
+    # the mean over both kinds, twice: equation 3 adds the real and the painted pictures' means
+    read = 2 * code_loss(both, torch.cat([codes, codes]))
+    weights = {
+        "adversarial": config.adversarial_weight,
+        "code": config.code_weight,
+        "feature_matching": config.feature_weight,
+    }
+    players = (
+        weighted_sum(terms, weights),
+        config.adversarial_weight * hinge + config.code_weight * read,
+    )
+    return {**terms, "discriminator_hinge": hinge, "discriminator_code": read}, players
+
+
+def code_loss(judgement: Judgement, codes: Tensor) -> Tensor:
+    """Cross-entropy of the codes int64 [n, 64], a mean over cells (D.5, equation 3)."""
+    return functional.cross_entropy(judgement.code_logits.flatten(0, 1), codes.flatten())
+
+
+@contextmanager
+def frozen(discriminator: Discriminator) -> Iterator[None]:
+    """Inside the block gradients pass through it to its input and not to its weights, and its spectral norms stay."""
+    discriminator.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        discriminator.train().requires_grad_(True)
+
+
+def collapse(history: list[dict[str, float]]) -> str | None:
+    """What the last history row shows of a collapse of the game, or None.
+
+    Painted pictures that fall apart or become alike no longer resemble their own real ones: then a loss is 3 times
+    its best. A discriminator whose hinge loss is below 0.01 finds every picture out, and neither network learns on.
+    """
+    last = history[-1]
+    if last.get("discriminator_hinge", 1.0) < COLLAPSED_HINGE:
+        return f"the discriminator has won (its hinge loss is {last['discriminator_hinge']:.3g})"
+    for name in ("reconstruction", "perceptual"):
+        best = min(row.get(name, math.inf) for row in history)
+        if "discriminator_hinge" in last and last.get(name, 0.0) > COLLAPSED_LOSS * best:
+            return f"the painted pictures have collapsed (the {name} loss is {last[name]:.3g}, its best {best:.3g})"
+    return None
+
+
+class ImageGeneratorEvaluation:
+    """Losses of fixed val pictures (`diptych.model.training.loop.Evaluation`), and some of them repainted."""
+
+    def __init__(
+        self,
+        config: ImageGeneratorTrainingConfig,
+        evaluation: WatchConfig,
+        generator: ImageGenerator,
+        codebook: Tensor,
+        val: ImageShards,
+        encoder: PyramidEncoder | None,
+    ) -> None:
+        self.config, self.generator, self.codebook, self.encoder = config, generator, codebook, encoder
+        self.every, self.at_start, self.samples = evaluation.every, False, evaluation.samples
+        indices = epoch_order(len(val), config.seed, 0)[: evaluation.images].tolist()
+        self.keys = [val.keys[index] for index in indices]
+        size = generator.config.image_size
+        self.batches = [
+            read_batch(val, indices[start : start + EVALUATION_BATCH], size, config.object_weight)
+            for start in range(0, len(indices), EVALUATION_BATCH)
+        ]
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Return `val_reconstruction` and `val_perceptual`, and the samples: `image_id`, `real` and `painted`, uint8
+        [3, S, S]."""
+        sums: dict[str, float] = {}
+        samples: list[dict[str, Any]] = []
+        for batch in self.batches:
+            grid, real, emphasis = batch.on(self.codebook.device, self.codebook)
+            with autocast_context(self.codebook.device, self.config.precision):
+                painted = self.generator(grid)
+                losses = reconstruction_losses(self.config, painted, real, emphasis, self.encoder)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.item() * len(real) / len(self.keys)
+            for image, own in zip(painted, batch.images, strict=True):
+                if len(samples) < self.samples:
+                    key = self.keys[len(samples)]
+                    samples.append({"image_id": key, "real": own.clone(), "painted": to_uint8(image)})
+        return {f"val_{name}": value for name, value in sums.items()}, samples
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Float pixels in -1..1 as uint8 on the CPU."""
+    return pixels.detach().add(1).mul(127.5).round().to(torch.uint8).cpu()
 
 
 def train_image_generator(
@@ -149,18 +387,20 @@ def train_image_generator(
     generator: ImageGenerator,
     codebook: Tensor,
     train: ImageShards,
-    detector: PyramidDetector | None,
+    encoder: PyramidEncoder | None,
     checkpoints: Checkpoints | None = None,
     device: torch.device | str = "cpu",
-) -> list[dict[str, float]]:
+    val: ImageShards | None = None,
+) -> Record:
     """Trains `generator` in place to repaint the images of `train` from their codes; leaves it in eval mode.
 
-    codebook: float [K, D]. detector: the frozen perceptual encoder, or None without perceptual loss.
+    codebook: float [K, D]. encoder: the frozen perceptual encoder, or None without perceptual loss.
+    val: the images that `config.evaluation` is about.
 
     Everything random follows from (seed, step), so that a run that goes on from a checkpoint equals an
-    undisturbed one. Returns a history row every 20 steps: step, learning_rate, gradient_norm, loss and each
-    loss term (unweighted). Raises UserError if the loss is not finite, if there are fewer images than in a
-    batch, or if the codebook does not fit the generator.
+    undisturbed one. The history's losses are unweighted, but for `loss`, the generator's; those of the game begin with
+    it. Raises UserError if a loss is not finite, if the game collapses (see `collapse`), if there are fewer images
+    than in a batch, or if the codebook does not fit the generator.
     """
     if len(train) < config.batch_size:
         raise UserError(
@@ -175,53 +415,33 @@ def train_image_generator(
     codebook = codebook.to(device, torch.float32)
     generator.fit_input(codebook)
     generator.to(device, memory_format=torch.channels_last)
-    if isinstance(detector, nn.Module):
-        detector.to(device).eval().requires_grad_(False)
+    if isinstance(encoder, nn.Module):
+        encoder.to(device).eval().requires_grad_(False)
+    discriminator, opponent = None, None
+    if config.game is not None:
+        torch.manual_seed(config.seed)
+        size = generator.config.image_size
+        discriminator = Discriminator(config.game.discriminator, size, codebook.cpu())
+        discriminator.to(device, memory_format=torch.channels_last)
+        opponent = Opponent(discriminator, config.discriminator_rate, config.betas)
+    evaluation = None
+    if config.evaluation is not None and val is not None:
+        evaluation = ImageGeneratorEvaluation(config, config.evaluation, generator, codebook, val, encoder)
     return run_training(
         generator,
         "image generator",
         config,
-        ImageGeneratorSteps(config, generator, codebook, train, detector),
-        learning_rate=partial(
-            warmup_cosine, steps=config.steps, peak=config.learning_rate, warmup_share=config.warmup_share
-        ),
+        ImageGeneratorSteps(config, generator, codebook, train, encoder, discriminator),
+        learning_rate=config.generator_rate,
         started_from=fingerprint(
             generator, config.determining(), asdict(generator.config), codebook, train.keys
         ),
         checkpoints=checkpoints,
-    ).history
-
-
-def _losses(
-    config: ImageGeneratorTrainingConfig,
-    painted: Tensor,
-    real: Tensor,
-    emphasis: Tensor | None,
-    detector: PyramidDetector | None,
-) -> dict[str, Tensor]:
-    """The loss terms by name, unweighted; painted and real float [n, 3, S, S] in -1..1."""
-    if config.reconstruction == "l1":
-        difference = functional.l1_loss(painted, real, reduction="none")
-    else:
-        difference = functional.huber_loss(painted, real, reduction="none", delta=0.1) / 0.1
-    losses = {"reconstruction": (difference if emphasis is None else difference * emphasis).mean()}
-    if detector is not None and config.perceptual_weight > 0:
-        losses["perceptual"] = perceptual_loss(detector, painted, real)
-    return losses
-
-
-def perceptual_loss(detector: PyramidDetector, painted: Tensor, real: Tensor) -> Tensor:
-    """X-LXMERT D.5, equation 5: Huber distance of the detector's feature maps, mean per map, summed over
-    maps.
-
-    painted and real: float [n, 3, S, S] in -1..1; the gradient flows to `painted` only.
-    """
-    with torch.no_grad():
-        targets = detector.pyramid((real + 1) / 2)
-    found = detector.pyramid((painted + 1) / 2)
-    return torch.stack(
-        [functional.huber_loss(a.float(), b.float()) for a, b in zip(found, targets, strict=True)]
-    ).sum()
+        evaluation=evaluation,
+        opponent=opponent,
+        betas=config.betas,
+        failure=collapse,
+    )
 
 
 def object_emphasis(samples: Sequence[dict[str, Any]], image_size: int, object_weight: float) -> Tensor:

@@ -17,8 +17,11 @@ from tqdm import tqdm
 from diptych.model.errors import UserError
 from diptych.model.training.processes import Processes, current_processes
 from diptych.model.training.reading import ReadAhead
+from diptych.model.training.stopping import Stopping
 
 HISTORY_STEPS = 20
+# So many history rows in a row that show the same kind of failure end a run.
+FAILING_ROWS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,9 @@ class TrainingShards(Protocol):
         """The captions of one image."""
 
 
+Reported = dict[str, Tensor]
+
+
 @dataclass(frozen=True)
 class Piece:
     """Rows of a step's batch that run through the network together.
@@ -98,12 +104,13 @@ class Piece:
         share: its share of what the batch's loss is a mean of (words, cells, images). The shares of all pieces of all
             processes add up to 1, so their weighted gradients add up to that of the whole batch.
         samples: captions or pictures in it, for the progress bar.
-        loss: runs it; returns its mean loss with a graph, and the figures to report, means over it as well.
+        loss: runs it; returns its mean loss with a graph, and the figures to report, means over it as well. Or gives
+            that loss, times ``share``, in parts: backward of one frees its graph before the next is asked for.
     """
 
     share: float
     samples: int
-    loss: Callable[[], tuple[Tensor, dict[str, Tensor]]]
+    loss: Callable[[], tuple[Tensor, Reported] | Iterator[tuple[Tensor, Reported]]]
 
 
 class Steps(Protocol):
@@ -121,15 +128,49 @@ class Steps(Protocol):
 
 
 class Evaluation(Protocol):
-    """What is measured and shown while a training runs."""
+    """What is measured and shown while a training runs: after every so many steps and after the last; ``at_start`` also
+    before the first."""
 
     every: int
+    at_start: bool
 
     def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Return figures, and samples to show: dicts of strings, numbers and lists of them.
 
         The model is in eval mode. Leaves torch's random state as it is.
         """
+
+
+class Opponent:
+    """A network that a training plays against: it learns in the same steps, from gradients of its own.
+
+    The step's loss is the sum of both networks' losses, each of which must reach its own network's weights alone. Both
+    move at once, from the weights that the step before has left (as in pix2pixHD, whose generator and discriminator
+    take their gradients from one pass). The opponent is no part of what is trained: no average, no evaluation.
+    """
+
+    def __init__(
+        self, network: nn.Module, learning_rate: Callable[[int], float], betas: tuple[float, float]
+    ) -> None:
+        """Take a network that is on its device, the learning rate of a step, and Adam's betas."""
+        self.network, self.learning_rate = network, learning_rate
+        self.weights = list(network.parameters())
+        self.optimizer = torch.optim.Adam(self.weights, lr=0.0, betas=betas, fused=True)
+
+    def step(self, step: int) -> None:
+        """Move the weights that have gradients."""
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate(step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything a checkpoint needs."""
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
 
 
 @dataclass(frozen=True)
@@ -193,6 +234,10 @@ def run_training(
     started_from: str,
     checkpoints: Checkpoints | None,
     evaluation: Evaluation | None = None,
+    opponent: Opponent | None = None,
+    betas: tuple[float, float] = (0.9, 0.999),
+    failure: Callable[[list[dict[str, float]]], str | None] = lambda history: None,
+    stopping: Stopping | None = None,
 ) -> Record:
     """Train ``model`` in place; resume exactly where a checkpoint of the same run stands.
 
@@ -204,43 +249,80 @@ def run_training(
     Args:
         learning_rate: of a step.
         started_from: :func:`fingerprint` of the run.
-        evaluation: called every so many steps and after the last, on the averaged weights where there are such.
+        evaluation: measures the averaged weights where there are such.
+        opponent: learns in the same steps.
+        betas: of the model's AdamW.
+        failure: says what is wrong with the last row of a history, or None. While something is, no checkpoint is
+            written, so that the last one is good; after 10 such rows in turn the run ends.
+        stopping: ends the run when evaluations fall. With it the model becomes that of the last evaluation that had not
+            fallen, whether the run was ended or not.
 
     Raises:
-        UserError: a loss or gradient is not finite, no data come for 10 minutes, or a checkpoint cannot be written.
-            The message says which checkpoint is the last good one.
+        UserError: a loss or gradient is not finite, the training fails as ``failure`` says, no data come for 10 minutes,
+            or a checkpoint cannot be written. The message says which checkpoint is the last good one.
     """
     processes = current_processes()
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay), lr=0.0, betas=(0.9, 0.999), fused=True
-    )
+    groups = parameter_groups(model, config.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    rivals = opponent.weights if opponent else []
     averages = [weight.detach().clone() for weight in weights] if config.ema_decay else []
     figures = Figures(name)
     history: list[dict[str, float]] = []
     evaluations: list[dict[str, float]] = []
     samples: list[dict[str, Any]] = []
+    kept: list[Tensor] = []  # the weights of the last evaluation that had not fallen
     start = 0
     state = checkpoints.load() if checkpoints else None
     if state is not None and state["started_from"] == started_from:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        if opponent:
+            opponent.load_state_dict(state["opponent"])
         if config.ema_decay:
             averages = [
                 average.to(weight.device) for average, weight in zip(state["averages"], weights, strict=True)
             ]
         history, figures.sums = state["history"], state["sums"]
         evaluations, samples = state["evaluations"], state["samples"]
+        kept = state["kept"]
         start = figures.saved_step = state["step"]
     del state
     processes.agree("start of the run", f"{started_from} {start}")
 
+    def evaluate(step: int) -> bool:
+        """Measure after ``step`` steps, in process 0; returns whether the run is to end here, in all of them."""
+        nonlocal kept
+        ended = torch.zeros((), device=weights[0].device)
+        if evaluation is not None and processes.rank == 0:
+            with averaged(weights, averages):
+                model.eval()
+                measured, shown = evaluation.evaluate()
+                model.train()
+                evaluations.append({"step": step, **measured})
+                samples.extend({"step": step, **sample} for sample in shown)
+                fallen = stopping.fallen(evaluations) if stopping else []
+                if stopping and not fallen:
+                    kept = [weight.detach().clone() for weight in weights]
+            if stopping and stopping.ends(evaluations):
+                tqdm.write(f"{name}: ended after step {step}, {', '.join(fallen)}")
+                ended += 1
+        processes.sum([ended])
+        return bool(ended)
+
+    end = config.steps
+    if stopping and evaluations and stopping.ends(evaluations):
+        end = start  # it had ended when it was killed
     model.train()
+    if opponent:
+        opponent.network.train()
+    if start == 0 and evaluation is not None and evaluation.at_start:
+        evaluate(0)
     saved_at = time.monotonic()
     progress = Progress(name, start, config.steps, processes)
-    reader = ReadAhead(steps.read, start, config.steps)
+    reader = ReadAhead(steps.read, start, end)
     try:
-        for step in range(start, config.steps):
+        for step in range(start, end):
             last = step + 1 == config.steps
             torch.manual_seed(config.seed * 1_000_003 + step)
             pieces = steps.pieces(step, reader.take())
@@ -250,22 +332,26 @@ def run_training(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             loss, reported = add_gradients(pieces)
-            gradients = [weight.grad for weight in weights if weight.grad is not None]
+            gradients = [weight.grad for weight in [*weights, *rivals] if weight.grad is not None]
             processes.sum([*gradients, loss, *reported.values()])
-            norm = torch.nn.utils.clip_grad_norm_(weights, config.clip_norm)
+            norms = {"gradient_norm": torch.nn.utils.clip_grad_norm_(weights, config.clip_norm)}
+            if any(rival.grad is not None for rival in rivals):
+                norms["opponent_gradient_norm"] = torch.nn.utils.clip_grad_norm_(rivals, config.clip_norm)
 
             evaluating = evaluation is not None and ((step + 1) % evaluation.every == 0 or last)
             logging = (step + 1) % HISTORY_STEPS == 0 or last
             saving = checkpoints is not None and (
                 time.monotonic() - saved_at > config.checkpoint_seconds or last
             )
-            figures.add(step, loss, {**reported, "gradient_norm": norm})
+            figures.add(step, loss, {**reported, **norms})
             # Looking at a number waits for a GPU. So a step that is not finite may be found some steps later, but
             # before anything is made of the weights that it left.
             if loss.device.type == "cpu" or evaluating or logging or saving:
                 figures.collect()
             optimizer.step()
             optimizer.zero_grad()
+            if opponent:
+                opponent.step(step)
             if config.ema_decay:
                 # The average of the first steps must not remember the random start.
                 decay = min(config.ema_decay, (1 + step) / (10 + step))
@@ -276,15 +362,15 @@ def run_training(
                 means = figures.means()
                 history.append({"step": step + 1, "learning_rate": rate, **means})
                 progress.show(means)
+            failed = failing_rows(history, failure)
+            if failed == FAILING_ROWS:
+                raise UserError(
+                    f"{name}: at step {step + 1} and for {FAILING_ROWS} history rows in turn {failure(history)}; "
+                    f"{figures.last_good()}; lower the learning rates"
+                )
             progress.step(sum(piece.samples for piece in pieces))
-            if evaluation is not None and evaluating and processes.rank == 0:
-                with averaged(weights, averages):
-                    model.eval()
-                    measured, shown = evaluation.evaluate()
-                    model.train()
-                evaluations.append({"step": step + 1, **measured})
-                samples += [{"step": step + 1, **sample} for sample in shown]
-            if checkpoints is not None and saving and processes.rank == 0:
+            ended = evaluating and evaluate(step + 1)
+            if checkpoints is not None and saving and not failed and processes.rank == 0:
                 state = {
                     "started_from": started_from,
                     "step": step + 1,
@@ -294,8 +380,11 @@ def run_training(
                     "history": history,
                     "evaluations": evaluations,
                     "samples": samples,
+                    "kept": kept,
                     "sums": figures.sums,
                 }
+                if opponent:
+                    state["opponent"] = opponent.state_dict()
                 try:
                     checkpoints.save(state)
                 except OSError as error:
@@ -304,14 +393,26 @@ def run_training(
                         f"{figures.last_good()}; free some space and run again"
                     ) from error
                 figures.saved_step, saved_at = step + 1, time.monotonic()
+            if ended:
+                break
     finally:
         reader.close()
         progress.close()
-    if config.ema_decay:
-        with torch.no_grad():
-            torch._foreach_copy_(weights, averages)
+    with torch.no_grad():
+        if kept or averages:
+            torch._foreach_copy_(weights, [weight.to(weights[0].device) for weight in kept or averages])
     model.eval()
     return Record(history, evaluations, samples)
+
+
+def failing_rows(
+    history: list[dict[str, float]], failure: Callable[[list[dict[str, float]]], str | None]
+) -> int:
+    """Return how many rows at the end of ``history`` show a failure, at most 10."""
+    for count in range(FAILING_ROWS):
+        if count == len(history) or failure(history[: len(history) - count]) is None:
+            return count
+    return FAILING_ROWS
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
@@ -323,15 +424,17 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:4], "little")
 
 
-def add_gradients(pieces: Sequence[Piece]) -> tuple[Tensor, dict[str, Tensor]]:
+def add_gradients(pieces: Sequence[Piece]) -> tuple[Tensor, Reported]:
     """Run ``pieces`` forward and backward; return this process's part of the batch's mean loss and figures."""
-    sums: dict[str, Tensor] = {}
+    sums: Reported = {}
     for piece in pieces:
-        loss, figures = piece.loss()
-        (loss * piece.share).backward()
-        for key, value in {"": loss, **figures}.items():
-            part = value.detach() * piece.share
-            sums[key] = sums[key] + part if key in sums else part
+        result = piece.loss()
+        parts = iter([(result[0] * piece.share, result[1])]) if isinstance(result, tuple) else result
+        for loss, figures in parts:
+            loss.backward()
+            weighted = {key: value.detach() * piece.share for key, value in figures.items()}
+            for key, value in {"": loss.detach(), **weighted}.items():
+                sums[key] = sums[key] + value if key in sums else value
     return sums.pop(""), sums
 
 
@@ -365,10 +468,11 @@ class Figures:
     def collect(self) -> None:
         """Add what :meth:`add` has taken to the sums. UserError at the first step that is not finite."""
         for step, loss, figures in self._recent:
-            norm = figures["gradient_norm"]
-            if not math.isfinite(norm.item() + loss.item()):
+            norms = [value.item() for key, value in figures.items() if key.endswith("gradient_norm")]
+            if not math.isfinite(sum(norms) + loss.item()):
+                shown = " and ".join(map(str, norms))
                 raise UserError(
-                    f"{self.name}: loss {loss.item()} and gradient norm {norm.item()} at step {step}; "
+                    f"{self.name}: loss {loss.item()} and gradient norm {shown} at step {step}; "
                     f"{self.last_good()}; lower learning_rate, use precision float32, or look for such in the data"
                 )
             for key, value in figures.items():

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from diptych.features.order import batch_indices
-from diptych.model.decoding.caption import decode_captions
+from diptych.model.decoding.caption import encode_images, next_word_of, write_captions
+from diptych.model.decoding.noise import sample_seeds
 from diptych.model.errors import UserError
-from diptych.model.objectives import Scorer, clip_loss, relaxed_painting, sampled_log_probabilities, scst_loss
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import check_codebook
+from diptych.model.sequence_objectives import Scorer, clip_loss, feature_loss, relaxed_painting, scst_losses
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.training.data import CaptionTable, on_device, read_rows
 from diptych.model.training.loop import (
     Checkpoints,
     LoopConfig,
     Piece,
+    Record,
     TrainingShards,
     fingerprint,
     run_training,
 )
 from diptych.model.training.processes import current_processes
+from diptych.model.training.sequence_evaluation import SequenceEvaluation, SequenceEvaluationConfig
 from diptych.model.training.token import check_data, paint_pieces
 from diptych.model.transformer import UnifiedTransformer
 
@@ -50,9 +53,16 @@ class SequenceTrainingConfig(LoopConfig):
         learning_rate: constant [1e-6].
         label_smoothing, least_masked, text_drop: as in :class:`diptych.model.training.token.TokenTrainingConfig`.
         sample_temperature: of the captions that SCST samples and of the policy it improves [1].
-        mask_predict_steps: k of CLIP-loss painting [4].
-        guidance: classifier-free guidance in CLIP-loss painting [1: none].
+        samples_per_image: captions that SCST samples of each image [1].
+        baseline: of a sample's reward: ``greedy``, the reward of the greedy caption [greedy], or ``mean``, that of the
+            image's other samples.
+        painting_loss: of whole pictures: ``clip`` [clip], or ``features``, the mean squared error to the real picture's
+            grid features ("w/o CLIP-based loss" in UMT table 1).
+        mask_predict_steps: k of painting [4].
+        guidance: classifier-free guidance in painting [1: none].
         gumbel_temperature: of the relaxed codes [1].
+        straight_through: paint with the codes themselves instead of their mixtures [false].
+        evaluation: what is measured on the val split meanwhile, and when it ends the training; None: nothing.
         weight_decay, clip_norm, ema_decay, accumulation, precision, seed, checkpoint_seconds: as in
             :class:`diptych.model.training.loop.LoopConfig`.
     """
@@ -68,17 +78,33 @@ class SequenceTrainingConfig(LoopConfig):
     least_masked: float
     text_drop: float
     sample_temperature: float
+    samples_per_image: int = 1
+    baseline: Literal["greedy", "mean"] = "greedy"
+    painting_loss: Literal["clip", "features"] = "clip"
     mask_predict_steps: int
     guidance: float
     gumbel_temperature: float
+    straight_through: bool = False
+    evaluation: SequenceEvaluationConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_at_least_one(
-            "scst_batch_size", "clip_batch_size", "paint_batch_size", "mask_predict_steps"
+            "scst_batch_size",
+            "clip_batch_size",
+            "paint_batch_size",
+            "mask_predict_steps",
+            "samples_per_image",
         )
         if not 0 <= self.least_masked < 1:
             raise UserError(f"least_masked must be in [0, 1), is {self.least_masked}")
+        for name in ("sample_temperature", "gumbel_temperature"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} must be above 0, is {getattr(self, name)}")
+        if self.baseline == "mean" and self.samples_per_image < 2:
+            raise UserError(
+                "baseline mean is that of an image's other samples: set samples_per_image to 2 or more"
+            )
         if not self.cycle:
             raise UserError("scst_steps, clip_steps and paint_steps are all 0; at least one task must train")
 
@@ -88,71 +114,63 @@ class SequenceTrainingConfig(LoopConfig):
         return ["scst"] * self.scst_steps + ["clip"] * self.clip_steps + ["paint"] * self.paint_steps
 
 
-def reference_words(tokenizer: CaptionTokenizer, train: TrainingShards, length: int) -> list[list[list[int]]]:
-    """Return the training captions as word ids, per image, as :class:`CiderDReward` takes its references."""
-    table = CaptionTable(train, tokenizer, length)
+def reference_words(
+    tokenizer: CaptionTokenizer, images: TrainingShards, length: int
+) -> list[list[list[int]]]:
+    """Return all captions as word ids, per image, as ``CiderDReward`` takes its references."""
+    table = CaptionTable(images, tokenizer, length)
     return [[tokenizer.words(row) for row in ids] for ids in table.ids]
 
 
-def scst_batch_loss(
+def scst_parts(
     config: SequenceTrainingConfig,
     model: UnifiedTransformer,
     tokenizer: CaptionTokenizer,
     features: Tensor,
-    indices: list[int],
-    seeds: list[int],
+    indices: Sequence[int],
+    seeds: Sequence[int],
     reward: CaptionReward,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """SCST loss of one caption per image, sampled by its seed, and the mean rewards.
+    share: float,
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """SCST loss of captions sampled by their images' seeds, times ``share``, in the parts of :func:`scst_losses`; the
+    mean rewards come with the first.
 
-    Sampling and scoring both run without dropout, so the scored policy is the one that was sampled. Both captions
-    are decoded without gradients through the cache; one pass then scores the sampled words with gradients.
+    Sampling and scoring both run without dropout, so the scored policy is the one that was sampled. The greedy caption
+    and the samples of all images are decoded together, without gradients, through the cache; then the sampled words
+    are scored with gradients. Images are encoded once, for both.
     """
     model.eval()
-    with torch.no_grad(), autocast_context(features.device, config.precision):
-        prefix = model.encode_visual_prefix(features)
-        greedy = decode_captions(model, tokenizer, prefix, config.caption_length).ids
-        sampled = decode_captions(
-            model, tokenizer, prefix, config.caption_length, config.sample_temperature, seeds
-        ).ids
-    rewards, baselines = (
-        torch.from_numpy(
-            np.asarray(reward.reward(indices, [tokenizer.words(row) for row in ids.cpu()]), dtype=np.float32)
-        ).to(features.device)
-        for ids in (sampled, greedy)
-    )
-    with autocast_context(features.device, config.precision):
-        prefix = model.encode_visual_prefix(features)
-        log_probabilities, words = sampled_log_probabilities(
-            model, tokenizer, prefix, sampled, config.sample_temperature
-        )
+    device, length, samples = features.device, config.caption_length, config.samples_per_image
+    with autocast_context(device, config.precision):
+        images = encode_images(model, features)
+        greedy = config.baseline == "greedy"
+        rows = samples + greedy  # captions per image, the greedy one first
+        with torch.no_grad():
+            next_word = next_word_of(model, tokenizer, [states.detach() for states in images], length)
+            if rows > 1:
+                next_word.keep(torch.arange(len(indices), device=device).repeat_interleave(rows))
+            temperatures = ([0.0] * greedy + [config.sample_temperature] * samples) * len(indices)
+            drawn = torch.tensor(sample_seeds(seeds, samples)).view(len(indices), samples)
+            padded = torch.cat([drawn[:, :1]] * greedy + [drawn], 1).flatten().tolist()
+            ids = write_captions(
+                next_word, tokenizer, rows * len(indices), length, device, temperatures, padded
+            ).ids
+        owners = np.repeat(np.asarray(indices), rows)
+        scores = np.asarray(reward.reward(owners.tolist(), [tokenizer.words(row) for row in ids.cpu()]))
+        rewards = torch.from_numpy(scores.astype(np.float32)).to(device).view(len(indices), rows)
+        if greedy:
+            sampled, baselines = rewards[:, 1:], rewards[:, :1]
+        else:
+            sampled, baselines = rewards, (rewards.sum(1, keepdim=True) - rewards) / (samples - 1)
+        reported = {"scst_reward": sampled.mean(), f"{config.baseline}_reward": baselines.mean()}
+        advantages = (share * (sampled - baselines)).flatten()
+        ids = ids.view(len(indices), rows, -1)[:, int(greedy) :].flatten(0, 1)
+    for compute in scst_losses(model, tokenizer, images, ids, advantages, config.sample_temperature):
+        with autocast_context(device, config.precision):
+            loss = compute()
+        yield loss, reported
+        reported = {}
     model.train()
-    loss = scst_loss(log_probabilities, words, rewards, baselines)
-    return loss, {"scst_reward": rewards.mean(), "greedy_reward": baselines.mean()}
-
-
-def clip_batch_loss(
-    config: SequenceTrainingConfig,
-    model: UnifiedTransformer,
-    tokenizer: CaptionTokenizer,
-    codebook: Tensor,
-    ids: Tensor,
-    texts: Sequence[str],
-    generator: nn.Module,
-    scorer: Scorer,
-) -> Tensor:
-    """CLIP loss of painted captions: ids int64 ``[n, t]`` and the same captions as text."""
-    with autocast_context(codebook.device, config.precision):
-        vectors = relaxed_painting(
-            model,
-            tokenizer,
-            codebook,
-            ids,
-            config.mask_predict_steps,
-            config.guidance,
-            config.gumbel_temperature,
-        )
-        return clip_loss(vectors, texts, generator, scorer)
 
 
 class SequenceSteps:
@@ -193,11 +211,11 @@ class SequenceSteps:
         return task, batch_indices(len(self.train), self.batch_sizes[task], seed, task_step).tolist()
 
     def read(self, step: int) -> list[Tensor]:
-        """Read grid features for SCST, codes for painting, nothing for the CLIP loss."""
+        """Read grid features for SCST and the loss on features, codes for painting, nothing for the CLIP loss."""
         task, indices = self.plan(step)
-        if task == "clip":
+        if task == "clip" and self.config.painting_loss == "clip":
             return []
-        read = self.train.grid if task == "scst" else self.train.codes
+        read = self.train.codes if task == "paint" else self.train.grid
         return read_rows(read, indices, self.rows[task], self.codebook.device)
 
     def pieces(self, step: int, data: list[Tensor]) -> list[Piece]:
@@ -206,7 +224,7 @@ class SequenceSteps:
         if task == "scst":
             return self.scst_pieces(indices, data)
         if task == "clip":
-            return self.clip_pieces(indices)
+            return self.picture_pieces(indices, data)
         return paint_pieces(
             self.config,
             self.model,
@@ -219,41 +237,58 @@ class SequenceSteps:
         )
 
     def scst_pieces(self, indices: list[int], features: list[Tensor]) -> list[Piece]:
-        """An SCST step; its loss is the mean over captions."""
+        """An SCST step; its loss is the mean over sampled captions."""
         seeds = torch.randint(2**62, (len(indices),)).tolist()
 
         def piece(rows: slice, features: Tensor) -> Piece:
-            def loss() -> tuple[Tensor, dict[str, Tensor]]:
+            share = len(features) / len(indices)
+
+            def loss() -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
                 grid = on_device(features, self.codebook.device)
-                return scst_batch_loss(
-                    self.config, self.model, self.tokenizer, grid, indices[rows], seeds[rows], self.reward
-                )
-
-            return Piece(len(features) / len(indices), len(features), loss)
-
-        return [piece(rows, part) for rows, part in zip(self.rows["scst"], features, strict=True)]
-
-    def clip_pieces(self, indices: list[int]) -> list[Piece]:
-        """A CLIP-loss step; its loss is the mean over captions."""
-        ids, texts = self.captions.choose(indices, 1)
-
-        def piece(rows: slice) -> Piece:
-            def loss() -> tuple[Tensor, dict[str, Tensor]]:
-                mean = clip_batch_loss(
+                return scst_parts(
                     self.config,
                     self.model,
                     self.tokenizer,
-                    self.codebook,
-                    ids[rows, 0].to(self.codebook.device),
-                    texts[rows],
-                    self.generator,
-                    self.scorer,
+                    grid,
+                    indices[rows],
+                    seeds[rows],
+                    self.reward,
+                    share,
                 )
-                return mean, {"clip_loss": mean.detach()}
+
+            return Piece(share, len(features), loss)
+
+        return [piece(rows, part) for rows, part in zip(self.rows["scst"], features, strict=True)]
+
+    def picture_pieces(self, indices: list[int], features: list[Tensor]) -> list[Piece]:
+        """A step of painting whole pictures; its loss is the mean over them. ``features`` are the real pictures', for
+        ``painting_loss: features``."""
+        config, codebook = self.config, self.codebook
+        ids, texts = self.captions.choose(indices, 1)
+
+        def piece(rows: slice, features: Tensor | None) -> Piece:
+            def loss() -> tuple[Tensor, dict[str, Tensor]]:
+                with autocast_context(codebook.device, config.precision):
+                    vectors = relaxed_painting(
+                        self.model,
+                        self.tokenizer,
+                        codebook,
+                        ids[rows, 0].to(codebook.device),
+                        config.mask_predict_steps,
+                        config.guidance,
+                        config.gumbel_temperature,
+                        config.straight_through,
+                    )
+                    if features is None:
+                        mean = clip_loss(vectors, texts[rows], self.generator, self.scorer)
+                    else:
+                        mean = feature_loss(vectors, on_device(features, codebook.device), codebook)
+                return mean, {f"{config.painting_loss}_loss": mean.detach()}
 
             return Piece(len(texts[rows]) / len(texts), len(texts[rows]), loss)
 
-        return [piece(rows) for rows in self.rows["clip"]]
+        parts = features or [None] * len(self.rows["clip"])
+        return [piece(rows, part) for rows, part in zip(self.rows["clip"], parts, strict=True)]
 
 
 def train_sequence(
@@ -267,19 +302,24 @@ def train_sequence(
     scorer: Scorer,
     checkpoints: Checkpoints | None,
     device: torch.device | str,
-) -> list[dict[str, float]]:
-    """Train ``model`` in place; the image generator and the scorer are frozen and put in eval mode.
+    evaluation: SequenceEvaluation | None = None,
+) -> Record:
+    """Train ``model`` in place, alone or as one of several processes; the image generator and the scorer are frozen and
+    put in eval mode.
 
     Args:
         codebook: float32 ``[K, D]``.
         reward: built on :func:`reference_words` of the same ``train``.
+        evaluation: what ``config.evaluation`` measures.
 
     Returns:
-        History rows: step, learning_rate, scst_reward, greedy_reward (CIDEr-D of sampled and greedy training
-        captions), clip_loss, paint_loss, gradient_norm.
+        History rows: step, learning_rate, scst_reward, greedy_reward or mean_reward (CIDEr-D of sampled training captions
+        and of their baseline), clip_loss or features_loss, paint_loss, gradient_norm; and what ``evaluation`` measured.
     """
     check_codebook(model, codebook, "codebook")
     check_data(model, train, config.caption_length)
+    if (evaluation is None) != (config.evaluation is None):
+        raise ValueError("evaluation and config.evaluation go together")
     model.to(device)
     codebook = codebook.to(device)
     for module in (generator, scorer):
@@ -298,4 +338,6 @@ def train_sequence(
             model, model.config, config.determining(), train.keys, steps.captions.texts, codebook, *frozen
         ),
         checkpoints=checkpoints,
-    ).history
+        evaluation=evaluation,
+        stopping=config.evaluation.stopping if config.evaluation else None,
+    )

@@ -1,0 +1,153 @@
+"""What is measured while sequence-level training runs: rewards on the val split, beside figures that nothing optimises.
+
+A reward that rises while the others fall is being exploited; the curves show it, and ``stopping`` ends the training. The
+judge is not among them: it neither trains nor selects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from diptych.features.order import epoch_order
+from diptych.model.decoding.caption import encode_images, next_word_of, write_captions
+from diptych.model.decoding.paint import paint_codes
+from diptych.model.errors import UserError
+from diptych.model.precision import autocast_context
+from diptych.model.sequence_objectives import PROMPT, Scorer
+from diptych.model.tokenizer import CaptionTokenizer
+from diptych.model.training.data import CaptionTable, on_device
+from diptych.model.training.loop import TrainingShards
+from diptych.model.training.stopping import Stopping
+from diptych.model.transformer import UnifiedTransformer
+
+BATCH_SIZE = 50
+CLIP_SCORE_SCALE = 2.5  # UMT 5.1
+
+# Painted pictures float [n, 3, S, S] in 0..1 and the numbers of the val images whose captions they show, to figures.
+Inspect = Callable[[Tensor, list[int]], dict[str, float]]
+
+
+class ValReward(Protocol):
+    """CIDEr-D against the val captions (``diptych.eval.captions.CiderDReward``)."""
+
+    def reward(self, image_indices: Any, candidates: Any) -> Any:
+        """Score candidate captions of images: float32 ``[n]``."""
+
+
+class Settings(Protocol):
+    """What an evaluation reads of the training's config."""
+
+    @property
+    def caption_length(self) -> int: ...
+
+    @property
+    def mask_predict_steps(self) -> int: ...
+
+    @property
+    def guidance(self) -> float: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceEvaluationConfig:
+    """Evaluation during sequence-level training, before the first step too.
+
+    Attributes:
+        every: steps between two evaluations; there is one more after the last step.
+        images: val images that are captioned and whose first captions are painted, at most all; drawn by the seed.
+        stopping: when falling figures end the training; None: never. It may watch ``val_cider_d`` and what the caller
+            inspects paintings for, not ``val_clip_score``, which training raises anyway.
+    """
+
+    every: int
+    images: int
+    stopping: Stopping | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("every", "images"):
+            if getattr(self, name) < 1:
+                raise UserError(f"evaluation.{name} must be at least 1, is {getattr(self, name)}")
+
+
+class SequenceEvaluation:
+    """Greedy captions and paintings of fixed val images (:class:`diptych.model.training.loop.Evaluation`).
+
+    ``inspect`` gives figures of paintings that no training optimises, such as what a detector finds in them.
+    """
+
+    def __init__(
+        self,
+        config: SequenceEvaluationConfig,
+        training: Settings,
+        model: UnifiedTransformer,
+        tokenizer: CaptionTokenizer,
+        codebook: Tensor,
+        val: TrainingShards,
+        reward: ValReward,
+        generator: nn.Module,
+        scorer: Scorer,
+        inspect: Inspect | None = None,
+    ) -> None:
+        self.config, self.training = config, training
+        self.every, self.at_start = config.every, True
+        self.model, self.tokenizer, self.codebook = model, tokenizer, codebook
+        self.reward, self.generator, self.scorer, self.inspect = reward, generator, scorer, inspect
+        self.images = epoch_order(len(val), training.seed, 0)[: config.images].tolist()
+        captions = CaptionTable(val, tokenizer, training.caption_length, self.images)
+        self.prompts = torch.stack([ids[0] for ids in captions.ids])
+        self.texts = [texts[0] for texts in captions.texts]
+        self.features = torch.from_numpy(val.grid(self.images))
+        known = {"val_cider_d"}
+        if config.stopping and inspect is None and not set(config.stopping.watched) <= known:
+            raise UserError(
+                f"evaluation.stopping.watched: {', '.join(sorted(set(config.stopping.watched) - known))} cannot be "
+                f"measured here; known are {', '.join(sorted(known))}"
+            )
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Return ``val_cider_d`` of greedy captions, ``val_clip_score`` of paintings by the scorer (2.5 max(cos, 0)) and
+        what ``inspect`` finds; no samples."""
+        device = self.codebook.device
+        captions: list[list[int]] = []
+        pictures: list[Tensor] = []
+        scores: list[Tensor] = []
+        for start in range(0, len(self.images), BATCH_SIZE):
+            rows = slice(start, start + BATCH_SIZE)
+            prompts = self.prompts[rows].to(device)
+            with autocast_context(device, self.training.precision):
+                images = encode_images(self.model, on_device(self.features[rows], device))
+                length = self.training.caption_length
+                next_word = next_word_of(self.model, self.tokenizer, images, length)
+                written = write_captions(next_word, self.tokenizer, len(prompts), length, device).ids
+                codes = paint_codes(
+                    self.model,
+                    self.tokenizer,
+                    self.codebook,
+                    prompts,
+                    self.training.mask_predict_steps,
+                    self.training.guidance,
+                ).codes
+                painted = (self.generator(self.codebook[codes]).float() + 1) / 2
+                texts = self.scorer.encode_texts([PROMPT + text for text in self.texts[rows]])
+                cosines = (self.scorer.encode_images(painted) * texts).sum(-1)
+            captions += [self.tokenizer.words(row) for row in written.cpu()]
+            pictures.append(painted.cpu())
+            scores.append(CLIP_SCORE_SCALE * cosines.float().clamp(min=0).cpu())
+        figures = {
+            "val_cider_d": float(self.reward.reward(self.images, captions).mean()),
+            "val_clip_score": float(torch.cat(scores).mean()),
+        }
+        if self.inspect is not None:
+            figures |= self.inspect(torch.cat(pictures), self.images)
+        return figures, []

@@ -1,0 +1,159 @@
+"""Compare two trainings of the image generator: with the adversarial game, and by reconstruction alone.
+
+`python -m pipelines.compare_image_generators [--steps N]` is no stage: it reads what the stages up to `judge` have made
+and the `image_generator` section of params.yaml, trains the same network twice from the same weights, on the same
+batches, for equally many steps, and measures both on the val split. It writes comparison/ (a page and two contact
+sheets) and metrics/compare_image_generators.json. Stopped, it goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diptych.eval.clip import PROMPT
+from diptych.eval.comparison import write_comparison
+from diptych.eval.frechet import frechet_distance
+from diptych.eval.inspector import load_inspector
+from diptych.eval.report import contact_sheet
+from diptych.eval.retrieval import r_precision
+from diptych.features.shards import ShardDataset
+from diptych.model.image_generator import load_image_generator, save_image_generator
+from pipelines import stage as stages
+from pipelines.clips import read_clip
+from pipelines.evaluate import batched, encode_pixels
+from pipelines.image_generator import SHARDS, ImageGeneratorParams, png, reconstruct, train, val_metrics
+from pipelines.params import ParameterError
+from pipelines.stage import Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# The stage whose parameters, inputs and training these are.
+NAME = "image_generator"
+PICTURES = 24
+BATCH_SIZE = 100
+
+
+def main() -> None:
+    """Read the parameters, then train, measure, write. Ends with one line and status 1 where a user can mend it."""
+    parser = argparse.ArgumentParser(description="Compare two trainings of the image generator.")
+    parser.add_argument(
+        "--steps", type=int, help="of each training; image_generator.training.steps by default"
+    )
+    steps = parser.parse_args().steps
+    with stages.one_line_errors("compare_image_generators"):
+        stage, params = stages.read_stage(NAME, ImageGeneratorParams)
+        if params.training.game is None:
+            raise ParameterError(
+                f"params.yaml: {NAME}.training.game: expected a section to compare with, found null"
+            )
+        stages.prepare_process(stage.threads)
+        compare(stage, with_steps(params, steps or params.training.steps))
+
+
+def with_steps(params: ImageGeneratorParams, steps: int) -> ImageGeneratorParams:
+    """The same with another length; the warm start keeps its share."""
+    training = params.training
+    assert training.game is not None
+    warm = round(training.game.warm_start_steps * steps / training.steps)
+    game = dataclasses.replace(training.game, warm_start_steps=warm)
+    return dataclasses.replace(params, training=dataclasses.replace(training, steps=steps, game=game))
+
+
+def compare(stage: Stage, params: ImageGeneratorParams) -> None:
+    """Both trainings, one after the other; what is finished is not trained again."""
+    versions = {
+        "reconstruction": dataclasses.replace(
+            params, training=dataclasses.replace(params.training, game=None)
+        ),
+        "adversarial": params,
+    }
+    val = ShardDataset(SHARDS, "val")
+    indices = list(range(min(params.val_images, len(val))))
+    objects = [val.meta(index)["objects"] for index in indices]
+    judge = read_clip(Path("models/judge"), stage.device)
+    inspects = any(Path("models/inspector").iterdir())  # empty for data without attributes
+    inspector = load_inspector(Path("models/inspector"), stage.device) if inspects else None
+    texts = batched(judge.encode_texts, [PROMPT + val.captions(index)[0] for index in indices], BATCH_SIZE)
+
+    def judged(images: Tensor, embeddings: Tensor) -> dict[str, float]:
+        figures = {"r_precision_judge": r_precision(embeddings, texts, stage.seed)[0]}
+        if inspector:
+            figures["inspector.main_object"] = inspector.accuracy(images, objects)["main_object"]
+        return figures
+
+    encode = partial(encode_pixels, judge, stage.device)
+    folder = stage.training_folder / f"comparison-{params.training.steps}"
+    figures: dict[str, dict[str, float]] = {}
+    sheets = {}
+    real: Tensor | None = None
+    for name, version in versions.items():
+        minutes = trained(stage, version, folder / name)
+        generator = load_image_generator(folder / name / "model", stage.device)
+        painted = reconstruct(generator, val, indices, stage.device)
+        if real is None:
+            real = val.images(indices, generator.config.image_size)
+            real_embeddings = batched(encode, real, BATCH_SIZE)
+            figures["real"] = judged(real, real_embeddings)
+        embeddings = batched(encode, painted, BATCH_SIZE)
+        detected = val_metrics(generator, params.val_images, stage.device)
+        figures["real"] |= {
+            key.removeprefix("real."): value for key, value in detected.items() if key.startswith("real.")
+        }
+        figures[name] = {
+            "steps": params.training.steps,
+            "minutes": minutes,
+            **{key.removeprefix("reconstruction."): v for key, v in detected.items() if "real." not in key},
+            "frechet_judge": frechet_distance(embeddings, real_embeddings),
+            **judged(painted, embeddings),
+        }
+        rows = [
+            {"real": png(real[row]), "painted": png(painted[row])} for row in range(min(PICTURES, len(real)))
+        ]
+        sheets[name] = contact_sheet(rows, columns=3, views=("real", "painted"))
+
+    stage.write_metrics(
+        "metrics/compare_image_generators.json",
+        {f"{name}.{key}": value for name, row in figures.items() for key, value in row.items()},
+    )
+    with stage.write("comparison") as written:
+        written.mkdir()
+        for name, sheet in sheets.items():
+            sheet.save(written / f"{name}.png")
+        names = dict.fromkeys(key for row in figures.values() for key in row)
+        write_comparison(
+            written / "index.html",
+            "The image generator with and without the adversarial game",
+            f"The same network from the same weights (seed {stage.seed}), {params.training.steps} steps of batch "
+            f"{params.training.batch_size} each; measured on {len(indices)} pictures of the val split, which the "
+            "Fréchet distance depends on. Left in each pair the real picture, right what was repainted from its codes.",
+            {key: {name: row.get(key) for name, row in figures.items()} for key in names},
+            sheets,
+        )
+    shutil.rmtree(folder)
+    print(f"Comparison: {Path('comparison/index.html').resolve()}")
+
+
+def trained(stage: Stage, params: ImageGeneratorParams, folder: Path) -> float:
+    """Train into `folder`/model unless an earlier run has; returns the minutes of the run that ended it."""
+    facts = folder / "facts.json"
+    if facts.is_file():
+        return float(json.loads(facts.read_text())["minutes"])
+    started = time.monotonic()
+    generator, _ = train(stage, params, stage.device, os.path.relpath(folder, stage.training_folder))
+    save_image_generator(folder / "model", generator)
+    minutes = (time.monotonic() - started) / 60
+    facts.write_text(json.dumps({"minutes": minutes}))
+    return minutes
+
+
+if __name__ == "__main__":
+    main()
