@@ -109,12 +109,15 @@ class ImageGeneratorTrainingConfig(LoopConfig):
     betas: of both Adams. Paper: (0, 0.999). Reconstruction alone converges faster with momentum.
     reconstruction: "l1" or "huber" (D.5's Huber on pixels in -1..1, quadratic within 0.1).
     reconstruction_weight, perceptual_weight: weights of the two losses (D.5: 0 and 10).
+    perceptual_shift: pixels by which both pictures move at random before the perceptual encoder, which keeps its
+        strides from painting a grid (paper: 0; 3 suits a stride of 4).
     object_weight: pixels inside an object's box count 1 + object_weight times as much in the reconstruction
         loss; 0 for all alike. A box over the whole image (scenery) does not count.
     game: the adversarial game, or None for reconstruction and perceptual loss alone.
     evaluation: what is measured and shown meanwhile, or None.
     weight_decay, clip_norm, ema_decay, accumulation, precision, checkpoint_seconds: as in
         `diptych.model.training.loop.LoopConfig`; clip_norm holds for each network, the average is the generator's.
+        Spectral norms advance once with every piece of a step.
     """
 
     batch_size: int
@@ -124,6 +127,7 @@ class ImageGeneratorTrainingConfig(LoopConfig):
     reconstruction: str
     reconstruction_weight: float
     perceptual_weight: float
+    perceptual_shift: int = 0
     object_weight: float
     game: GameConfig | None = None
     evaluation: WatchConfig | None = None
@@ -222,7 +226,8 @@ class ImageGeneratorSteps:
             grid, real, emphasis = batch.on(device, self.codebook)
             with autocast_context(device, config.precision):
                 painted = self.generator(grid)
-                losses = reconstruction_losses(config, painted, real, emphasis, self.encoder)
+                shift = config.perceptual_shift
+                losses = reconstruction_losses(config, painted, real, emphasis, self.encoder, shift)
                 total = weighted_sum(losses, reconstruction_weights(config))
                 figures = losses
                 if playing:
@@ -255,6 +260,7 @@ def reconstruction_losses(
     real: Tensor,
     emphasis: Tensor | None,
     encoder: PyramidEncoder | None,
+    shift: int = 0,
 ) -> dict[str, Tensor]:
     """The terms that compare each picture with its own, by name, unweighted; painted and real float [n, 3, S, S] in
     -1..1."""
@@ -264,7 +270,7 @@ def reconstruction_losses(
         difference = functional.huber_loss(painted, real, reduction="none", delta=0.1) / 0.1
     losses = {"reconstruction": (difference if emphasis is None else difference * emphasis).mean()}
     if encoder is not None and config.perceptual_weight > 0:
-        losses["perceptual"] = perceptual_loss(encoder, painted, real)
+        losses["perceptual"] = perceptual_loss(encoder, painted, real, shift)
     return losses
 
 

@@ -70,11 +70,16 @@ def _read_state(file: Path) -> dict[str, Tensor]:
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def perceptual_loss(encoder: PyramidEncoder, painted: Tensor, real: Tensor) -> Tensor:
+def perceptual_loss(encoder: PyramidEncoder, painted: Tensor, real: Tensor, shift: int = 0) -> Tensor:
     """X-LXMERT D.5, equation 5: Huber distance of the encoder's feature maps, mean per map, summed over maps.
 
-    painted and real: float [n, 3, S, S] in -1..1; the gradient flows to `painted` only.
+    painted and real: float [n, 3, S, S] in -1..1; the gradient flows to `painted` only. shift: both are shifted alike,
+    by 0 to so many pixels down and right (what leaves on one side enters on the other), drawn from torch's generator.
+    An encoder's strides always weigh the same pixels more, and paint a grid where the pictures stand still.
     """
+    if shift:
+        offsets = torch.randint(shift + 1, (2,)).tolist()
+        painted, real = (torch.roll(pictures, offsets, dims=(2, 3)) for pictures in (painted, real))
     with torch.no_grad():
         targets = encoder.pyramid((real + 1) / 2)
     return feature_distance(encoder.pyramid((painted + 1) / 2), targets)
