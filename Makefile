@@ -92,4 +92,4 @@ $(VENV)/.complete-tools: $(VENV)/.complete
 	@touch $(VENV)/.complete $@
 
 clean:
-	rm -rf $(VENV) data/{dataset,features,codebook,shards,generated,evaluation.parquet} models plots report metrics/stages .cache/training .cache/unfinished .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) data/{dataset,features,codebook,shards,generated,evaluation.parquet} models plots report comparison metrics/stages .cache/training .cache/unfinished .mypy_cache .pytest_cache .ruff_cache

@@ -33,12 +33,13 @@ def check_params(params: Mapping[str, Any], stages: list[str], path: Path = PARA
 
 
 def check_sources(params: Mapping[str, Any]) -> None:
-    """Raise ParameterError for the first `source` of a stage that is not there and that no stage makes."""
-    for stage in ("dataset", "detector", "extract", "cluster"):
-        source = params[stage]["source"]
+    """Raise ParameterError for the first file or folder from others that is not there and that no stage makes."""
+    named = [(stage, "source") for stage in ("dataset", "detector", "extract", "cluster")]
+    for stage, key in (*named, ("image_generator", "perceptual_encoder")):
+        source = params[stage][key]
         if source not in MADE_BY_STAGES and not Path(source).exists():
             raise ParameterError(
-                f"{source}: no such file or folder; put it there or set {stage}.source in {PARAMS_FILE}"
+                f"{source}: no such file or folder; put it there or set {stage}.{key} in {PARAMS_FILE}"
             )
 
 

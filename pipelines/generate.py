@@ -92,7 +92,9 @@ def main(stage: Stage, params: GenerateParams) -> None:
             splits = dict.fromkeys((*wanted.caption.splits, *wanted.paint.splits))
             shards = {split: ShardDataset(Path("data/shards"), split) for split in splits}
             keys = {split: dataset.keys for split, dataset in shards.items()}
-            to_caption, to_paint = (draw(sample, keys, stage.seed) for sample in (wanted.caption, wanted.paint))
+            to_caption, to_paint = (
+                draw(sample, keys, stage.seed) for sample in (wanted.caption, wanted.paint)
+            )
             print(f"{name}: {len(to_caption)} pictures to caption, {len(to_paint)} to paint")
             with pq.ParquetWriter(folder / f"{name}.parquet", schema, compression="none") as writer:
                 for rows in generate(stage, params, shards, to_caption, to_paint):

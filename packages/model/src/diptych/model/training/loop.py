@@ -301,6 +301,8 @@ def run_training(
                 model.train()
                 evaluations.append({"step": step, **measured})
                 samples.extend({"step": step, **sample} for sample in shown)
+                figures_shown = ", ".join(f"{key} {value:.4g}" for key, value in measured.items())
+                tqdm.write(f"{name}, step {step}: {figures_shown}")
                 fallen = stopping.fallen(evaluations) if stopping else []
                 if stopping and not fallen:
                     kept = [weight.detach().clone() for weight in weights]
