@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from diptych.model.decoding.caption import encode_images
+from diptych.model.decoding.paint import paint_codes
 from diptych.model.sequence_objectives import (
     WORDS_PER_PASS,
     clip_loss,
@@ -169,6 +170,15 @@ def test_straight_through_paints_codes_with_the_soft_gradient(tiny):
     assert distances.min(-1).values.max() < 1e-5, "every vector is one of the codebook"
     vectors.square().mean().backward()
     assert tiny.model.code_head.codes.weight.grad.abs().sum() > 0
+
+
+def test_a_cold_painter_paints_what_decoding_paints(tiny):
+    with torch.no_grad():
+        vectors = relaxed_painting(
+            tiny.model, tiny.tokenizer, tiny.codebook, tiny.ids, 4, 2.0, 1.0, True, 1e-4
+        )
+        codes = paint_codes(tiny.model, tiny.tokenizer, tiny.codebook, tiny.ids, 4, 2.0).codes
+    torch.testing.assert_close(vectors, tiny.codebook[codes], rtol=1e-4, atol=1e-4)
 
 
 def test_feature_loss_is_the_squared_error_in_units_of_the_codebook(tiny):

@@ -119,11 +119,13 @@ def relaxed_painting(
     guidance: float,
     temperature: float,
     straight_through: bool = False,
+    sample_temperature: float = 1.0,
 ) -> Tensor:
     """Paint by mask-predict-k with Gumbel-softmax codes (UMT 4.2.2): codebook vectors ``[n, cells, D]``.
 
-    Each step samples its masked cells with Gumbel noise: the soft sample softmax((logits + noise) / temperature)
-    carries the gradient, its largest entry is the code that the next steps see. A cell's vector comes from the step
+    Each step samples its masked cells with Gumbel noise: the soft sample
+    softmax((logits / sample_temperature + noise) / temperature) carries the gradient, its largest entry, a draw from
+    softmax(logits / sample_temperature), is the code that the next steps see. A cell's vector comes from the step
     that last predicted it: the expected codebook vector under the soft sample, or with ``straight_through`` that of the
     largest entry, with the soft sample's gradient. Confidence is as in :func:`diptych.model.decoding.paint.paint_codes`.
     No gradient flows through the codes that one step shows the next.
@@ -141,7 +143,7 @@ def relaxed_painting(
         """Codebook vectors [n, p, D] with gradient; chosen codes and their log-probabilities [n, p] without."""
         logits = text.logits(features, masked, positions)
         gumbel = -torch.empty_like(logits).exponential_().clamp(min=1e-20).log()
-        relaxed = ((logits + gumbel) / temperature).softmax(-1)
+        relaxed = ((logits / sample_temperature + gumbel) / temperature).softmax(-1)
         chosen = relaxed.detach().argmax(-1)
         expected = relaxed @ codebook
         if straight_through:

@@ -60,6 +60,9 @@ class SequenceTrainingConfig(LoopConfig):
             grid features ("w/o CLIP-based loss" in UMT table 1).
         mask_predict_steps: k of painting [4].
         guidance: classifier-free guidance in painting [1: none].
+        paint_temperature: of the distributions that painting samples its codes from [1]. A painter trained with label
+            smoothing gives every code some chance: at 1 a fifth of the sampled cells show anything, while paintings
+            are decoded greedily in the end.
         gumbel_temperature: of the relaxed codes [1].
         straight_through: paint with the codes themselves instead of their mixtures [false].
         evaluation: what is measured on the val split meanwhile, and when it ends the training; None: nothing.
@@ -83,6 +86,7 @@ class SequenceTrainingConfig(LoopConfig):
     painting_loss: Literal["clip", "features"] = "clip"
     mask_predict_steps: int
     guidance: float
+    paint_temperature: float = 1.0
     gumbel_temperature: float
     straight_through: bool = False
     evaluation: SequenceEvaluationConfig | None = None
@@ -98,7 +102,7 @@ class SequenceTrainingConfig(LoopConfig):
         )
         if not 0 <= self.least_masked < 1:
             raise UserError(f"least_masked must be in [0, 1), is {self.least_masked}")
-        for name in ("sample_temperature", "gumbel_temperature"):
+        for name in ("sample_temperature", "paint_temperature", "gumbel_temperature"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be above 0, is {getattr(self, name)}")
         if self.baseline == "mean" and self.samples_per_image < 2:
@@ -278,6 +282,7 @@ class SequenceSteps:
                         config.guidance,
                         config.gumbel_temperature,
                         config.straight_through,
+                        config.paint_temperature,
                     )
                     if features is None:
                         mean = clip_loss(vectors, texts[rows], self.generator, self.scorer)
