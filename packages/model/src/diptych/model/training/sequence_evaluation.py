@@ -111,7 +111,7 @@ class SequenceEvaluation:
         if config.stopping and inspect is None and not set(config.stopping.watched) <= known:
             raise UserError(
                 f"evaluation.stopping.watched: {', '.join(sorted(set(config.stopping.watched) - known))} cannot be "
-                f"measured here; known are {', '.join(sorted(known))}"
+                f"measured here; leave it out. Known are {', '.join(sorted(known))}"
             )
 
     @torch.no_grad()
