@@ -27,7 +27,7 @@ from ruamel.yaml import YAML
 from diptych.eval.captions import CiderDReward
 from diptych.features.codebook import load_codebook
 from diptych.features.shards import ShardDataset
-from diptych.model.decoding.caption import encode_images, next_word_of, write_captions
+from diptych.model.decoding.caption import decode_captions, encode_images
 from diptych.model.training.initial import random_transformer
 from diptych.model.training.sequence import reference_words
 from diptych.model.training.token import TokenTrainingConfig, train_token
@@ -59,8 +59,8 @@ def captioning(attention: str, steps: int, seed: int, params: dict[str, Any]) ->
     captions = []
     for first in range(0, len(val), BATCH_SIZE):
         features = torch.from_numpy(val.grid(list(range(first, min(first + BATCH_SIZE, len(val)))))).float()
-        next_word = next_word_of(model, tokenizer, encode_images(model, features), config.caption_length)
-        written = write_captions(next_word, tokenizer, len(features), config.caption_length, "cpu")
+        images = encode_images(model, features)
+        written = decode_captions(model, tokenizer, images, config.caption_length)
         captions += [tokenizer.words(row) for row in written.ids]
     reward = CiderDReward(reference_words(tokenizer, val, config.caption_length))
     measured = {"cider_d": float(reward.reward(range(len(val)), captions).mean()), "seconds": seconds}

@@ -39,7 +39,7 @@ from benchmarks.reference_model import ReferenceModel
 from diptych.model import inference
 from diptych.model.config import TransformerConfig, named_config
 from diptych.model.decisions import REFERENCE
-from diptych.model.decoding.caption import decode_captions, decode_masked_captions
+from diptych.model.decoding.caption import MaskedNextWord, PrefixNextWord, write_captions
 from diptych.model.decoding.paint import paint_codes
 from diptych.model.importers.checkpoint import build
 from diptych.model.importers.names import common_names
@@ -149,13 +149,15 @@ class Sides:
 
     @torch.no_grad()
     def masked_captions(self, features: Tensor, model: UnifiedTransformer) -> Tensor:
-        visual = model.encode_visual(features)
-        return decode_masked_captions(model, self.tokenizer, visual, LENGTH, decisions=REFERENCE).ids
+        next_word = MaskedNextWord(model, model.encode_visual(features), self.tokenizer.mask)
+        return write_captions(
+            next_word, self.tokenizer, len(features), LENGTH, features.device, decisions=REFERENCE
+        ).ids
 
     @torch.no_grad()
     def prefix_captions(self, features: Tensor) -> Tensor:
-        prefix = self.fast.encode_visual_prefix(features)
-        return decode_captions(self.fast, self.tokenizer, prefix, LENGTH).ids
+        next_word = PrefixNextWord(self.fast, self.fast.encode_visual_prefix(features), LENGTH)
+        return write_captions(next_word, self.tokenizer, len(features), LENGTH, features.device).ids
 
     def paintings(self, ids: Tensor, model: UnifiedTransformer) -> Tensor:
         return paint_codes(model, self.tokenizer, self.codebook, ids, decisions=REFERENCE).codes

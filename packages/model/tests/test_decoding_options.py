@@ -12,7 +12,6 @@ from diptych.model.decoding.caption import (
     Captions,
     PrefixNextWord,
     decode_captions,
-    decode_masked_captions,
     word_log_probabilities,
 )
 from diptych.model.decoding.decode import caption_images, paint_captions
@@ -57,10 +56,9 @@ def test_defaults_are_greedy_captions_and_mask_predict(double, scheme):
     model, tokenizer = double.model, double.tokenizer
     model.config = replace(model.config, caption_attention=scheme)
     options = CaptionOptions(length=10)
-    if scheme == "prefix":
-        plain = decode_captions(model, tokenizer, model.encode_visual_prefix(double.features), 10)
-    else:
-        plain = decode_masked_captions(model, tokenizer, model.encode_visual(double.features), 10)
+    prefix = scheme == "prefix"
+    images = model.encode_visual_prefix(double.features) if prefix else [model.encode_visual(double.features)]
+    plain = decode_captions(model, tokenizer, images, 10)
     result = caption_images(model, tokenizer, double.features, options)
     assert result.ids.equal(plain.ids) and result.log_probabilities.equal(plain.log_probabilities)
     painted = paint_captions(model, tokenizer, double.codebook, double.ids, PaintOptions(guidance=2.0))

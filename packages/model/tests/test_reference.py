@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.reference_model import ReferenceModel
 from diptych.model.decisions import PAPER, REFERENCE
-from diptych.model.decoding.caption import decode_masked_captions
+from diptych.model.decoding.caption import decode_captions
 from diptych.model.decoding.paint import paint_codes
 from diptych.model.importers.checkpoint import build
 from diptych.model.importers.names import common_names
@@ -31,6 +31,7 @@ def build_pair(tiny, seed):
     outputs small, or else random networks write the same word everywhere."""
     torch.manual_seed(seed)
     config = dataclasses.replace(tiny.config, code_head="features", language_layers=2, codebook_size=60)
+    config = dataclasses.replace(config, caption_attention="masked")
     reference = ReferenceModel(config, torch.randn(60, 10) * 3, std=0.3).eval()
     with torch.no_grad():
         for name, parameter in reference.named_parameters():
@@ -69,13 +70,13 @@ def test_masked_captions_are_the_references_word_for_word(tiny):
         )
         with torch.no_grad():
             visual = pair.model.encode_visual(pair.features)
-        captions = decode_masked_captions(pair.model, tokenizer, visual, words + 2, decisions=REFERENCE)
+        captions = decode_captions(pair.model, tokenizer, [visual], words + 2, decisions=REFERENCE)
         for ours, theirs in zip(captions.ids.tolist(), expected.tolist(), strict=True):
             stop = theirs.index(tokenizer.stop) if tokenizer.stop in theirs else words
             assert ours == [*theirs[: stop + 1], tokenizer.sep] + [tokenizer.pad] * (words - stop)
             lengths.add(stop)
             written |= set(theirs[1 : stop + 1])
-        paper = decode_masked_captions(pair.model, tokenizer, visual, words + 2, decisions=PAPER)
+        paper = decode_captions(pair.model, tokenizer, [visual], words + 2, decisions=PAPER)
         assert not torch.isin(paper.ids[paper.log_probabilities != 0], tokenizer.forbidden).any()
     # The networks wrote many words, special ones among them, and captions of several lengths.
     assert len(lengths) > 2 and len(written) > 20 and written & set(special.tolist())

@@ -81,13 +81,24 @@ def masked_caption_loss(
     visual = model.encode_visual(features)
     if ids.shape[1] > 1:
         visual = visual.repeat_interleave(ids.shape[1], 0)
-    ids, positions = ids.flatten(0, 1), positions.flatten()
+    logits, targets = hidden_words(model, tokenizer, visual, ids.flatten(0, 1), positions.flatten())
+    return smoothed_cross_entropy(logits, targets, smoothing)
+
+
+def hidden_words(
+    model: UnifiedTransformer, tokenizer: CaptionTokenizer, visual: Tensor, ids: Tensor, positions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Hide one word of each of ids int64 ``[n, t]``, at ``positions`` int64 ``[n]``, and all that follow it.
+
+    Returns:
+        What ``masked`` captioning makes of the hidden word from the words before it and ``visual`` ``[n, v, h]``, logits
+        ``[n, V]``; and the word, int64 ``[n]``.
+    """
     ids = ids[:, : int(positions.max()) + 1]
     places = torch.arange(ids.shape[1], device=ids.device)
     targets = ids.gather(1, positions[:, None])[:, 0]
     hidden = ids.scatter(1, positions[:, None], tokenizer.mask)
-    logits = model.masked_caption_logits(hidden, places <= positions[:, None], visual, positions)
-    return smoothed_cross_entropy(logits, targets, smoothing)
+    return model.masked_caption_logits(hidden, places <= positions[:, None], visual, positions), targets
 
 
 def paint_loss(

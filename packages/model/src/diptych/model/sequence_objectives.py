@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diptych.model.decoding.caption import word_log_probabilities
 from diptych.model.decoding.paint import PaintText, mask_predict_counts
+from diptych.model.objectives import hidden_words
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.transformer import UnifiedTransformer
 
@@ -89,17 +90,9 @@ def scst_losses(
     for first in range(0, longest, WORDS_PER_PASS):
         rows, offsets = words[:, first : first + WORDS_PER_PASS].nonzero(as_tuple=True)
         positions = 1 + first + offsets
-        seen = ids[rows, : int(positions.max()) + 1]
-        hidden = seen.scatter(1, positions[:, None], tokenizer.mask)
-        visible = torch.arange(seen.shape[1], device=ids.device) <= positions[:, None]
-        chosen = ids[rows, positions]
 
-        def some_words(
-            rows: Tensor = rows, hidden: Tensor = hidden, visible: Tensor = visible,
-            positions: Tensor = positions, chosen: Tensor = chosen,
-        ) -> Tensor:  # fmt: skip
-            logits = model.masked_caption_logits(hidden, visible, leaf[image_of[rows]], positions)
-            return part(rows, logits, chosen)
+        def some_words(rows: Tensor = rows, positions: Tensor = positions) -> Tensor:
+            return part(rows, *hidden_words(model, tokenizer, leaf[image_of[rows]], ids[rows], positions))
 
         yield some_words
     gradient = leaf.grad

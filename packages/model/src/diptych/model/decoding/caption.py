@@ -207,30 +207,13 @@ def write_captions(
 def decode_captions(
     model: UnifiedTransformer,
     tokenizer: CaptionTokenizer,
-    prefix: list[Tensor],
-    length: int,
-    temperature: float = 0.0,
-    seeds: Sequence[int] | None = None,
-) -> Captions:
-    """Write one caption per image by the ``prefix`` scheme; ``prefix`` as in :class:`PrefixNextWord`, the rest as in
-    :func:`write_captions`."""
-    next_word = PrefixNextWord(model, prefix, length)
-    return write_captions(next_word, tokenizer, len(prefix[0]), length, prefix[0].device, temperature, seeds)
-
-
-@torch.no_grad()
-def decode_masked_captions(
-    model: UnifiedTransformer,
-    tokenizer: CaptionTokenizer,
-    visual: Tensor,
+    images: list[Tensor],
     length: int,
     temperature: float = 0.0,
     seeds: Sequence[int] | None = None,
     decisions: Decisions = PAPER,
 ) -> Captions:
-    """Write one caption per image by the ``masked`` scheme; ``visual`` as in :class:`MaskedNextWord`, the rest as in
-    :func:`write_captions`."""
-    next_word = MaskedNextWord(model, visual, tokenizer.mask)
-    return write_captions(
-        next_word, tokenizer, len(visual), length, visual.device, temperature, seeds, decisions
-    )
+    """Write one caption for each of ``images`` (:func:`encode_images`); the rest as in :func:`write_captions`."""
+    next_word = next_word_of(model, tokenizer, images, length)
+    count, device = len(images[0]), images[0].device
+    return write_captions(next_word, tokenizer, count, length, device, temperature, seeds, decisions)

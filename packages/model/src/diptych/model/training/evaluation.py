@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diptych.features.order import epoch_order
-from diptych.model.decoding.caption import encode_images, next_word_of, write_captions
+from diptych.model.decoding.caption import decode_captions, encode_images
 from diptych.model.decoding.paint import paint_codes
 from diptych.model.errors import UserError
 from diptych.model.objectives import (
@@ -145,8 +145,7 @@ class TokenEvaluation:
         with autocast_context(device, self.training.precision):
             length = self.training.caption_length
             images = encode_images(self.model, features)
-            next_word = next_word_of(self.model, self.tokenizer, images, length)
-            written = write_captions(next_word, self.tokenizer, count, length, device).ids
+            written = decode_captions(self.model, self.tokenizer, images, length).ids
             painted = paint_codes(
                 self.model,
                 self.tokenizer,

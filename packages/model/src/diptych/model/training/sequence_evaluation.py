@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.features.order import epoch_order
-from diptych.model.decoding.caption import encode_images, next_word_of, write_captions
+from diptych.model.decoding.caption import decode_captions, encode_images
 from diptych.model.decoding.paint import paint_codes
 from diptych.model.errors import UserError
 from diptych.model.precision import autocast_context
@@ -128,8 +128,7 @@ class SequenceEvaluation:
             with autocast_context(device, self.training.precision):
                 images = encode_images(self.model, on_device(self.features[rows], device))
                 length = self.training.caption_length
-                next_word = next_word_of(self.model, self.tokenizer, images, length)
-                written = write_captions(next_word, self.tokenizer, len(prompts), length, device).ids
+                written = decode_captions(self.model, self.tokenizer, images, length).ids
                 codes = paint_codes(
                     self.model,
                     self.tokenizer,
