@@ -322,14 +322,21 @@ class VisualEmbedding(nn.Module):
 
     def forward(self, features: Tensor, masked: Tensor | None = None) -> Tensor:
         """Embed features ``[n, v, D]``; cells where ``masked`` (bool ``[n, v]``) hold the mask feature."""
-        features = (features - self.feature_mean) / self.feature_scale
-        if masked is not None:
-            features = torch.where(masked[..., None], self.mask_feature, features)
+        if masked is None:
+            states = self.project(features)
+        else:
+            # The masked cells hold one and the same feature: one product for all of them.
+            states = self.features_norm(self.features(self.mask_feature)).expand(*masked.shape, -1).clone()
+            states[~masked] = self.project(features[~masked])
         positions = self.boxes(self.grid_boxes)
         if self.rows is not None and self.columns is not None:
             positions = positions + (self.rows.weight[:, None] + self.columns.weight).flatten(0, 1)
-        states = self.features_norm(self.features(features)) + self.boxes_norm(positions)
+        states = states + self.boxes_norm(positions)
         return F.dropout(states / 2, self.dropout, self.training)
+
+    def project(self, features: Tensor) -> Tensor:
+        """LayerNorm(dense(features)) of ``[..., D]``, without the boxes: ``[..., h]``."""
+        return self.features_norm(self.features((features - self.feature_mean) / self.feature_scale))
 
 
 def grid_boxes(grid_size: int) -> Tensor:

@@ -336,9 +336,9 @@ def run_training(
             loss, reported = add_gradients(pieces)
             gradients = [weight.grad for weight in [*weights, *rivals] if weight.grad is not None]
             processes.sum([*gradients, loss, *reported.values()])
-            norms = {"gradient_norm": torch.nn.utils.clip_grad_norm_(weights, config.clip_norm)}
-            if any(rival.grad is not None for rival in rivals):
-                norms["opponent_gradient_norm"] = torch.nn.utils.clip_grad_norm_(rivals, config.clip_norm)
+            norms = {"gradient_norm": clip_at_step(optimizer, weights, config.clip_norm)}
+            if opponent and any(rival.grad is not None for rival in rivals):
+                norms["opponent_gradient_norm"] = clip_at_step(opponent.optimizer, rivals, config.clip_norm)
 
             evaluating = evaluation is not None and ((step + 1) % evaluation.every == 0 or last)
             logging = (step + 1) % HISTORY_STEPS == 0 or last
@@ -424,6 +424,20 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
     rank would give neighbouring steps the dropout of neighbouring processes.
     """
     return int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:4], "little")
+
+
+def clip_at_step(optimizer: torch.optim.Optimizer, weights: Sequence[Tensor], largest: float) -> Tensor:
+    """Have the next step of a fused ``optimizer`` scale the gradients of ``weights`` to a norm of at most ``largest``;
+    return their norm.
+
+    It does what ``clip_grad_norm_`` does, but the kernel divides the gradients as it reads them, where torch's own function
+    reads and writes all of them once more.
+    """
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    # the way in which torch.amp.GradScaler hands its scale to an optimizer
+    optimizer.grad_scale = (norm / largest).clamp(min=1)  # type: ignore[attr-defined]
+    return norm
 
 
 def add_gradients(pieces: Sequence[Piece]) -> tuple[Tensor, Reported]:
