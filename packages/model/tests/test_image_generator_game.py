@@ -25,7 +25,7 @@ from diptych.model.training import loop
 from diptych.model.training.image_generator import (
     GameConfig,
     ImageGeneratorTrainingConfig,
-    WatchConfig,
+    SampleConfig,
     collapse,
     play,
     to_uint8,
@@ -214,7 +214,7 @@ LONG = game_config(
     ema_decay=0.9,
     checkpoint_seconds=0.0,
     perceptual_weight=1.0,
-    evaluation=WatchConfig(every=6, images=5, samples=2),
+    evaluation=SampleConfig(every=6, images=5, samples=2),
 )
 
 
@@ -262,7 +262,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 def test_evaluation_shows_the_same_pictures_and_changes_nothing() -> None:
     ends, records = [], []
-    for evaluation in (None, WatchConfig(every=3, images=5, samples=2)):
+    for evaluation in (None, SampleConfig(every=3, images=5, samples=2)):
         generator = fresh()
         config = game_config(evaluation=evaluation, perceptual_weight=1.0)
         torch.manual_seed(4)
@@ -338,7 +338,7 @@ def test_wrong_settings_are_named() -> None:
         with pytest.raises(UserError, match=message):
             game_config(**changes)
     with pytest.raises(UserError, match="evaluation.samples must be from 0 to images"):
-        WatchConfig(every=1, images=2, samples=3)
+        SampleConfig(every=1, images=2, samples=3)
 
 
 def test_both_rates_follow_the_schedule() -> None:

@@ -13,7 +13,7 @@ from diptych.model.checkpoints import TrainingCheckpoints
 from diptych.model.decoding.caption import decode_captions
 from diptych.model.decoding.paint import paint_codes
 from diptych.model.errors import UserError
-from diptych.model.training.loop import warmup_cosine
+from diptych.model.training.loop import warmup_constant, warmup_cosine
 from diptych.model.training.sequence import SequenceTrainingConfig, reference_words, train_sequence
 from diptych.model.training.sequence_evaluation import SequenceEvaluation, SequenceEvaluationConfig
 from diptych.model.training.stopping import Stopping
@@ -240,6 +240,21 @@ def test_greedy_captions_do_not_change_what_is_sampled_beside_them(tiny):
     assert not together[:, 0].equal(together[:, 1])
 
 
+def test_the_weight_of_the_clip_loss_scales_its_gradient_alone(tiny):
+    config = dataclasses.replace(SEQUENCE, steps=1, scst_steps=0, paint_steps=0, clip_norm=1e9)
+    (_, once), (_, thrice) = (
+        run_sequence(tiny, dataclasses.replace(config, clip_weight=weight), None) for weight in (1.0, 3.0)
+    )
+    assert thrice[0]["gradient_norm"] == pytest.approx(3 * once[0]["gradient_norm"], rel=1e-4)
+    assert thrice[0]["clip_loss"] == pytest.approx(once[0]["clip_loss"])
+
+
+@pytest.mark.parametrize("wrong", [{"warmup_share": 1.5}, {"clip_weight": -1.0}])
+def test_a_setting_out_of_range_is_named(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        dataclasses.replace(SEQUENCE, **wrong)
+
+
 def test_the_mean_baseline_wants_samples():
     with pytest.raises(UserError, match="samples_per_image to 2 or more"):
         dataclasses.replace(SEQUENCE, baseline="mean")
@@ -256,6 +271,9 @@ def test_learning_rate_and_task_schedule():
     assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
     assert rates[5] == 2.0 and rates == sorted(rates[:5]) + sorted(rates[5:], reverse=True)
     assert rates[-1] < 0.002
+    rates = [warmup_constant(step, 100, 2.0, 0.05) for step in range(100)]
+    assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0]) and set(rates[5:]) == {2.0}
+    assert {warmup_constant(step, 100, 2.0, 0.0) for step in range(100)} == {2.0}
     for share in (0.0, 0.3, 0.5, 1.0):
         assert caption_steps_before(1000, share) == 1000 * share
 

@@ -113,6 +113,7 @@ def relaxed_painting(
     temperature: float,
     straight_through: bool = False,
     sample_temperature: float = 1.0,
+    recompute: bool = True,
 ) -> Tensor:
     """Paint by mask-predict-k with Gumbel-softmax codes (UMT 4.2.2): codebook vectors ``[n, cells, D]``.
 
@@ -123,8 +124,8 @@ def relaxed_painting(
     largest entry, with the soft sample's gradient. Confidence is as in :func:`diptych.model.decoding.paint.paint_codes`.
     No gradient flows through the codes that one step shows the next.
 
-    Memory: a step keeps its inputs and is run again for its gradient, so that one step's graph is in memory instead of
-    those of all k. Uses torch's global generator.
+    Memory: with ``recompute`` a step keeps its inputs and is run again for its gradient, so that one step's graph is in
+    memory instead of those of all k. Uses torch's global generator.
     """
     n, cells, device = len(ids), model.config.cells, ids.device
     text = PaintText(model, tokenizer, ids, guidance)
@@ -153,7 +154,10 @@ def relaxed_painting(
             positions = confidences.argsort(dim=1, stable=True)[:, :count].sort(1).values
             features = codebook[codes]
             masked = torch.zeros_like(codes, dtype=torch.bool).scatter_(1, positions, True)
-        expected, chosen, chances = checkpoint(predict, features, masked, positions, use_reentrant=False)
+        if recompute:
+            expected, chosen, chances = checkpoint(predict, features, masked, positions, use_reentrant=False)
+        else:
+            expected, chosen, chances = predict(features, masked, positions)
         vectors = vectors.scatter(1, positions[..., None].expand_as(expected), expected.to(vectors.dtype))
         codes = codes.scatter(1, positions, chosen)
         confidences = confidences.scatter(1, positions, chances)

@@ -11,7 +11,6 @@ from torch import Tensor
 from diptych.features.order import epoch_order
 from diptych.model.decoding.caption import decode_captions, encode_images
 from diptych.model.decoding.paint import paint_codes
-from diptych.model.errors import UserError
 from diptych.model.objectives import (
     caption_loss,
     masked_caption_loss,
@@ -22,35 +21,29 @@ from diptych.model.objectives import (
 from diptych.model.precision import autocast_context
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.training.data import CaptionTable, on_device
-from diptych.model.training.loop import TrainingShards
+from diptych.model.training.loop import SampleConfig, TrainingShards, check_at_least_one
 from diptych.model.transformer import UnifiedTransformer
 
 BATCH_SIZE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class EvaluationConfig(SampleConfig):
     """Evaluation during training.
 
     Attributes:
-        every: steps between two evaluations; there is one more after the last step.
-        images: val images whose captions and codes the losses are of, at most all; drawn by the seed.
+        images: val images whose captions and codes the losses are of.
         samples: how many of them are captioned and painted, to be shown.
         mask_predict_steps, guidance: how they are painted.
+        every: as in :class:`diptych.model.training.loop.WatchConfig`.
     """
 
-    every: int
-    images: int
-    samples: int
     mask_predict_steps: int
     guidance: float
 
     def __post_init__(self) -> None:
-        for name in ("every", "images", "mask_predict_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"evaluation.{name} must be at least 1, is {getattr(self, name)}")
-        if not 0 <= self.samples <= self.images:
-            raise UserError(f"evaluation.samples must be from 0 to images ({self.images}), is {self.samples}")
+        super().__post_init__()
+        check_at_least_one(self, "mask_predict_steps", section="evaluation.")
 
 
 class TrainingSettings(Protocol):

@@ -27,8 +27,11 @@ from diptych.model.training.loop import (
     Opponent,
     Piece,
     Record,
+    SampleConfig,
+    check_at_least_one,
     fingerprint,
     run_training,
+    warmup_constant,
     warmup_cosine,
 )
 from diptych.model.training.perceptual import PyramidEncoder, feature_distance, perceptual_loss
@@ -79,26 +82,6 @@ class GameConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WatchConfig:
-    """What is measured and shown while this training runs.
-
-    every: steps between two evaluations; there is one more after the last step.
-    images: val pictures that the losses are of, at most all; drawn by the seed. samples: how many of them are shown.
-    """
-
-    every: int
-    images: int
-    samples: int
-
-    def __post_init__(self) -> None:
-        for name in ("every", "images"):
-            if getattr(self, name) < 1:
-                raise UserError(f"evaluation.{name} must be at least 1, is {getattr(self, name)}")
-        if not 0 <= self.samples <= self.images:
-            raise UserError(f"evaluation.samples must be from 0 to images ({self.images}), is {self.samples}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class ImageGeneratorTrainingConfig(LoopConfig):
     """How the image generator is trained.
 
@@ -114,7 +97,7 @@ class ImageGeneratorTrainingConfig(LoopConfig):
     object_weight: pixels inside an object's box count 1 + object_weight times as much in the reconstruction
         loss; 0 for all alike. A box over the whole image (scenery) does not count.
     game: the adversarial game, or None for reconstruction and perceptual loss alone.
-    evaluation: what is measured and shown meanwhile, or None.
+    evaluation: what is measured meanwhile, on val pictures, and shown; or None.
     weight_decay, clip_norm, ema_decay, accumulation, precision, checkpoint_seconds: as in
         `diptych.model.training.loop.LoopConfig`; clip_norm holds for each network, the average is the generator's.
         Spectral norms advance once with every piece of a step.
@@ -130,11 +113,11 @@ class ImageGeneratorTrainingConfig(LoopConfig):
     perceptual_shift: int = 0
     object_weight: float
     game: GameConfig | None = None
-    evaluation: WatchConfig | None = None
+    evaluation: SampleConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least_one("batch_size")
+        check_at_least_one(self, "batch_size")
         if self.reconstruction not in ("l1", "huber"):
             raise UserError(f"reconstruction must be l1 or huber, is {self.reconstruction!r}")
         if self.schedule not in SCHEDULES:
@@ -151,7 +134,7 @@ class ImageGeneratorTrainingConfig(LoopConfig):
     def generator_rate(self, step: int) -> float:
         """Learning rate of the generator in `step`."""
         if self.schedule == "constant":
-            return self.learning_rate * min(1.0, (step + 1) / max(1, round(self.steps * self.warmup_share)))
+            return warmup_constant(step, self.steps, self.learning_rate, self.warmup_share)
         return warmup_cosine(step, self.steps, self.learning_rate, self.warmup_share)
 
     def discriminator_rate(self, step: int) -> float:
@@ -347,7 +330,7 @@ class ImageGeneratorEvaluation:
     def __init__(
         self,
         config: ImageGeneratorTrainingConfig,
-        evaluation: WatchConfig,
+        evaluation: SampleConfig,
         generator: ImageGenerator,
         codebook: Tensor,
         val: ImageShards,

@@ -52,17 +52,51 @@ class LoopConfig:
     checkpoint_seconds: float
 
     def __post_init__(self) -> None:
-        self.check_at_least_one("steps", "accumulation")
-
-    def check_at_least_one(self, *names: str) -> None:
-        """Raise a UserError where a setting is below 1."""
-        for name in names:
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, is {getattr(self, name)}")
+        check_at_least_one(self, "steps", "accumulation")
 
     def determining(self) -> dict[str, Any]:
         """All settings that determine the result, for :func:`fingerprint`."""
         return {name: value for name, value in asdict(self).items() if name != "checkpoint_seconds"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    """What is measured while a training runs.
+
+    Attributes:
+        every: steps between two evaluations; there is one more after the last step.
+        images: val images that are measured, at most all; drawn by the seed.
+    """
+
+    every: int
+    images: int
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "every", "images", section="evaluation.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(WatchConfig):
+    """What is measured and shown while a training runs.
+
+    Attributes:
+        samples: how many of the images are shown.
+        every, images: as in :class:`WatchConfig`.
+    """
+
+    samples: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.samples <= self.images:
+            raise UserError(f"evaluation.samples must be from 0 to images ({self.images}), is {self.samples}")
+
+
+def check_at_least_one(settings: object, *names: str, section: str = "") -> None:
+    """Raise a UserError where one of the ``settings`` of a ``section`` is below 1."""
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise UserError(f"{section}{name} must be at least 1, is {getattr(settings, name)}")
 
 
 class Checkpoints(Protocol):
@@ -188,12 +222,17 @@ class Record:
     samples: list[dict[str, Any]]
 
 
+def warmup_constant(step: int, steps: int, peak: float, warmup_share: float) -> float:
+    """Learning rate of ``step``: linear from 0 to ``peak`` over the first share of the steps, then ``peak``."""
+    return peak * min(1.0, (step + 1) / max(1, round(steps * warmup_share)))
+
+
 def warmup_cosine(step: int, steps: int, peak: float, warmup_share: float) -> float:
-    """Learning rate of ``step``: linear from 0 to ``peak`` over the first share of the steps, then a cosine to 0
+    """Learning rate of ``step``: as :func:`warmup_constant` over the first share of the steps, then a cosine to 0
     (UMT 5.1)."""
     warmup = max(1, round(steps * warmup_share))
     if step < warmup:
-        return peak * (step + 1) / warmup
+        return warmup_constant(step, steps, peak, warmup_share)
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
@@ -321,6 +360,7 @@ def run_training(
     if start == 0 and evaluation is not None and evaluation.at_start:
         evaluate(0)
     saved_at = time.monotonic()
+    failed = failing_rows(history, failure)
     progress = Progress(name, start, config.steps, processes)
     reader = ReadAhead(steps.read, start, end)
     try:
@@ -364,7 +404,7 @@ def run_training(
                 means = figures.means()
                 history.append({"step": step + 1, "learning_rate": rate, **means})
                 progress.show(means)
-            failed = failing_rows(history, failure)
+                failed = failing_rows(history, failure)
             if failed == FAILING_ROWS:
                 raise UserError(
                     f"{name}: at step {step + 1} and for {FAILING_ROWS} history rows in turn {failure(history)}; "

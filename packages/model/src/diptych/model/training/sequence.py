@@ -25,8 +25,10 @@ from diptych.model.training.loop import (
     Piece,
     Record,
     TrainingShards,
+    check_at_least_one,
     fingerprint,
     run_training,
+    warmup_constant,
 )
 from diptych.model.training.processes import current_processes
 from diptych.model.training.sequence_evaluation import SequenceEvaluation, SequenceEvaluationConfig
@@ -50,12 +52,16 @@ class SequenceTrainingConfig(LoopConfig):
         scst_steps, clip_steps, paint_steps: how many steps of each task a cycle has, in this order [1, 1, 1].
         scst_batch_size, clip_batch_size, paint_batch_size: images, or captions to paint, in a step [160].
         caption_length: tokens of a caption, ``[CLS]`` and ``[SEP]`` included [17 words].
-        learning_rate: constant [1e-6].
+        learning_rate: constant [1e-6] after the warm-up.
+        warmup_share: of the steps, over which the learning rate rises from 0 [0]. AdamW knows nothing of the gradients'
+            sizes at first, and its first steps at the full rate undo some of what stage 1 has learned.
         label_smoothing, least_masked, text_drop: as in :class:`diptych.model.training.token.TokenTrainingConfig`.
         sample_temperature: of the captions that SCST samples and of the policy it improves [1].
         samples_per_image: captions that SCST samples of each image [1].
         baseline: of a sample's reward: ``greedy``, the reward of the greedy caption [greedy], or ``mean``, that of the
             image's other samples.
+        clip_weight: of the loss of whole pictures [1]. All tasks share AdamW's estimate of the gradients' sizes, and this
+            task's gradient is the smallest by far: at 1 its steps are shorter than those of the others.
         painting_loss: of whole pictures: ``clip`` [clip], or ``features``, the mean squared error to the real picture's
             grid features ("w/o CLIP-based loss" in UMT table 1).
         mask_predict_steps: k of painting [4].
@@ -65,6 +71,7 @@ class SequenceTrainingConfig(LoopConfig):
             are decoded greedily in the end.
         gumbel_temperature: of the relaxed codes [1].
         straight_through: paint with the codes themselves instead of their mixtures [false].
+        recompute: whether painting keeps the graph of one mask-predict step at a time and computes it twice, for memory.
         evaluation: what is measured on the val split meanwhile, and when it ends the training; None: nothing.
         weight_decay, clip_norm, ema_decay, accumulation, precision, seed, checkpoint_seconds: as in
             :class:`diptych.model.training.loop.LoopConfig`.
@@ -83,17 +90,21 @@ class SequenceTrainingConfig(LoopConfig):
     sample_temperature: float
     samples_per_image: int = 1
     baseline: Literal["greedy", "mean"] = "greedy"
+    warmup_share: float = 0.0
+    clip_weight: float = 1.0
     painting_loss: Literal["clip", "features"] = "clip"
     mask_predict_steps: int
     guidance: float
     paint_temperature: float = 1.0
     gumbel_temperature: float
     straight_through: bool = False
+    recompute: bool = True
     evaluation: SequenceEvaluationConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least_one(
+        check_at_least_one(
+            self,
             "scst_batch_size",
             "clip_batch_size",
             "paint_batch_size",
@@ -102,6 +113,10 @@ class SequenceTrainingConfig(LoopConfig):
         )
         if not 0 <= self.least_masked < 1:
             raise UserError(f"least_masked must be in [0, 1), is {self.least_masked}")
+        if not 0 <= self.warmup_share <= 1:
+            raise UserError(f"warmup_share must be in [0, 1], is {self.warmup_share}")
+        if self.clip_weight < 0:
+            raise UserError(f"clip_weight must be at least 0, is {self.clip_weight}")
         for name in ("sample_temperature", "paint_temperature", "gumbel_temperature"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be above 0, is {getattr(self, name)}")
@@ -283,12 +298,13 @@ class SequenceSteps:
                         config.gumbel_temperature,
                         config.straight_through,
                         config.paint_temperature,
+                        config.recompute,
                     )
                     if features is None:
                         mean = clip_loss(vectors, texts[rows], self.generator, self.scorer)
                     else:
                         mean = feature_loss(vectors, on_device(features, codebook.device), codebook)
-                return mean, {f"{config.painting_loss}_loss": mean.detach()}
+                return config.clip_weight * mean, {f"{config.painting_loss}_loss": mean.detach()}
 
             return Piece(len(texts[rows]) / len(texts), len(texts[rows]), loss)
 
@@ -338,7 +354,9 @@ def train_sequence(
         "sequence-level training",
         config,
         steps,
-        learning_rate=lambda step: config.learning_rate,
+        learning_rate=lambda step: warmup_constant(
+            step, config.steps, config.learning_rate, config.warmup_share
+        ),
         started_from=fingerprint(
             model, model.config, config.determining(), train.keys, steps.captions.texts, codebook, *frozen
         ),

@@ -21,7 +21,7 @@ from diptych.model.precision import autocast_context
 from diptych.model.sequence_objectives import PROMPT, Scorer
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.training.data import CaptionTable, on_device
-from diptych.model.training.loop import TrainingShards
+from diptych.model.training.loop import TrainingShards, WatchConfig
 from diptych.model.training.stopping import Stopping
 from diptych.model.transformer import UnifiedTransformer
 
@@ -59,24 +59,17 @@ class Settings(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceEvaluationConfig:
+class SequenceEvaluationConfig(WatchConfig):
     """Evaluation during sequence-level training, before the first step too.
 
     Attributes:
-        every: steps between two evaluations; there is one more after the last step.
-        images: val images that are captioned and whose first captions are painted, at most all; drawn by the seed.
+        images: val images that are captioned and whose first captions are painted.
         stopping: when falling figures end the training; None: never. It may watch ``val_cider_d`` and what the caller
             inspects paintings for, not ``val_clip_score``, which training raises anyway.
+        every: as in :class:`diptych.model.training.loop.WatchConfig`.
     """
 
-    every: int
-    images: int
     stopping: Stopping | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("every", "images"):
-            if getattr(self, name) < 1:
-                raise UserError(f"evaluation.{name} must be at least 1, is {getattr(self, name)}")
 
 
 class SequenceEvaluation:

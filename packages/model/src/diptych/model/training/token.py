@@ -29,6 +29,7 @@ from diptych.model.training.loop import (
     Piece,
     Record,
     TrainingShards,
+    check_at_least_one,
     fingerprint,
     run_training,
     warmup_cosine,
@@ -72,7 +73,7 @@ class TokenTrainingConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least_one("caption_batch_size", "captions_per_image", "paint_batch_size")
+        check_at_least_one(self, "caption_batch_size", "captions_per_image", "paint_batch_size")
         if not 0 <= self.caption_share <= 1:
             raise UserError(f"caption_share must be in [0, 1], is {self.caption_share}")
         if not 0 <= self.least_masked < 1:
