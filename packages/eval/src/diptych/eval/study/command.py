@@ -7,12 +7,13 @@ import csv
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from diptych.eval.errors import UserError
-from diptych.eval.study.plan import KINDS, make_plan
+from diptych.eval.study.plan import KINDS, Plan, make_plan
 from diptych.eval.study.vocabulary import read_vocabulary
 
 
@@ -138,18 +139,23 @@ def _create(options: argparse.Namespace) -> None:
     )
     create_study(options.study, plan, found, title=options.title, seed=options.seed)
     print(f"{options.study}: {len(shared)} of {len(captions)} captions have a picture of every system")
-    asked = [item for item in plan.items if not item.check]
-    for kind in KINDS:
-        groups: dict[str, int] = {}
-        for item in (item for item in asked if item.kind == kind):
-            group = f"{item.system} / {item.other}" if item.other else f"{item.system}, {item.category}"
-            groups[group] = groups.get(group, 0) + 1
-        for group, count in groups.items():
-            print(f"  {kind}: {group}: {count}")
+    print_counts(plan)
     lengths = [len(order) for order in plan.orders]
     print(f"{len(lengths)} annotators with {min(lengths)} to {max(lengths)} questions each. Next:")
     print(f"  diptych-study serve {options.study}")
     print(f"  diptych-study links {options.study}")
+
+
+def print_counts(plan: Plan) -> None:
+    """Per kind and pair of systems, or system and category: how many questions, answered by how many."""
+    answers = Counter(question.item for order in plan.orders for question in order)
+    groups: dict[tuple[str, str], list[int]] = {}
+    for number, item in enumerate(plan.items):
+        if not item.check:
+            group = f"{item.system} / {item.other}" if item.other else f"{item.system}, {item.category}"
+            groups.setdefault((item.kind, group), []).append(answers[number])
+    for (kind, group), counts in groups.items():
+        print(f"  {kind}: {group}: {len(counts)} by {min(counts)} annotators each")
 
 
 def read_captions(path: Path) -> dict[str, str]:

@@ -71,18 +71,11 @@ def _draw_preferences(axis: Axes, rows: list[Preference]) -> None:
             left += share.value
         # each share grows from its own end, and so does its interval
         ends = (
-            (row.system_share.low, row.system_share.high),
-            (1 - row.other_share.high, 1 - row.other_share.low),
+            (row.system_share.low, row.system_share.high, _OURS, 0.37),
+            (1 - row.other_share.high, 1 - row.other_share.low, _OTHER, 0.43),
         )
-        for low, high in ends:
-            axis.plot(
-                [low, high],
-                [place + 0.36] * 2,
-                color=_INK,
-                linewidth=1.6,
-                solid_capstyle="butt",
-                clip_on=False,
-            )
+        for low, high, color, below in ends:
+            axis.plot([low, high], [place + below] * 2, color=color, linewidth=2, clip_on=False)
         margin = row.margin
         text = f"{100 * margin.value:+.0f} [{100 * margin.low:+.0f}, {100 * margin.high:+.0f}]\nn = {row.answers}"
         axis.text(1.02, place, text, va="center", fontsize=9, color=_INK)
@@ -110,8 +103,8 @@ def _draw_hummus(axis: Axes, rows: tuple[Hummus, ...]) -> None:
             error_kw={"ecolor": _INK, "elinewidth": 1.6},
             label=row.system if row.category == "all" else None,
         )
-        axis.text(x, 0.02, f"{score.value:.2f}\nn = {row.items}", ha="center", fontsize=8, color="white")
-    axis.set_xticks(range(len(categories)), categories)
+    counts = {row.category: row.items for row in rows}  # every system has the same words
+    axis.set_xticks(range(len(categories)), [f"{name}\nn = {counts[name]}" for name in categories])
     axis.set_ylim(0, 1)
     axis.set_title(
         "HUMMUS: hidden words that most annotators found",
