@@ -1,0 +1,273 @@
+"""diptych-study: from two folders of pictures and their captions to links, answers and the plot."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diptych.eval.errors import UserError
+from diptych.eval.study.plan import KINDS, Plan, make_plan
+from diptych.eval.study.vocabulary import read_vocabulary
+
+
+def add_parser(subparsers: Any, name: str = "study") -> None:
+    """Hang `study create`, `study serve`, `study links` and `study results` under a command."""
+    parser = subparsers.add_parser(name, help="human study: preferences between pictures, and HUMMUS")
+    _add_commands(parser)
+
+
+def _add_commands(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="study_command", required=True, metavar="COMMAND")
+
+    create = commands.add_parser("create", help="make a study from folders of pictures and their captions")
+    create.add_argument("study", type=Path, help="the file to write, such as study.db")
+    create.add_argument(
+        "--captions",
+        type=Path,
+        required=True,
+        help='CSV with columns image and caption, or JSON: {"image": "caption"} '
+        'or [{"image_id": ..., "caption": ...}]; an image is a file name without or with its suffix',
+    )
+    create.add_argument(
+        "--system",
+        action="append",
+        required=True,
+        metavar="NAME=FOLDER",
+        help="repeat: the first is compared with each other one; annotators never see the names",
+    )
+    create.add_argument("--questions", nargs="+", choices=KINDS, default=list(KINDS), help="default: all")
+    create.add_argument("--items", type=int, default=300, help="captions for each comparison (default: 300)")
+    create.add_argument(
+        "--masked", type=int, default=100, help="hidden words per category and system (default: 100)"
+    )
+    create.add_argument("--annotators", type=int, default=10, help="personal links (default: 10)")
+    create.add_argument("--answers", type=int, default=5, help="annotators per question (default: 5)")
+    create.add_argument(
+        "--checks",
+        type=int,
+        default=2,
+        help="attention checks per annotator and kind of question (default: 2)",
+    )
+    create.add_argument(
+        "--words", type=Path, help="JSON of words to hide (default: COCO's nouns, verbs, colours)"
+    )
+    create.add_argument("--title", default="Picture study", help="what annotators read at the top")
+    create.add_argument("--seed", type=int, default=0, help="draws captions, orders and sides (default: 0)")
+    create.set_defaults(run=_create)
+
+    serve = commands.add_parser("serve", help="serve the study's pages; ends with Ctrl-C")
+    serve.add_argument("study", type=Path)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.set_defaults(run=_serve)
+
+    links = commands.add_parser("links", help="print the admin's and the annotators' links")
+    links.add_argument("study", type=Path)
+    links.add_argument("--url", default="http://127.0.0.1:8000", help="where the study is served")
+    links.set_defaults(run=_links)
+
+    results = commands.add_parser("results", help="tallies with intervals; the study may be running")
+    results.add_argument("study", type=Path)
+    results.add_argument("--json", type=Path, help="write the tallies to this file")
+    results.add_argument("--csv", type=Path, help="write all answers to this file")
+    results.add_argument("--plot", type=Path, help="draw the figure: .png or .svg")
+    results.add_argument(
+        "--resample",
+        choices=("items", "annotators"),
+        default="items",
+        help="what intervals draw anew (default: items)",
+    )
+    results.add_argument(
+        "--without-flagged", action="store_true", help="leave out annotators who fail the attention checks"
+    )
+    results.set_defaults(run=_results)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`diptych-study` and `python -m diptych.eval.study`: 0, or 1 with one line on stderr."""
+    parser = argparse.ArgumentParser(prog="diptych-study", description=__doc__)
+    _add_commands(parser)
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except UserError as error:
+        print(f"diptych-study: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _create(options: argparse.Namespace) -> None:
+    from diptych.eval.study.pictures import find_pictures
+    from diptych.eval.study.store import create_study
+
+    folders: dict[str, Path] = {}
+    for entry in options.system:
+        name, equals, folder = entry.partition("=")
+        if not equals or not name.strip() or not folder:
+            raise UserError(f"--system {entry}: wanted NAME=FOLDER")
+        if name in (*folders, "tie"):
+            raise UserError(f"--system {entry}: the name {name} is taken")
+        folders[name] = Path(folder)
+    captions = read_captions(options.captions)
+    found = {name: find_pictures(folder) for name, folder in folders.items()}
+    shared = {
+        key: text for key, text in captions.items() if all(key in pictures for pictures in found.values())
+    }
+    if not shared:
+        counts = ", ".join(
+            f"{sum(key in captions for key in found[name])} in {folders[name]}" for name in found
+        )
+        raise UserError(f"{options.captions}: no caption names a picture of every system ({counts})")
+    plan = make_plan(
+        shared,
+        list(folders),
+        read_vocabulary(options.words),
+        kinds=options.questions,
+        captions_per_pair=options.items,
+        captions_per_category=options.masked,
+        answers_per_item=options.answers,
+        annotators=options.annotators,
+        checks_per_kind=options.checks,
+        seed=options.seed,
+    )
+    create_study(options.study, plan, found, title=options.title, seed=options.seed)
+    print(f"{options.study}: {len(shared)} of {len(captions)} captions have a picture of every system")
+    print_counts(plan)
+    lengths = [len(order) for order in plan.orders]
+    print(f"{len(lengths)} annotators with {min(lengths)} to {max(lengths)} questions each. Next:")
+    print(f"  diptych-study serve {options.study}")
+    print(f"  diptych-study links {options.study}")
+
+
+def print_counts(plan: Plan) -> None:
+    """Per kind and pair of systems, or system and category: how many questions, answered by how many."""
+    answers = Counter(question.item for order in plan.orders for question in order)
+    groups: dict[tuple[str, str], list[int]] = {}
+    for number, item in enumerate(plan.items):
+        if not item.check:
+            group = f"{item.system} / {item.other}" if item.other else f"{item.system}, {item.category}"
+            groups.setdefault((item.kind, group), []).append(answers[number])
+    for (kind, group), counts in groups.items():
+        print(f"  {kind}: {group}: {len(counts)} by {min(counts)} annotators each")
+
+
+def read_captions(path: Path) -> dict[str, str]:
+    """Captions by picture (file name without suffix) from a CSV with columns image and caption, or JSON."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".csv":
+            rows: Any = list(csv.DictReader(text.splitlines()))
+        else:
+            rows = json.loads(text)
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path}: no readable captions ({error})") from None
+    if isinstance(rows, dict):
+        rows = [{"image": image, "caption": caption} for image, caption in rows.items()]
+    captions: dict[str, str] = {}
+    for number, row in enumerate(rows if isinstance(rows, list) else [None]):
+        image = row.get("image", row.get("image_id")) if isinstance(row, dict) else None
+        caption = row.get("caption") if isinstance(row, dict) else None
+        if not isinstance(image, (str, int)) or not isinstance(caption, str) or not caption.strip():
+            raise UserError(f"{path}: entry {number + 1} has no image (or image_id) and caption")
+        name = str(image)
+        key = Path(name).stem if Path(name).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") else name
+        if key in captions:
+            raise UserError(f"{path}: {key} has two captions; keep the one that the pictures were made from")
+        if len(caption) > 1000:
+            raise UserError(f"{path}: the caption of {key} is longer than 1000 letters")
+        captions[key] = " ".join(caption.split())
+    if not captions:
+        raise UserError(f"{path}: holds no captions")
+    return captions
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from diptych.eval.study.store import Study
+
+    study = Study(options.study)
+    try:
+        import uvicorn
+
+        from diptych.eval.study.app import make_app
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is missing: pip install 'diptych-eval[study]'") from None
+
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    print(f"Admin: http://{host}:{options.port}/a/{study.admin_token}", flush=True)
+    # no access log: its lines would hold the links
+    uvicorn.run(
+        make_app(study),
+        host=options.host,
+        port=options.port,
+        access_log=False,
+        server_header=False,
+        log_level="warning",
+        limit_concurrency=200,
+        timeout_graceful_shutdown=5,
+    )
+
+
+def _links(options: argparse.Namespace) -> None:
+    from diptych.eval.study.store import Study
+
+    study, url = Study(options.study), options.url.rstrip("/")
+    print(f"admin  {url}/a/{study.admin_token}")
+    for annotator in study.annotators():
+        print(f"{annotator.name:<6} {url}/s/{annotator.token}")
+
+
+def _results(options: argparse.Namespace) -> None:
+    from diptych.eval.study.figure import draw_figure
+    from diptych.eval.study.results import answers_csv, tally
+    from diptych.eval.study.store import Study
+
+    if options.plot is not None and options.plot.suffix.lower() not in (".png", ".svg"):
+        raise UserError(f"--plot {options.plot}: the name has to end in .png or .svg")
+    study = Study(options.study)
+    results = tally(study, resample=options.resample, without_flagged=options.without_flagged)
+    for row in results.preferences:
+        shares = " | ".join(
+            f"{name} {100 * share.value:.0f}% [{100 * share.low:.0f}, {100 * share.high:.0f}]"
+            for name, share in (
+                (row.system, row.system_share),
+                ("tie", row.tie_share),
+                (row.other, row.other_share),
+            )
+        )
+        print(f"{row.kind}: {shares} ({row.answers} answers, {row.items} pairs)")
+    for entry in results.hummus:
+        score = entry.score
+        print(
+            f"hummus: {entry.system}, {entry.category}: {score.value:.2f} [{score.low:.2f}, {score.high:.2f}] "
+            f"({entry.answers} answers, {entry.items} pictures)"
+        )
+    answered, asked = (
+        sum(getattr(one, name) for one in results.attendance) for name in ("answered", "questions")
+    )
+    print(f"{answered} of {asked} answers; intervals: {results.interval}")
+    flagged = [one.annotator for one in results.attendance if one.flagged]
+    if flagged:
+        print(f"fail the attention checks: {', '.join(flagged)}" + " (left out)" * options.without_flagged)
+    if options.json is not None:
+        _write(options.json, json.dumps(results.as_json(), indent=1).encode())
+    if options.csv is not None:
+        _write(options.csv, answers_csv(study).encode())
+    if options.plot is not None:
+        _write(options.plot, draw_figure(results, options.plot.suffix[1:].lower()))
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path} could not be written ({error})") from None

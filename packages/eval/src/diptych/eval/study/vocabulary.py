@@ -1,0 +1,155 @@
+"""HUMMUS: which word of a caption is hidden, and which typed words are that word.
+
+Words match on their lemma, as in X-LXMERT (6.1). The hidden word is always one of a short list, so no lemmatiser has to
+guess: all inflected forms of a listed word are written down from rules and a list of irregular ones, and a typed word
+matches if it is one of them. (A general one without downloads, simplemma 2.0, leaves "sitting" and "hitting" as they are.)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from diptych.eval.errors import UserError
+
+_WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
+_NOT_CATEGORIES = ("irregular", "ambiguous")
+_VOWELS = "aeiou"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words that HUMMUS hides.
+
+    forms: per category ("noun", "verb", "colour", ...) and word, all spellings that count as that word.
+    hidden: per category and spelling the word it is a form of, only spellings that belong to one category.
+    longest: most words in one entry ("traffic light": 2).
+    """
+
+    forms: Mapping[str, Mapping[str, frozenset[str]]]
+    hidden: Mapping[str, tuple[str, str]]
+    longest: int
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A word to hide: caption[start:end] is a form of `word`, one of the words of `category`."""
+
+    category: str
+    word: str
+    start: int
+    end: int
+
+
+def read_vocabulary(path: Path | None = None) -> Vocabulary:
+    """Words from a JSON file; None reads the 80 COCO nouns, 64 verbs and 10 colours of this package.
+
+    The file holds {"noun": [...], "verb": [...], "colour": [...], ...}; optional are "irregular": {word: [forms]}
+    for what the rules do not make, and "ambiguous": [forms] that are never hidden. Words of "verb" are inflected as
+    verbs and hidden only where inflected ("sitting", not "park", which may be a place: no tagger decides);
+    "colour" is not inflected; all others take plurals.
+    """
+    source = path if path is not None else resources.files(__package__).joinpath("words/coco.json")
+    try:
+        content = json.loads(source.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: no readable JSON of words ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f'{source}: wanted {{"noun": [...], "verb": [...], "colour": [...]}}')
+    irregular, ambiguous = content.get("irregular", {}), content.get("ambiguous", [])
+    if not isinstance(irregular, dict) or not all(_is_words(value) for value in irregular.values()):
+        raise UserError(f'{source}: "irregular" has to be an object of lists of words')
+    if not _is_words(ambiguous):
+        raise UserError(f'{source}: "ambiguous" has to be a list of words')
+
+    forms: dict[str, dict[str, frozenset[str]]] = {}
+    hidden: dict[str, tuple[str, str]] = {}
+    shared = set(ambiguous)
+    for category, words in content.items():
+        if category in _NOT_CATEGORIES:
+            continue
+        if not _is_words(words):
+            raise UserError(f'{source}: "{category}" has to be a list of words')
+        forms[category] = {
+            word: frozenset({word, *_regular_forms(word, category), *irregular.get(word, [])})
+            for word in (entry.lower() for entry in words)
+        }
+        for word, spellings in forms[category].items():
+            for spelling in spellings - {word} if category == "verb" else spellings:
+                if spelling in hidden:
+                    shared.add(spelling)
+                hidden[spelling] = (category, word)
+    if not hidden:
+        raise UserError(f"{source}: holds no words")
+    for spelling in shared:
+        hidden.pop(spelling, None)
+    return Vocabulary(forms, hidden, max(len(spelling.split()) for spelling in hidden))
+
+
+def _is_words(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) and word.strip() for word in value)
+
+
+def _regular_forms(word: str, category: str) -> set[str]:
+    """All spellings that the rules allow, right ones and harmless ones ("siting" beside "sitting")."""
+    if category in ("colour", "color"):
+        return set()
+    forms = {word + "s"}
+    consonant_y = word.endswith("y") and word[-2:-1] not in _VOWELS
+    if word.endswith(("s", "x", "z", "ch", "sh", "o")):
+        forms.add(word + "es")
+    if consonant_y:
+        forms.add(word[:-1] + "ies")
+    if category != "verb":
+        if word.endswith(("f", "fe")):
+            forms.add(word.rstrip("e")[:-1] + "ves")
+        return forms
+    stems = {word}
+    if word.endswith("e"):
+        stems = {word[:-1]}
+    elif word[-1] not in _VOWELS + "wxy" and word[-2:-1] in list(_VOWELS):
+        stems.add(word + word[-1])
+    for stem in stems:
+        forms |= {stem + "ing", stem + "ed"}
+    if word.endswith("ie"):
+        forms.add(word[:-2] + "ying")
+    if consonant_y:
+        forms.add(word[:-1] + "ied")
+    return forms
+
+
+def find_masks(caption: str, vocabulary: Vocabulary) -> list[Mask]:
+    """Words of a caption that may be hidden, in their order; the longest entry wins ("hot dog" over "dog").
+
+    A word whose other occurrence would give it away is left out.
+    """
+    tokens = [(found.group().lower().replace("\u2019", "'"), found) for found in _WORD.finditer(caption)]
+    masks, position = [], 0
+    while position < len(tokens):
+        for length in range(min(vocabulary.longest, len(tokens) - position), 0, -1):
+            phrase = " ".join(token for token, _ in tokens[position : position + length])
+            if phrase in vocabulary.hidden:
+                start, end = tokens[position][1].start(), tokens[position + length - 1][1].end()
+                masks.append(Mask(*vocabulary.hidden[phrase], start, end))
+                position += length - 1
+                break
+        position += 1
+    words = [mask.word for mask in masks]
+    return [mask for mask in masks if words.count(mask.word) == 1]
+
+
+def normal_answer(answer: str) -> str:
+    """A typed word in the form that is compared: lower case, no article, no spaces, hyphens or outer signs."""
+    plain = unicodedata.normalize("NFKC", answer).casefold().replace("\u2019", "'").strip(" \t.,;:!?\"'_-")
+    plain = re.sub(r"^(?:a|an|the)\s+", "", plain)
+    return re.sub(r"[\s-]+", "", plain)
+
+
+def is_match(answer: str, accepted: frozenset[str] | tuple[str, ...]) -> bool:
+    """Whether a typed word is one of the accepted spellings ("hotdogs" is "hot dog")."""
+    return normal_answer(answer) in {normal_answer(spelling) for spelling in accepted}
