@@ -132,9 +132,10 @@ class Parts:
     detector: Path
 
 
-@pytest.fixture(scope="session", params=["prefix", "masked"])
+@pytest.fixture(scope="session")
 def parts(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Parts:
-    """Random parts that fit each other: 16 codes, features of 12, pictures of 16 pixels."""
+    """Random parts that fit each other: 16 codes, features of 12, pictures of 16 pixels. Parametrised, it captions by
+    the attention of this name."""
     folder = tmp_path_factory.mktemp("parts")
     found = Parts(folder / "transformer", folder / "image_generator", folder / "detector")
     torch.manual_seed(1)
@@ -150,12 +151,12 @@ def parts(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
         codebook_size=16,
         feature_dim=12,
         grid_size=8,
-        cell_positions=True,
+        cell_positions=False,
         text_positions=20,
         dropout=0.0,
         code_head="features",
         initial_std=0.3,
-        caption_attention=request.param,
+        caption_attention=getattr(request, "param", "prefix"),
     )
     detector = Detector(DetectorConfig(32, (8, 8, 8, 8), 8, 12), ["kite", "boat"], ["red", "blue"])
     for parameter in detector.parameters():

@@ -22,6 +22,7 @@ from diptych.model.image_generator import load_image_generator
 from diptych.model.packaged.attention import piece_attention
 from diptych.model.pretrained import load_transformer
 
+pytestmark = pytest.mark.parametrize("parts", ["prefix", "masked"], indirect=True, scope="session")
 TEXTS = ["a red kite floats.", "two blue boats rest on the sea.", "a green house stands alone."]
 
 
