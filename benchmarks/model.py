@@ -31,7 +31,6 @@ import torch
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedTokenizerFast
 
 from benchmarks.alternate import alternate, median_ratio, seconds
 from benchmarks.figures import record
@@ -84,7 +83,7 @@ def numbered_tokenizer(size: int) -> CaptionTokenizer:
     backend = Tokenizer(
         models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token="[UNK]")
     )
-    return CaptionTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
+    return CaptionTokenizer(backend)
 
 
 class Sides:

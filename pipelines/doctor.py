@@ -113,12 +113,15 @@ def check_packages(root: Path, version_of: Callable[[str], str] = importlib.meta
 
 
 def _required(root: Path) -> set[str]:
-    """Names that the packages' pyproject.toml files and the Makefile's PIPELINE list."""
+    """Names that the packages' pyproject.toml files, with the extras that the Makefile installs, and its PIPELINE list."""
     import tomllib
 
     required: set[str] = set()
     for project in root.glob("packages/*/pyproject.toml"):
-        required.update(tomllib.loads(project.read_text("utf-8"))["project"].get("dependencies", []))
+        content = tomllib.loads(project.read_text("utf-8"))["project"]
+        extras = content.get("optional-dependencies", {})
+        required.update(content.get("dependencies", []))
+        required.update(name for extra in ("pipeline", "use") for name in extras.get(extra, []))
     if line := re.search(r"^PIPELINE\s*:=(.*)$", (root / "Makefile").read_text("utf-8"), re.MULTILINE):
         required.update(line[1].split())
     names = {re.split(r"[\s<>=!~;\[]", requirement.strip())[0] for requirement in required}

@@ -1,15 +1,26 @@
-"""Tiny stand-ins for what the transformer trains on."""
+"""Tiny stand-ins for what the transformer trains on, and a tiny packaged model."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+from diptych.eval.clip import Clip, ClipConfig, build_clip
+from diptych.features.detector.network import Detector, DetectorConfig, save_detector
+from diptych.model import Diptych
 from diptych.model.config import TransformerConfig
+from diptych.model.decoding.options import CaptionOptions, PaintOptions
+from diptych.model.image_generator import ImageGenerator, named_config, save_image_generator
+from diptych.model.packaged.directory import write_package
+from diptych.model.packaged.examples import Examples
+from diptych.model.pretrained import save_transformer
 from diptych.model.tokenizer import build_tokenizer
 from diptych.model.transformer import UnifiedTransformer
 
@@ -110,3 +121,101 @@ def tiny() -> SimpleNamespace:
         generator=FakeGenerator(),
         scorer=FakeScorer(),
     )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Folders with tiny random parts of one model, on a grid of 8x8: what `write_package` takes."""
+
+    transformer: Path
+    image_generator: Path
+    detector: Path
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Parts:
+    """Random parts that fit each other: 16 codes, features of 12, pictures of 16 pixels. Parametrised, it captions by
+    the attention of this name."""
+    folder = tmp_path_factory.mktemp("parts")
+    found = Parts(folder / "transformer", folder / "image_generator", folder / "detector")
+    torch.manual_seed(1)
+    tokenizer = build_tokenizer([text for texts in CAPTIONS for text in texts], min_count=1)
+    config = TransformerConfig(
+        hidden_size=24,
+        attention_heads=3,
+        intermediate_size=40,
+        language_layers=1,
+        visual_layers=1,
+        cross_layers=2,
+        vocab_size=len(tokenizer),
+        codebook_size=16,
+        feature_dim=12,
+        grid_size=8,
+        cell_positions=False,
+        text_positions=20,
+        dropout=0.0,
+        code_head="features",
+        initial_std=0.3,
+        caption_attention=getattr(request, "param", "prefix"),
+    )
+    detector = Detector(DetectorConfig(32, (8, 8, 8, 8), 8, 12), ["kite", "boat"], ["red", "blue"])
+    for parameter in detector.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.2)
+    codebook = torch.rand(16, 12) * 3
+    model = UnifiedTransformer(config).eval()
+    model.set_codebook(codebook)
+    save_transformer(found.transformer, model, tokenizer, codebook)
+    save_detector(detector, found.detector)
+    generator = ImageGenerator(named_config("smoke", feature_dim=12, image_size=16, block_channels=(16, 8)))
+    generator.fit_input(codebook)
+    save_image_generator(found.image_generator, generator)
+    return found
+
+
+@pytest.fixture(scope="session")
+def scorer() -> Clip:
+    """A tiny random CLIP that knows the captions' words."""
+    config = ClipConfig(16, 16, 1, 16, 4, 8, 16, 1, 2, 20, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return build_clip(config, CAPTIONS, seed=0)
+
+
+@pytest.fixture(scope="session")
+def package(parts: Parts, scorer: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packaged model of these parts; tests that change it copy it first."""
+    random = np.random.default_rng(0)
+    examples = Examples(
+        random.integers(0, 256, (16, 2, 8, 8, 3)).astype(np.uint8),
+        np.where(np.arange(32).reshape(16, 2) % 5, 1.0, np.inf).astype(np.float32),
+    )
+    folder = tmp_path_factory.mktemp("package") / "package"
+    write_package(
+        folder,
+        transformer=parts.transformer,
+        image_generator=parts.image_generator,
+        detector=parts.detector,
+        captioning=CaptionOptions(length=12),
+        painting=PaintOptions(steps=3, guidance=1.5),
+        scorer=scorer,
+        examples=examples,
+        origin={"commit": "abc"},
+        card="A card.\n",
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def diptych(package: Path) -> Diptych:
+    """The packaged model, loaded; nothing changes it."""
+    return Diptych.from_pretrained(package, device="cpu", precision="float32")
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[Image.Image]:
+    """Five random pictures of different sizes."""
+    random = np.random.default_rng(3)
+    sizes = ((32, 32), (40, 24), (24, 40), (32, 32), (64, 48))
+    return [
+        Image.fromarray(random.integers(0, 256, (height, width, 3)).astype(np.uint8))
+        for width, height in sizes
+    ]

@@ -39,7 +39,12 @@ def read_image(source: Path | bytes, name: str | None = None) -> Image.Image:
     """
     with _opened(source, name) as image:
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A picture that Pillow has opened, as `read_image` returns it."""
+    return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def image_size(source: Path | bytes, name: str | None = None) -> tuple[int, int]:

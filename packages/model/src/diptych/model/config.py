@@ -98,7 +98,8 @@ class TransformerConfig:
 
 
 def read_config(path: Path, **sizes: int) -> TransformerConfig:
-    """Read a config file; ``sizes`` (usually vocab_size, codebook_size, feature_dim) override or complete it.
+    """Read a config file; ``sizes`` (usually vocab_size, codebook_size, feature_dim) override or complete it. That of a
+    packaged model (:mod:`diptych.model.packaged`) has the sizes in its section ``transformer``.
 
     Raises:
         UserError: the file is missing or not JSON, or a key is unknown, absent or of a wrong kind.
@@ -111,6 +112,8 @@ def read_config(path: Path, **sizes: int) -> TransformerConfig:
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(written, dict):
         raise UserError(f"{path}: holds a {type(written).__name__}, not an object of a transformer's sizes")
+    if isinstance(written.get("transformer"), dict):
+        written = written["transformer"]
     values = {**written, **sizes}
     names = {field.name for field in fields(TransformerConfig)}
     if values.keys() != names:

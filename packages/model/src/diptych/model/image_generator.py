@@ -37,6 +37,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 from diptych.model.errors import UserError
+from diptych.model.weights import unpack_weights
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 SIZES = ("smoke", "toybox", "toybox_128", "base")
@@ -387,7 +388,7 @@ def load_image_generator(folder: Path, device: torch.device | str = "cpu") -> Im
             raise UserError(f"{file} is missing; run the image_generator stage or pull the model")
     generator = ImageGenerator(read_config(config_file))
     try:
-        generator.load_state_dict(load_file(weights_file))
+        generator.load_state_dict(unpack_weights(load_file(weights_file)))
     except (RuntimeError, SafetensorError) as error:
         raise UserError(f"{weights_file} does not fit {config_file}: {error}") from error
     return generator.to(device).eval()

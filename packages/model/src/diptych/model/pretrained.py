@@ -1,4 +1,7 @@
-"""The model directory: config.json, model.safetensors, tokenizer files, codebook.safetensors. No pickle."""
+"""The model directory: config.json, model.safetensors, tokenizer files, codebook.safetensors. No pickle.
+
+A packaged model (:mod:`diptych.model.packaged`), which has its codebook in a folder of its own, is read as well.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,12 @@ from diptych.model.config import read_config
 from diptych.model.errors import UserError
 from diptych.model.tokenizer import CaptionTokenizer, load_tokenizer
 from diptych.model.transformer import UnifiedTransformer
+from diptych.model.weights import unpack_weights
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CODEBOOK_FILE = "codebook.safetensors"
+CODEBOOK_FOLDER = "codebook"
 
 
 def check_codebook(model: UnifiedTransformer, codebook: Tensor, name: str) -> None:
@@ -51,12 +56,12 @@ def load_transformer(
         UserError: a file is missing, unreadable or does not fit the others.
     """
     config = read_config(folder / CONFIG_FILE)
-    weights = read_tensors(folder / WEIGHTS_FILE)
-    tensors = read_tensors(folder / CODEBOOK_FILE)
+    weights = unpack_weights(read_tensors(folder / WEIGHTS_FILE))
+    packaged = folder / CODEBOOK_FOLDER / CODEBOOK_FILE
+    codebook_file = packaged if packaged.exists() else folder / CODEBOOK_FILE
+    tensors = read_tensors(codebook_file)
     if "centroids" not in tensors:
-        raise UserError(
-            f"{folder / CODEBOOK_FILE}: no tensor 'centroids'; copy the codebook of the cluster stage"
-        )
+        raise UserError(f"{codebook_file}: no tensor 'centroids'; copy the codebook of the cluster stage")
     tokenizer = load_tokenizer(folder)
     if len(tokenizer) != config.vocab_size:
         raise UserError(
@@ -69,7 +74,7 @@ def load_transformer(
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise UserError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {error}") from None
-    check_codebook(model, tensors["centroids"], str(folder / CODEBOOK_FILE))
+    check_codebook(model, tensors["centroids"], str(codebook_file))
     return model.to(device).eval(), tokenizer, tensors["centroids"].to(device)
 
 

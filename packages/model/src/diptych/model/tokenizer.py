@@ -15,9 +15,10 @@ from torch import Tensor
 from diptych.model.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Tokenizer
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SPECIAL_NAMES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 STOP = "."
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
@@ -28,13 +29,19 @@ class CaptionTokenizer:
     The full stop ends a caption: it is a token of its own, one is appended where a caption has none, and any other
     full stop is dropped.
 
+    It works on the library's own tokenizer: transformers takes seconds to import, and its wrapper of this tokenizer
+    changes settings at every call, so that threads could not share it. These can.
+
     Attributes:
         pad, cls, sep, mask, unk: ids of the special tokens.
         stop: id of the full stop.
         forbidden: int64 tensor, the ids that no decoder may write: the special tokens.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True  # names of special tokens in a caption are ordinary text
         self._tokenizer = tokenizer
         vocabulary = tokenizer.get_vocab()
         check_vocabulary(vocabulary, "the tokenizer")
@@ -44,12 +51,11 @@ class CaptionTokenizer:
 
     def __len__(self) -> int:
         """Size of the vocabulary."""
-        return len(self._tokenizer)
+        return self._tokenizer.get_vocab_size()
 
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text's word pieces, as they stand there. Names of special tokens are ordinary text."""
-        settings = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-        return self._tokenizer(list(texts), **settings)["input_ids"] if texts else []
+        return [text.ids for text in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
     def encode(self, captions: Sequence[str], length: int) -> Tensor:
         """Encode captions to int64 ``[n, length]``.
@@ -115,9 +121,25 @@ class CaptionTokenizer:
         """Write one caption, int64 ``[length]``, as text: ``a red kite.``"""
         return self._tokenizer.decode(self.words(ids)).replace(" .", ".")
 
+    def group_pieces(self, words: Sequence[int]) -> list[tuple[str, int]]:
+        """Return the words that word pieces, as of :meth:`words`, spell, each with the number of its pieces; the full
+        stop is a word of its own."""
+        groups: list[tuple[str, int]] = []
+        for piece in words:
+            text = self._tokenizer.id_to_token(piece) or SPECIAL_TOKENS[1]
+            if text.startswith("##") and groups:
+                before, count = groups[-1]
+                groups[-1] = before + text[2:], count + 1
+            else:
+                groups.append((text, 1))
+        return groups
+
     def save(self, folder: Path) -> None:
         """Write the Hugging Face tokenizer files into ``folder``."""
-        self._tokenizer.save_pretrained(folder)
+        from transformers import PreTrainedTokenizerFast
+
+        names = dict(zip(SPECIAL_NAMES, SPECIAL_TOKENS, strict=True))
+        PreTrainedTokenizerFast(tokenizer_object=self._tokenizer, **names).save_pretrained(folder)
 
 
 def check_vocabulary(vocabulary: Iterable[str], name: str) -> None:
@@ -136,7 +158,6 @@ def build_tokenizer(captions: Iterable[str], min_count: int) -> CaptionTokenizer
     characters never seen become ``[UNK]``. The order depends on nothing but the counts.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     normalizer = normalizers.BertNormalizer(lowercase=True)
     splitter = pre_tokenizers.BertPreTokenizer()
@@ -156,10 +177,8 @@ def build_tokenizer(captions: Iterable[str], min_count: int) -> CaptionTokenizer
     backend.normalizer = normalizer
     backend.pre_tokenizer = splitter
     backend.decoder = decoders.WordPiece()
-    names = dict(
-        zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True)
-    )
-    return CaptionTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, **names))
+    backend.add_special_tokens(list(SPECIAL_TOKENS))
+    return CaptionTokenizer(backend)
 
 
 def load_tokenizer(folder: Path) -> CaptionTokenizer:
@@ -169,22 +188,22 @@ def load_tokenizer(folder: Path) -> CaptionTokenizer:
         UserError: the folder has no tokenizer files, or they are unreadable or lack a special token.
     """
     from tokenizers import Tokenizer
-    from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
     file = next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
     if file is None:
         raise UserError(
             f"{folder}: no {' or '.join(TOKENIZER_FILES)}; give a folder with Hugging Face tokenizer files"
         )
-    kind = PreTrainedTokenizerFast if file.suffix == ".json" else BertTokenizerFast
     try:
         if file.suffix == ".json":
-            vocabulary: Iterable[str] = Tokenizer.from_file(str(file)).get_vocab()
+            tokenizer = Tokenizer.from_file(str(file))
+            check_vocabulary(tokenizer.get_vocab(), str(file))
         else:
-            vocabulary = file.read_text(encoding="utf-8").split("\n")
-        # Here, because from_pretrained would add the tokens that are missing, which no transformer has seen.
-        check_vocabulary(vocabulary, str(file))
-        tokenizer = kind.from_pretrained(folder)
+            from transformers import BertTokenizerFast
+
+            # Here, because from_pretrained would add the tokens that are missing, which no transformer has seen.
+            check_vocabulary(file.read_text(encoding="utf-8").split("\n"), str(file))
+            tokenizer = BertTokenizerFast.from_pretrained(folder).backend_tokenizer
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 - the libraries raise whatever they like

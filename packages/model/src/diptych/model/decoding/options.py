@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from diptych.model.errors import UserError
 
@@ -120,6 +120,28 @@ class PaintOptions:
     def is_random(self) -> bool:
         """Whether paintings depend on a seed."""
         return self.temperature > 0 or self.confidence_noise > 0 or self.method in ("random", "gibbs")
+
+
+COMMON_TO_METHODS = {
+    CaptionOptions: ("length", "start", "no_repeat"),
+    PaintOptions: ("guidance", "temperature"),
+}
+Options = TypeVar("Options", CaptionOptions, PaintOptions)
+
+
+def with_changes(options: Options, changes: Mapping[str, Any]) -> Options:
+    """Return ``options`` with ``changes``; with another ``method`` only what all methods have stays of them.
+
+    Raises:
+        UserError: a change is no option, or not one of the method.
+    """
+    known = {field.name for field in fields(options)}
+    if unknown := sorted(changes.keys() - known):
+        raise UserError(f"{unknown[0]}: no such option (known: {', '.join(sorted(known))})")
+    kept = known
+    if changes.get("method", options.method) != options.method:
+        kept = set(COMMON_TO_METHODS[type(options)])
+    return type(options)(**{**{name: getattr(options, name) for name in kept}, **changes})
 
 
 def right_kinds(options: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -63,33 +64,56 @@ def image_generator_size(name: str, codebook: Tensor | None) -> ImageGeneratorCo
     return read_image_generator(Path(name), **sizes)
 
 
-def convert(arguments: argparse.Namespace) -> Imported:
-    """Run the importer of ``arguments.format``."""
-    source, codebook = arguments.source, read_codebook(arguments.codebook)
-    if arguments.format == "lxmert":
-        return import_lxmert(source, codebook, seed=arguments.seed)
-    if arguments.format == "bert":
+@dataclass(frozen=True)
+class ImportRequest:
+    """What to convert.
+
+    Attributes:
+        format: one of FORMATS.
+        source: a .pth file or a directory.
+        out: the directory to write; must not exist.
+        codebook: centroids ``[K, D]``, .npy or .safetensors.
+        tokenizer: a folder of tokenizer files; None: ``source`` if a directory.
+        size: a named size or a config file; None: the default of the format.
+        seed: of weights that the checkpoint lacks.
+    """
+
+    format: str
+    source: Path
+    out: Path
+    codebook: Path | None = None
+    tokenizer: Path | None = None
+    size: str | None = None
+    seed: int = 0
+
+
+def convert(request: ImportRequest) -> Imported:
+    """Run the importer of ``request.format``."""
+    source, codebook = request.source, read_codebook(request.codebook)
+    if request.format == "lxmert":
+        return import_lxmert(source, codebook, seed=request.seed)
+    if request.format == "bert":
         if codebook is None:
             raise UserError("BERT has no codebook; give --codebook, the centroids of the cluster stage")
-        return import_bert(source, size(arguments.size or "base", codebook), codebook, arguments.seed)
-    importer = import_x_lxmert if arguments.format == "x-lxmert" else import_generate_it
-    return importer(source, arguments.size and size(arguments.size, codebook), codebook)
+        return import_bert(source, size(request.size or "base", codebook), codebook, request.seed)
+    importer = import_x_lxmert if request.format == "x-lxmert" else import_generate_it
+    return importer(source, size(request.size, codebook) if request.size else None, codebook)
 
 
-def write(arguments: argparse.Namespace, folder: Path) -> str:
+def write(request: ImportRequest, folder: Path) -> str:
     """Write the result into ``folder``; returns what to print."""
-    if arguments.format == "to-lxmert":
-        model, tokenizer, codebook = load_transformer(arguments.source)
+    if request.format == "to-lxmert":
+        model, tokenizer, codebook = load_transformer(request.source)
         export_lxmert(folder, model, tokenizer, codebook)
         return "loads with transformers.LxmertModel.from_pretrained; its pooler starts at random"
-    if arguments.format == "image-generator":
-        config = image_generator_size(arguments.size or "base", read_codebook(arguments.codebook))
-        painter = import_image_generator(arguments.source, config)
+    if request.format == "image-generator":
+        config = image_generator_size(request.size or "base", read_codebook(request.codebook))
+        painter = import_image_generator(request.source, config)
         save_image_generator(folder, painter.generator)
         (folder / REPORT_FILE).write_text(painter.report.to_json())
         return painter.report.summary()
-    imported = convert(arguments)
-    tokenizers = arguments.tokenizer or (arguments.source if arguments.source.is_dir() else None)
+    imported = convert(request)
+    tokenizers = request.tokenizer or (request.source if request.source.is_dir() else None)
     if tokenizers is None:
         raise UserError(
             "the checkpoint has no tokenizer; give --tokenizer, the folder of bert-base-uncased's"
@@ -103,6 +127,27 @@ def write(arguments: argparse.Namespace, folder: Path) -> str:
     save_transformer(folder, imported.model, tokenizer, imported.codebook)
     (folder / REPORT_FILE).write_text(imported.report.to_json())
     return imported.report.summary()
+
+
+def import_into(request: ImportRequest) -> str:
+    """Make the folder ``request.out``, whole or not at all; returns what to print.
+
+    Raises:
+        UserError: it exists, the format is unknown, or the source cannot be converted.
+    """
+    if request.format not in FORMATS:
+        raise UserError(f"format {request.format!r} is unknown; use one of {', '.join(FORMATS)}")
+    unfinished = request.out.with_name(request.out.name + ".unfinished")
+    if request.out.exists():
+        raise UserError(f"{request.out}: exists already; remove it or write elsewhere")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        message = write(request, unfinished)
+        unfinished.rename(request.out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return message
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -124,21 +169,13 @@ def main(argv: list[str] | None = None) -> int:
         "others that of SOURCE",
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights that the checkpoint lacks")
-    arguments = parser.parse_args(argv)
-    unfinished = arguments.out.with_name(arguments.out.name + ".unfinished")
+    request = ImportRequest(**vars(parser.parse_args(argv)))
     try:
-        if arguments.out.exists():
-            raise UserError(f"{arguments.out}: exists already; remove it or write elsewhere")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        message = write(arguments, unfinished)
-        unfinished.rename(arguments.out)
+        message = import_into(request)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    print(f"{arguments.out}: {message}")
+    print(f"{request.out}: {message}")
     return 0
 
 

@@ -1,0 +1,147 @@
+"""``diptych doctor``: what this machine lacks to use a model, and how to mend it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import typer
+
+from diptych.model.command.options import MODEL_VARIABLE, Device, Json, Model, Precision
+from diptych.model.errors import UserError
+
+OLDEST_PYTHON = (3, 11)
+NEEDED = ("torch", "torchvision", "numpy", "pillow", "safetensors", "tokenizers", "diptych-features")
+# What works without each of these, and what does not.
+OPTIONAL = {
+    "diptych-eval": "reranking and scores",
+    "open_clip_torch": "reranking and scores",
+    "huggingface_hub": "models of the Hugging Face Hub",
+    "transformers": "saving tokenizers and importing checkpoints",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``state``: ``ok``, ``note`` (works, but) or ``problem``; ``message``: what was found, and the mend."""
+
+    subject: str
+    state: Literal["ok", "note", "problem"]
+    message: str
+
+
+def doctor(
+    model: Model = None, device: Device = None, precision: Precision = "auto", as_json: Json = False
+) -> None:
+    """Tell what this machine lacks to use a model; the status is 1 if anything."""
+    problems = False
+    for finding in findings(model, device, precision):
+        problems |= finding.state == "problem"
+        if as_json:
+            typer.echo(json.dumps(asdict(finding)))
+        else:
+            mark = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}[finding.state]
+            typer.echo(f"{mark}  {finding.subject}: {finding.message}")
+    if problems:
+        raise typer.Exit(1)
+
+
+def findings(model: str | None, device: str | None, precision: str) -> Iterator[Finding]:
+    """All findings, one after the other; the model's only where the packages that it needs are there."""
+    yield check_python()
+    missing = []
+    for name in (*NEEDED, *OPTIONAL):
+        finding = check_package(name)
+        missing += [name] if finding.state == "problem" else []
+        yield finding
+    if missing:
+        yield Finding("model", "note", "not looked at, because packages are missing")
+        return
+    yield guarded("torch", check_torch)
+    yield guarded("device", lambda: check_device(device, precision))
+    yield guarded("model", lambda: check_model(model, device, precision))
+
+
+def guarded(subject: str, check: Callable[[], Finding]) -> Finding:
+    """What ``check`` finds; a problem where it fails itself."""
+    try:
+        return check()
+    except UserError as error:
+        return Finding(subject, "problem", str(error))
+    except Exception as error:  # noqa: BLE001 - whatever breaks on this machine is the finding
+        return Finding(subject, "problem", f"{type(error).__name__}: {error}")
+
+
+def check_python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        return Finding("python", "problem", f"{version}; install Python 3.11 or newer")
+    return Finding("python", "ok", version)
+
+
+def check_package(name: str) -> Finding:
+    """Whether a package is installed; its import is not tried."""
+    try:
+        return Finding(name, "ok", importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        mend = f"`pip install {name}`"
+        if name in OPTIONAL:
+            return Finding(name, "note", f"not installed: no {OPTIONAL[name]}; {mend}")
+        return Finding(name, "problem", f"not installed; {mend}")
+
+
+def check_torch() -> Finding:
+    """A compiled operator of torchvision runs: both are builds that go together."""
+    import torch
+    from torchvision.ops import nms
+
+    nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    return Finding("torch", "ok", f"{torch.__version__} and torchvision's operators work")
+
+
+def check_device(device: str | None, precision: str) -> Finding:
+    import torch
+
+    from diptych.model.packaged.model import resolve_device
+    from diptych.model.precision import resolve_precision
+
+    place = resolve_device(device)
+    dtype = str(resolve_precision(place, precision)).removeprefix("torch.")
+    if place.type == "cuda":
+        free, total = (count / 2**30 for count in torch.cuda.mem_get_info(place))
+        name = torch.cuda.get_device_name(place)
+        return Finding("device", "ok", f"{place}: {name}, {free:.1f} of {total:.1f} GiB free, {dtype}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Finding("device", "ok", f"{place}: {torch.get_num_threads()} threads on {cores} cores, {dtype}")
+
+
+def check_model(model: str | None, device: str | None, precision: str) -> Finding:
+    """The model loads, paints and captions what it painted."""
+    if not model:
+        return Finding("model", "note", f"none is named; give --model, or set {MODEL_VARIABLE}")
+    from diptych.model import Diptych
+
+    start = time.perf_counter()
+    d = Diptych.from_pretrained(model, device, precision)
+    loaded = time.perf_counter() - start
+    image = d.draw([[0] * d.grid_size**2])[0]
+    d.caption(image)
+    start = time.perf_counter()
+    caption = d.caption(image)[0].text
+    captioned = time.perf_counter() - start
+    start = time.perf_counter()
+    d.paint(caption)
+    painted = time.perf_counter() - start
+    without = [name for name, there in (("scorer", d.has_scorer), ("examples", d.has_examples)) if not there]
+    lacks = f"; it has no {' and no '.join(without)}" if without else ""
+    return Finding(
+        "model",
+        "ok",
+        f"{d.folder}: complete, loaded in {loaded:.1f} s, captions in {captioned:.2f} s, paints in {painted:.2f} s{lacks}",
+    )

@@ -1,0 +1,42 @@
+"""``diptych import-checkpoint``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def import_checkpoint(
+    source: Annotated[
+        Path, typer.Argument(help="A .pth file, or a folder of Hugging Face's.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to write; must not exist.", show_default=False)],
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="x-lxmert, generate-it, lxmert, bert or image-generator, or to-lxmert, which exports; found out from "
+            "SOURCE if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    codebook: Annotated[
+        Path | None, typer.Option(help="Centroids, .npy or .safetensors, where SOURCE has none.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder of tokenizer files, where SOURCE has none.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="A named size or a config.json of ours.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights that the checkpoint lacks.")] = 0,
+) -> None:
+    """Turn a checkpoint of X-LXMERT, generate-it or Hugging Face's LXMERT into a model directory.
+
+    Nothing of it is executed. OUT/import.json tells what became of every tensor.
+    """
+    from diptych.model.importers.__main__ import ImportRequest, import_into
+    from diptych.model.importers.detect import detect_format
+
+    request = ImportRequest(form or detect_format(source), source, out, codebook, tokenizer, size, seed)
+    typer.echo(f"{out}: {import_into(request)}")

@@ -1,0 +1,320 @@
+"""The directory of a packaged model: written whole or not at all, verified by its sums, refused where it is newer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from diptych.features.files import sha256_of
+from diptych.model.config import read_config
+from diptych.model.decoding.options import CaptionOptions, PaintOptions
+from diptych.model.errors import UserError
+from diptych.model.pretrained import CODEBOOK_FILE, CODEBOOK_FOLDER, CONFIG_FILE, WEIGHTS_FILE
+from diptych.model.weights import WEIGHT_KINDS, pack_weights
+
+if TYPE_CHECKING:
+    from diptych.eval.clip import Clip
+    from diptych.model.packaged.examples import Examples
+
+FORMAT_VERSION = 1
+MODEL_TYPE = "diptych"
+SUMS_FILE = "SHA256SUMS"
+CARD_FILE = "README.md"
+IMAGE_GENERATOR, DETECTOR, SCORER, EXPORTED = "image_generator", "detector", "scorer", "exported"
+PRETRAINED_FILE = "pretrained.json"
+REQUIRED = (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    "tokenizer.json",
+    f"{CODEBOOK_FOLDER}/{CODEBOOK_FILE}",
+    f"{IMAGE_GENERATOR}/{CONFIG_FILE}",
+    f"{IMAGE_GENERATOR}/{WEIGHTS_FILE}",
+    f"{DETECTOR}/{CONFIG_FILE}",
+    f"{DETECTOR}/{WEIGHTS_FILE}",
+)
+Options = TypeVar("Options", CaptionOptions, PaintOptions)
+
+
+@dataclass(frozen=True)
+class PackageConfig:
+    """What config.json says besides the transformer's sizes.
+
+    Attributes:
+        captioning, painting: the options of whoever gives none; the model card's figures were measured with them.
+        weights: how matrices of transformer and image generator are stored (:mod:`diptych.model.weights`).
+        origin: where the model comes from, such as ``commit``; for the reader only.
+    """
+
+    captioning: CaptionOptions
+    painting: PaintOptions
+    weights: str
+    origin: Mapping[str, str]
+
+
+def read_package_config(folder: Path) -> PackageConfig:
+    """Read the config.json of a package.
+
+    Raises:
+        UserError: there is none, it is no package's, it is newer than this program, or a value is wrong.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {folder} is not a packaged model") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); copy the package again") from None
+    version = written.get("format_version") if isinstance(written, dict) else None
+    if version is None:
+        raise UserError(
+            f"{path}: no format_version: this is not a packaged model (a folder that the stage `package` or "
+            "write_package makes), at most one of its parts"
+        )
+    if type(version) is not int or version < 1:
+        raise UserError(f"{path}: format_version is {version!r}, no whole number; copy the package again")
+    if version > FORMAT_VERSION:
+        raise UserError(
+            f"{path}: the package has format {version}, this program reads up to {FORMAT_VERSION}; "
+            "upgrade diptych-model"
+        )
+    weights = written.get("weights")
+    if weights not in WEIGHT_KINDS:
+        raise UserError(f"{path}: weights is {weights!r}, not one of {', '.join(WEIGHT_KINDS)}")
+    return PackageConfig(
+        read_options(CaptionOptions, written.get("captioning"), f"{path}: captioning"),
+        read_options(PaintOptions, written.get("painting"), f"{path}: painting"),
+        weights,
+        written.get("origin", {}),
+    )
+
+
+def read_options(kind: type[Options], values: Any, name: str) -> Options:
+    """Turn a JSON object into options; the UserError names ``name`` and the key."""
+    if not isinstance(values, dict):
+        raise UserError(f"{name}: expected an object of options, found {values!r}")
+    known = {field.name for field in fields(kind)}
+    if unknown := sorted(values.keys() - known):
+        raise UserError(f"{name}: unknown option {unknown[0]!r} (known: {', '.join(sorted(known))})")
+    try:
+        return kind(**values)
+    except (TypeError, UserError) as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def write_sums(folder: Path) -> None:
+    """Write SHA256SUMS over all other files of ``folder``."""
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    lines = [f"{sha256_of(folder / name)}  {name.as_posix()}\n" for name in files if str(name) != SUMS_FILE]
+    (folder / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """Read SHA256SUMS: sums by relative path.
+
+    Raises:
+        UserError: it is missing or not such a file, names a file outside the folder, or lacks a file of every package.
+    """
+    path = folder / SUMS_FILE
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{path}: no such file, or not readable; copy the package again") from None
+    sums: dict[str, str] = {}
+    for line in lines:
+        digest, separator, name = line.partition("  ")
+        inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+        if len(digest) != 64 or not separator or not name or not inside:
+            raise UserError(f"{path}: not a list of sha256 sums (line {line[:80]!r}); copy the package again")
+        sums[name] = digest
+    if missing := [name for name in REQUIRED if name not in sums]:
+        raise UserError(f"{path}: lacks {missing[0]}, which every package has; copy the package again")
+    return sums
+
+
+def verify_package(folder: Path) -> None:
+    """Compare all files that SHA256SUMS names with their sums.
+
+    Raises:
+        UserError: the first that is missing or another.
+    """
+    sums = read_sums(folder)
+
+    def problem(name: str) -> str | None:
+        path = folder / name
+        if not path.is_file():
+            return f"{path}: no such file; the package is not complete, copy it again"
+        if sha256_of(path) != sums[name]:
+            return f"{path}: its sha256 is not that of {SUMS_FILE}: the file is damaged or was changed; copy it again"
+        return None
+
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+        for found in pool.map(problem, sums):
+            if found:
+                raise UserError(found)
+
+
+@contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """A folder that gets the name ``out`` when the block ends without an error; otherwise nothing is left of it.
+
+    Raises:
+        UserError: ``out`` exists.
+    """
+    if out.exists():
+        raise UserError(f"{out}: exists already; remove it or write elsewhere")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield partial
+        for path in (partial, *partial.rglob("*")):  # tempfile and safetensors write for the owner only
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def copy_package(folder: Path, out: Path) -> None:
+    """Copy the files of a package, and nothing else that lies beside them, to a new folder.
+
+    Raises:
+        UserError: ``out`` exists, or a file is missing or another than its sum says.
+    """
+    with appearing(out) as partial:
+        for name in (*read_sums(folder), SUMS_FILE):
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                shutil.copyfile(folder / name, partial / name)
+            except FileNotFoundError:
+                raise UserError(
+                    f"{folder / name}: no such file; the package is not complete, copy it again"
+                ) from None
+        verify_package(partial)
+
+
+def write_package(
+    out: Path,
+    *,
+    transformer: Path,
+    image_generator: Path,
+    detector: Path,
+    captioning: CaptionOptions,
+    painting: PaintOptions,
+    scorer: Clip | None = None,
+    scorer_name: str | None = None,
+    examples: Examples | None = None,
+    weights: str = "float32",
+    origin: Mapping[str, str] | None = None,
+    card: str = "",
+) -> None:
+    """Make a package of its parts, checked to fit each other.
+
+    Args:
+        out: the folder to make.
+        transformer: a model directory (:func:`diptych.model.pretrained.save_transformer`), with tokenizer and codebook.
+        image_generator, detector: the folders of these.
+        captioning, painting: what whoever uses the package gets without asking.
+        scorer: a CLIP; ``scorer_name``: open_clip's name of a pretrained one.
+        examples: of :func:`diptych.model.packaged.examples.collect_examples`.
+        weights: how to store matrices of transformer and image generator (:mod:`diptych.model.weights`).
+        card: text of README.md.
+
+    Raises:
+        UserError: a part is missing or unreadable, or does not fit the others; ``out`` exists.
+    """
+    from safetensors.torch import save_file
+
+    from diptych.features.detector.load import load_detector
+    from diptych.features.errors import UserError as FeaturesError
+    from diptych.model.image_generator import load_image_generator
+    from diptych.model.pretrained import load_transformer
+
+    model, tokenizer, codebook = load_transformer(transformer)
+    generator = load_image_generator(image_generator)
+    try:
+        width = load_detector(detector).feature_dim
+    except FeaturesError as error:
+        raise UserError(str(error)) from None
+    for name, folder, found in (
+        ("image generator", image_generator, generator.config.feature_dim),
+        ("detector", detector, width),
+    ):
+        if found != model.config.feature_dim:
+            raise UserError(
+                f"{folder}: the {name} has features of {found} numbers, the transformer {transformer} of "
+                f"{model.config.feature_dim}; take parts of one run"
+            )
+    with appearing(out) as folder:
+        config = {
+            "model_type": MODEL_TYPE,
+            "format_version": FORMAT_VERSION,
+            "weights": weights,
+            "transformer": asdict(model.config),
+            "captioning": asdict(captioning),
+            "painting": asdict(painting),
+            "origin": dict(origin or {}),
+        }
+        write_json(folder / CONFIG_FILE, config)
+        tokenizer.save(folder)
+        metadata = {"format": "pt"}
+        save_file(pack_weights(model.state_dict(), weights), folder / WEIGHTS_FILE, metadata)
+        (folder / CODEBOOK_FOLDER).mkdir()
+        save_file(
+            {"centroids": codebook.float().contiguous()}, folder / CODEBOOK_FOLDER / CODEBOOK_FILE, metadata
+        )
+        if examples is not None:
+            examples.save(folder / CODEBOOK_FOLDER)
+        (folder / IMAGE_GENERATOR).mkdir()
+        shutil.copyfile(image_generator / CONFIG_FILE, folder / IMAGE_GENERATOR / CONFIG_FILE)
+        packed = pack_weights(generator.state_dict(), weights)
+        save_file(packed, folder / IMAGE_GENERATOR / WEIGHTS_FILE, metadata)
+        (folder / DETECTOR).mkdir()
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            shutil.copyfile(detector / name, folder / DETECTOR / name)
+        if scorer is not None:
+            write_scorer(scorer, scorer_name, folder / SCORER)
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
+        read_config(folder / CONFIG_FILE)
+        write_sums(folder)
+
+
+def write_scorer(scorer: Clip, name: str | None, folder: Path) -> None:
+    """Write a CLIP of ours, or the weights of a pretrained one with its name."""
+    from safetensors.torch import save_file
+
+    from diptych.eval.clip import save_clip
+
+    if scorer.config is not None:
+        save_clip(scorer, folder)
+        return
+    if name is None:
+        raise UserError("scorer: a pretrained CLIP needs its name in open_clip")
+    folder.mkdir()
+    weights = {key: tensor.cpu().contiguous() for key, tensor in scorer.model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS_FILE, {"format": "pt"})
+    write_json(folder / PRETRAINED_FILE, {"model_name": name})
+
+
+def read_scorer(folder: Path, device: str) -> Clip:
+    """Read what :func:`write_scorer` wrote, in eval mode."""
+    from diptych.eval.clip import load_clip, load_pretrained_clip
+    from diptych.eval.errors import UserError as EvalError
+
+    try:
+        if (folder / PRETRAINED_FILE).is_file():
+            name = json.loads((folder / PRETRAINED_FILE).read_text(encoding="utf-8"))["model_name"]
+            return load_pretrained_clip(name, folder / WEIGHTS_FILE, device)
+        return load_clip(folder, device)
+    except EvalError as error:
+        raise UserError(str(error)) from None
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an indented JSON file."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
