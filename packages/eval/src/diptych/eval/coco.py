@@ -56,7 +56,9 @@ def read_captions(path: Path | str) -> CaptionFile:
         rows = [(row["image_id"], row["caption"]) for row in listed]
         images = content.get("images", []) if isinstance(content, dict) else []
         ids = {
-            image["file_name"]: str(image["id"]) for image in images if {"file_name", "id"} <= image.keys()
+            str(image["file_name"]): str(image["id"])
+            for image in (images if isinstance(images, list) else [])
+            if isinstance(image, dict) and {"file_name", "id"} <= image.keys()
         }
     captions: dict[str, list[str]] = {}
     for key, caption in rows:

@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # as an exception, so that Java processes and partial files go
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
+        if options.output and not options.output.parent.is_dir():
+            raise UserError(f"{options.output}: there is no folder {options.output.parent}")
         figures = options.measure(options)
         if options.output:
             write_figures(figures, options.output)
@@ -33,10 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"diptych-eval: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "diptych-eval: interrupted; the same command goes on with the pictures that are done",
-            file=sys.stderr,
-        )
+        print(f"diptych-eval: interrupted{options.after_interrupt}", file=sys.stderr)
         return 130
     except OSError as error:
         print(f"diptych-eval: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
@@ -85,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     captions.add_argument(
         "--corenlp", type=Path, metavar="FOLDER", help="with the two jars of Stanford CoreNLP 3.6.0, for SPICE (or DIPTYCH_CORENLP)"
     )  # fmt: skip
-    captions.set_defaults(measure=_captions)
+    captions.set_defaults(measure=_captions, after_interrupt="")
 
     images = commands.add_parser(
         "images",
@@ -167,7 +166,9 @@ A run that was stopped goes on where it was: the same command again.
         metavar="FOLDER",
         help="keep what the networks made of the pictures there, for the next run with them; by default it goes when a run ends",
     )
-    images.set_defaults(measure=_images)
+    images.set_defaults(
+        measure=_images, after_interrupt="; the same command goes on with the pictures that are left"
+    )
     return parser
 
 

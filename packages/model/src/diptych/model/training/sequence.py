@@ -29,6 +29,7 @@ from diptych.model.training.loop import (
     fingerprint,
     run_training,
     warmup_constant,
+    warmup_cosine,
 )
 from diptych.model.training.processes import current_processes
 from diptych.model.training.sequence_evaluation import SequenceEvaluation, SequenceEvaluationConfig
@@ -52,7 +53,9 @@ class SequenceTrainingConfig(LoopConfig):
         scst_steps, clip_steps, paint_steps: how many steps of each task a cycle has, in this order [1, 1, 1].
         scst_batch_size, clip_batch_size, paint_batch_size: images, or captions to paint, in a step [160].
         caption_length: tokens of a caption, ``[CLS]`` and ``[SEP]`` included [17 words].
-        learning_rate: constant [1e-6] after the warm-up.
+        learning_rate: the peak [1e-6].
+        schedule: after the warm-up, ``constant`` [constant] or ``cosine`` to 0. A short training at a rate that gets it
+            anywhere ends amid the noise of its steps unless the rate falls.
         warmup_share: of the steps, over which the learning rate rises from 0 [0]. AdamW knows nothing of the gradients'
             sizes at first, and its first steps at the full rate undo some of what stage 1 has learned.
         label_smoothing, least_masked, text_drop: as in :class:`diptych.model.training.token.TokenTrainingConfig`.
@@ -90,6 +93,7 @@ class SequenceTrainingConfig(LoopConfig):
     sample_temperature: float
     samples_per_image: int = 1
     baseline: Literal["greedy", "mean"] = "greedy"
+    schedule: Literal["constant", "cosine"] = "constant"
     warmup_share: float = 0.0
     clip_weight: float = 1.0
     painting_loss: Literal["clip", "features"] = "clip"
@@ -354,7 +358,7 @@ def train_sequence(
         "sequence-level training",
         config,
         steps,
-        learning_rate=lambda step: warmup_constant(
+        learning_rate=lambda step: (warmup_cosine if config.schedule == "cosine" else warmup_constant)(
             step, config.steps, config.learning_rate, config.warmup_share
         ),
         started_from=fingerprint(
