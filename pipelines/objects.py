@@ -35,8 +35,8 @@ def object_finder(detector: PyramidGridDetector) -> ObjectFinder | None:
         found = detector.detect(ready.to(device).float() / 255)
         boxes = [each["boxes"][each["scores"] >= LEAST_SCORE] for each in found]
         labels = [each["labels"][each["scores"] >= LEAST_SCORE].tolist() for each in found]
-        if not any(labels):
-            return [[] for _ in labels]
+        if not detector.attributes or not any(labels):
+            return [[(detector.labels[number - 1], None) for number in each] for each in labels]
         _, read = read_boxes(detector, ready, boxes)
         attributes = iter(detector.attributes[number] for number in read.tolist())
         return [[(detector.labels[number - 1], next(attributes)) for number in each] for each in labels]
