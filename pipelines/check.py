@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from diptych.eval.captions.java import NotRun, find_java
 from pipelines.params import PARAMS_FILE, Machine, ParameterError, provided_by, read_params, read_section
 
 SHARED = ("seed", "machine")
@@ -33,14 +34,21 @@ def check_params(params: Mapping[str, Any], stages: list[str], path: Path = PARA
 
 
 def check_sources(params: Mapping[str, Any]) -> None:
-    """Raise ParameterError for the first file or folder from others that is not there and that no stage makes."""
+    """Raise ParameterError for the first thing from others that is not there and that no stage makes: a file, a folder,
+    or Java where the parameters want it."""
     named = [(stage, "source") for stage in ("dataset", "detector", "extract", "cluster")]
-    for stage, key in (*named, ("image_generator", "perceptual_encoder")):
+    others = (("image_generator", "perceptual_encoder"), ("evaluate", "corenlp"), ("evaluate", "inception"))
+    for stage, key in (*named, *others):
         source = params[stage][key]
-        if source not in MADE_BY_STAGES and not Path(source).exists():
+        if source is not None and source not in MADE_BY_STAGES and not Path(source).exists():
             raise ParameterError(
                 f"{source}: no such file or folder; put it there or set {stage}.{key} in {PARAMS_FILE}"
             )
+    if params["evaluate"]["java"]:
+        try:
+            find_java()
+        except NotRun as error:
+            raise ParameterError(f"{error}; or set evaluate.java to false in {PARAMS_FILE}") from None
 
 
 def main() -> None:

@@ -24,10 +24,13 @@ from diptych.eval.figures import Figure, flat_values, mean_figure, table, write_
 from diptych.eval.images import ImageSettings, measure_images
 from diptych.eval.inception import Inception
 from diptych.eval.inspector import PARTS, Inspector, load_inspector, main_and_second
+from diptych.eval.objects import object_figures
 from diptych.eval.pictures import Embedded, Encoder, embed, weights_sha256
 from diptych.eval.words import read_words
+from diptych.features.detector import load_detector
 from diptych.features.manifest import read_manifest
 from pipelines.clips import read_clip
+from pipelines.objects import object_finder
 from pipelines.params import at_least
 from pipelines.stage import UNFINISHED_STORE, Stage, run
 
@@ -152,20 +155,27 @@ def picture_figures(
     """Figures of paintings, reconstructions and real pictures; adds the verdict on each painting to its row."""
     painted = [number for number, row in enumerate(rows) if row["prompt"] is not None]
     prompts = [rows[number]["prompt"] for number in painted]
+    objects = [facts[rows[number]["image_id"]]["objects"] or [] for number in painted]
     kinds = {kind: TablePictures(generated, kind, painted) for kind in KINDS}
+    finder = object_finder(load_detector(Path("models/detector"), stage.device)) if any(objects) else None
+    others = [inspecting(inspector)] if inspector else []
+    settings = image_settings(stage, params)
     figures, embedded = measure_images(
         kinds,
         dict.fromkeys(kinds, prompts),
         {name: read_clip(Path(f"models/{name}"), stage.device) for name in ("judge", "scorer")},
         read_words(params.words),
-        image_settings(stage, params),
+        settings,
         EMBEDDINGS,
         inception=Inception(Path(params.inception), stage.device) if params.inception else None,
         frechet_clips=("judge",),
-        others=[inspecting(inspector)] if inspector else [],
+        others=[*others, *([finder.encoder()] if finder else [])],
     )
+    for kind in KINDS if finder else ():
+        assert finder is not None
+        found = embedded[kind].rows("objects")
+        figures += object_figures(kind, found, objects, finder, stage.seed, resize=settings.rule)
     if inspector:
-        objects = [facts[rows[number]["image_id"]]["objects"] for number in painted]
         for kind in KINDS:
             right = compared(inspector, embedded[kind], objects)
             second = right["second_object"][right["has_second"]]

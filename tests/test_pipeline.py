@@ -16,7 +16,7 @@ PROMISED = [
         for kind in ("real", "reconstruction", "painted")
         for name in (
             "r_precision_judge", "r_precision_scorer", "clip_score_judge", "clip_score_scorer", "main_object", "second_object",
-            "r_precision_hard_judge", "r_precision_hard_nouns_judge",
+            "r_precision_hard_judge", "r_precision_hard_nouns_judge", "objects_found", "counts_right",
         )
     ),
 ]  # fmt: skip

@@ -91,6 +91,10 @@ def measure_captions(
         figures.append(_spice(runtime, missing, corenlp, *spoken, seed, facts))
     else:
         figures.append(not_run("spice", "SPICE is turned off", len(candidates)))
+    if java == "needed":
+        for figure in figures:
+            if figure.value is None and (figure.name == "meteor" or (spice and corenlp)):
+                raise UserError(f"{figure.name}: {figure.reason}")
     known = None if training is None else remaining
     figures += statistics_figures(candidates, seed, known, **facts)
     if training is None:
