@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
 import multiprocessing
 import os
+import re
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -19,7 +22,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from diptych.eval.errors import UserError
-from diptych.eval.study.command import main, read_captions
+from diptych.eval.study.command import add_parser, main, read_captions
 from diptych.eval.study.figure import draw_figure
 from diptych.eval.study.pictures import find_pictures, read_picture, scramble
 from diptych.eval.study.plan import Item, make_plan
@@ -558,6 +561,40 @@ def test_the_command_goes_from_folders_to_the_plot(
     assert all(path.stat().st_size > 500 for path in outputs.values())
 
 
+def test_the_commands_of_the_documentation_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[3] / "docs/human-study.md").read_text()
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    commands = [shlex.split(line) for line in blocks.splitlines() if line.startswith("diptych-study")]
+    assert [command[1] for command in commands] == ["create", "serve", "links", "results"]
+
+    monkeypatch.chdir(tmp_path)
+    texts = captions(12)
+    folders(tmp_path / "generated", ("ours", "dm-gan"), list(texts))
+    (tmp_path / "captions.json").write_text(json.dumps(texts))
+    served: list[str] = []
+    uvicorn = pytest.importorskip("uvicorn")
+    monkeypatch.setattr(uvicorn, "run", lambda app, host, port, **_: served.append(f"{host}:{port}"))
+    for command in commands:
+        assert main(command[1:]) == 0
+        if command[1] == "create":
+            answer_all(Study(tmp_path / "study.db"), seed=0)
+    assert served == ["127.0.0.1:8000"]
+    said = capsys.readouterr().out
+    assert "https://study.example.org/s/" in said and "semantics: ours" in said
+    assert {"figure.png", "answers.csv", "results.json"} <= {path.name for path in tmp_path.iterdir()}
+
+    # the table of options says what the parser says
+    for names, default in re.findall(r"^\| (`--.*?) \| (.*?) \|", text, re.MULTILINE):
+        for name, value in zip(re.findall(r"--(\w+)", names), default.split(", "), strict=True):
+            parser = argparse.ArgumentParser()
+            add_parser(parser.add_subparsers())
+            minimal = ["study", "create", "x", "--captions", "x", "--system", "x"]
+            options = parser.parse_args(minimal)
+            assert value in ("all", "COCO's") or getattr(options, name) == int(value)
+
+
 def test_mistakes_end_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = captions(3)
     folders(tmp_path, ("ours", "theirs"), list(texts))
@@ -581,10 +618,6 @@ def test_mistakes_end_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_the_commands_hang_under_another_one() -> None:
-    import argparse
-
-    from diptych.eval.study.command import add_parser
-
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
     options = parser.parse_args(["study", "links", "x.db"])

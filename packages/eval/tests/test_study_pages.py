@@ -335,7 +335,7 @@ def test_a_study_is_clicked_through_over_a_killed_server(study: Study, browser) 
                 value = ("dog", "red", "sitting")[position % 3]
             by_key = position % 2 == 0 and not is_phone
             kinds.append(asked.item.kind)
-            if kinds.count(asked.item.kind) == 2:
+            if kinds.count(asked.item.kind) == 2 and (not is_phone or asked.item.kind == "semantics"):
                 # while an annotator looks at the page the server is killed; the answer waits for the next one
                 server.send_signal(signal.SIGKILL)
                 server.wait()
@@ -367,7 +367,7 @@ def test_a_study_is_clicked_through_over_a_killed_server(study: Study, browser) 
                 wait_for(position + 1)
             else:
                 wait.until(lambda window: window.find_elements(By.ID, "end"))
-        assert killed == 3 and changed == 3 and len(expected) == total
+        assert killed == (1 if is_phone else 3) and changed == 3 and len(expected) == total
         # everything that was answered is there, in its order, once
         kept = [row for row in study.answered() if row.annotator == annotator.name]
         assert [row.answer for row in kept] == expected
