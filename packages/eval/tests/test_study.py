@@ -499,7 +499,7 @@ def test_the_figure_shows_what_there_is(study: Study) -> None:
     results = tally(study, resamples=50)
     svg = draw_figure(results, "svg")
     assert svg == draw_figure(results, "svg")
-    for text in (b"Matches the caption better", b"Looks more real", b"dm-gan", b"over items", b"HUMMUS"):
+    for text in (b"Matches the caption better", b"Looks more real", b"dm-gan", b"over captions", b"HUMMUS"):
         assert text in svg
     share = f"{results.preferences[0].system_share.value:.0%}"
     assert share.encode() in svg

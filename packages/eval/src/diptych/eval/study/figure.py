@@ -103,6 +103,9 @@ def _draw_hummus(axis: Axes, rows: tuple[Hummus, ...]) -> None:
             error_kw={"ecolor": _INK, "elinewidth": 1.6},
             label=row.system if row.category == "all" else None,
         )
+        axis.text(
+            x, score.high + 0.02, f"{score.value:.2f}", ha="center", fontsize=7, color=_INK, clip_on=False
+        )
     counts = {row.category: row.items for row in rows}  # every system has the same words
     axis.set_xticks(range(len(categories)), [f"{name}\nn = {counts[name]}" for name in categories])
     axis.set_ylim(0, 1)

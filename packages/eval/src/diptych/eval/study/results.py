@@ -20,6 +20,8 @@ Name = TypeVar("Name", bound=Hashable)
 
 PASS_SHARE = 0.7
 RESAMPLES = 10_000
+# nobody is asked about one caption of one system and kind twice, so items of a comparison are captions
+_UNITS = {"items": "captions", "annotators": "annotators"}
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ def tally(
         title=study.title,
         systems=study.systems,
         seed=study.seed,
-        interval=f"95% percentile bootstrap over {resample}, {resamples} resamples",
+        interval=f"95% percentile bootstrap over {_UNITS[resample]}, {resamples} resamples",
         without_flagged=without_flagged,
         attendance=tuple(attendance),
         preferences=tuple(preferences),
