@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -573,15 +574,19 @@ def test_the_commands_of_the_documentation_work(
     texts = captions(12)
     folders(tmp_path / "generated", ("ours", "dm-gan"), list(texts))
     (tmp_path / "captions.json").write_text(json.dumps(texts))
-    served: list[str] = []
     uvicorn = pytest.importorskip("uvicorn")
-    monkeypatch.setattr(uvicorn, "run", lambda app, host, port, **_: served.append(f"{host}:{port}"))
+    listening: list[tuple[str, int]] = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda _, sockets: listening.append(sockets[0].getsockname()))
     for command in commands:
-        assert main(command[1:]) == 0
+        # not the port of another program of this machine
+        assert main(command[1:] + ["--port", "0"] * (command[1] == "serve")) == 0
         if command[1] == "create":
             answer_all(Study(tmp_path / "study.db"), seed=0)
-    assert served == ["127.0.0.1:8000"]
+    assert [host for host, _ in listening] == ["127.0.0.1"]
     said = capsys.readouterr().out
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["serve", "study.db", "--port", str(taken.getsockname()[1])]) == 1
+        assert "choose another" in capsys.readouterr().err
     assert "https://study.example.org/s/" in said and "semantics: ours" in said
     assert {"figure.png", "answers.csv", "results.json"} <= {path.name for path in tmp_path.iterdir()}
 

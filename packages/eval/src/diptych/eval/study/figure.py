@@ -106,9 +106,16 @@ def _draw_hummus(axis: Axes, rows: tuple[Hummus, ...]) -> None:
         axis.text(
             x, score.high + 0.02, f"{score.value:.2f}", ha="center", fontsize=7, color=_INK, clip_on=False
         )
-    counts = {row.category: row.items for row in rows}  # every system has the same words
-    axis.set_xticks(range(len(categories)), [f"{name}\nn = {counts[name]}" for name in categories])
-    axis.set_ylim(0, 1)
+    labels = []
+    for category in categories:
+        # alike when the study is over
+        counts = {row.items for row in rows if row.category == category}
+        labels.append(
+            f"{category}\nn = " + "–".join(str(count) for count in sorted({min(counts), max(counts)}))
+        )
+    axis.set_xticks(range(len(categories)), labels)
+    axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axis.set_ylim(0, 1.1)
     axis.set_title(
         "HUMMUS: hidden words that most annotators found",
         loc="left",
