@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
 import multiprocessing
 import os
+import re
+import shlex
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -19,7 +23,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from diptych.eval.errors import UserError
-from diptych.eval.study.command import main, read_captions
+from diptych.eval.study.command import add_parser, main, read_captions
 from diptych.eval.study.figure import draw_figure
 from diptych.eval.study.pictures import find_pictures, read_picture, scramble
 from diptych.eval.study.plan import Item, make_plan
@@ -460,7 +464,7 @@ def test_intervals_cover_a_known_share_as_often_as_they_say() -> None:
     for _ in range(200):
         wins = random.random(80) < 0.3
         counts = np.stack([wins, ~wins], axis=1).astype(np.int64)
-        interval = bootstrap(counts, lambda sums: sums[:, 0] / sums.sum(1), 500)
+        [interval] = bootstrap(counts, lambda sums: sums[:, :1] / sums.sum(1, keepdims=True), 500)
         covered += interval.low <= 0.3 <= interval.high
     assert 0.88 <= covered / 200 <= 0.99
 
@@ -496,7 +500,7 @@ def test_the_figure_shows_what_there_is(study: Study) -> None:
     results = tally(study, resamples=50)
     svg = draw_figure(results, "svg")
     assert svg == draw_figure(results, "svg")
-    for text in (b"Matches the caption better", b"Looks more real", b"dm-gan", b"over items", b"HUMMUS"):
+    for text in (b"Matches the caption better", b"Looks more real", b"dm-gan", b"over captions", b"HUMMUS"):
         assert text in svg
     share = f"{results.preferences[0].system_share.value:.0%}"
     assert share.encode() in svg
@@ -558,6 +562,44 @@ def test_the_command_goes_from_folders_to_the_plot(
     assert all(path.stat().st_size > 500 for path in outputs.values())
 
 
+def test_the_commands_of_the_documentation_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[3] / "docs/human-study.md").read_text()
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    commands = [shlex.split(line) for line in blocks.splitlines() if line.startswith("diptych-study")]
+    assert [command[1] for command in commands] == ["create", "serve", "links", "results"]
+
+    monkeypatch.chdir(tmp_path)
+    texts = captions(12)
+    folders(tmp_path / "generated", ("ours", "dm-gan"), list(texts))
+    (tmp_path / "captions.json").write_text(json.dumps(texts))
+    uvicorn = pytest.importorskip("uvicorn")
+    listening: list[tuple[str, int]] = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda _, sockets: listening.append(sockets[0].getsockname()))
+    for command in commands:
+        # not the port of another program of this machine
+        assert main(command[1:] + ["--port", "0"] * (command[1] == "serve")) == 0
+        if command[1] == "create":
+            answer_all(Study(tmp_path / "study.db"), seed=0)
+    assert [host for host, _ in listening] == ["127.0.0.1"]
+    said = capsys.readouterr().out
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["serve", "study.db", "--port", str(taken.getsockname()[1])]) == 1
+        assert "choose another" in capsys.readouterr().err
+    assert "https://study.example.org/s/" in said and "semantics: ours" in said
+    assert {"figure.png", "answers.csv", "results.json"} <= {path.name for path in tmp_path.iterdir()}
+
+    # the table of options says what the parser says
+    for names, default in re.findall(r"^\| (`--.*?) \| (.*?) \|", text, re.MULTILINE):
+        for name, value in zip(re.findall(r"--(\w+)", names), default.split(", "), strict=True):
+            parser = argparse.ArgumentParser()
+            add_parser(parser.add_subparsers())
+            minimal = ["study", "create", "x", "--captions", "x", "--system", "x"]
+            options = parser.parse_args(minimal)
+            assert value in ("all", "COCO's") or getattr(options, name) == int(value)
+
+
 def test_mistakes_end_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = captions(3)
     folders(tmp_path, ("ours", "theirs"), list(texts))
@@ -581,10 +623,6 @@ def test_mistakes_end_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_the_commands_hang_under_another_one() -> None:
-    import argparse
-
-    from diptych.eval.study.command import add_parser
-
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
     options = parser.parse_args(["study", "links", "x.db"])

@@ -76,7 +76,14 @@ def make_app(study: Study) -> Callable[[Message, Receive, Send], Awaitable[None]
         lstrip_blocks=True,
     )
     static = resources.files(__package__).joinpath("static")
-    style, script = (static.joinpath(name).read_bytes() for name in ("study.css", "study.js"))
+
+    def static_file(name: str, media_type: str) -> Route:
+        content = static.joinpath(name).read_bytes()
+
+        def reply(request: Request) -> Response:
+            return Response(content, media_type=media_type, headers={"Cache-Control": "max-age=300"})
+
+        return Route(f"/{name}", reply)
 
     def page(template: str, code: int = 200, **values: Any) -> Response:
         text = pages.get_template(template).render(title=study.title, **values)
@@ -147,7 +154,7 @@ def make_app(study: Study) -> Callable[[Message, Receive, Send], Awaitable[None]
             study.add_answer(asked, revision, _checked_answer(asked, fields), _seconds(fields))
         except ValueError:
             raise HTTPException(400, "This answer is out of turn. Please open your link again.") from None
-        except sqlite3.OperationalError:
+        except sqlite3.Error:  # a full disk, a lock that stays
             raise HTTPException(503, "The answer could not be saved. Please try again.") from None
         return RedirectResponse(f"/s/{annotator.token}/question", 303)
 
@@ -193,12 +200,6 @@ def make_app(study: Study) -> Callable[[Message, Receive, Send], Awaitable[None]
     def failure(request: Request, error: Exception) -> Response:
         return page("error.html.j2", 500, detail="", status=500)
 
-    def stylesheet(request: Request) -> Response:
-        return Response(style, media_type="text/css", headers={"Cache-Control": "max-age=300"})
-
-    def javascript(request: Request) -> Response:
-        return Response(script, media_type="text/javascript", headers={"Cache-Control": "max-age=300"})
-
     return _SecurityHeaders(
         Starlette(
             routes=[
@@ -212,8 +213,9 @@ def make_app(study: Study) -> Callable[[Message, Receive, Send], Awaitable[None]
                 Route("/a/{token}/results.json", json_export),
                 Route("/a/{token}/figure.svg", svg_figure),
                 Route("/a/{token}/figure.png", png_figure),
-                Route("/study.css", stylesheet),
-                Route("/study.js", javascript),
+                static_file("study.css", "text/css"),
+                static_file("study.js", "text/javascript"),
+                static_file("study.svg", "image/svg+xml"),
             ],
             exception_handlers={HTTPException: known_error, Exception: failure},
         )

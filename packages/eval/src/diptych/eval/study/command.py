@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import os
+import socket
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -199,19 +200,28 @@ def _serve(options: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is missing: pip install 'diptych-eval[study]'") from None
 
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    print(f"Admin: http://{host}:{options.port}/a/{study.admin_token}", flush=True)
     # no access log: its lines would hold the links
-    uvicorn.run(
-        make_app(study),
-        host=options.host,
-        port=options.port,
-        access_log=False,
-        server_header=False,
-        log_level="warning",
-        limit_concurrency=200,
-        timeout_graceful_shutdown=5,
+    server = uvicorn.Server(
+        uvicorn.Config(
+            make_app(study),
+            access_log=False,
+            server_header=False,
+            log_level="warning",
+            limit_concurrency=200,
+            timeout_graceful_shutdown=5,
+        )
     )
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:
+        listener = socket.create_server((options.host, options.port), family=family)
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"--host {options.host} --port {options.port}: cannot listen there ({error}); choose another"
+        ) from None
+    with listener:
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        print(f"Admin: http://{host}:{listener.getsockname()[1]}/a/{study.admin_token}", flush=True)
+        server.run(sockets=[listener])
 
 
 def _links(options: argparse.Namespace) -> None:

@@ -103,9 +103,19 @@ def _draw_hummus(axis: Axes, rows: tuple[Hummus, ...]) -> None:
             error_kw={"ecolor": _INK, "elinewidth": 1.6},
             label=row.system if row.category == "all" else None,
         )
-    counts = {row.category: row.items for row in rows}  # every system has the same words
-    axis.set_xticks(range(len(categories)), [f"{name}\nn = {counts[name]}" for name in categories])
-    axis.set_ylim(0, 1)
+        axis.text(
+            x, score.high + 0.02, f"{score.value:.2f}", ha="center", fontsize=7, color=_INK, clip_on=False
+        )
+    labels = []
+    for category in categories:
+        # alike when the study is over
+        counts = {row.items for row in rows if row.category == category}
+        labels.append(
+            f"{category}\nn = " + "–".join(str(count) for count in sorted({min(counts), max(counts)}))
+        )
+    axis.set_xticks(range(len(categories)), labels)
+    axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axis.set_ylim(0, 1.1)
     axis.set_title(
         "HUMMUS: hidden words that most annotators found",
         loc="left",

@@ -20,6 +20,8 @@ Name = TypeVar("Name", bound=Hashable)
 
 PASS_SHARE = 0.7
 RESAMPLES = 10_000
+# nobody is asked about one caption of one system and kind twice, so items of a comparison are captions
+_UNITS = {"items": "captions", "annotators": "annotators"}
 
 
 @dataclass(frozen=True)
@@ -118,13 +120,15 @@ def chosen_system(answered: Answered) -> str | None:
 
 
 def bootstrap(
-    clusters: NDArray[np.int64], statistic: Callable[[NDArray[np.int64]], NDArray[np.float64]], resamples: int
-) -> Interval:
-    """`statistic` of the sum over clusters [n, ...], and the 2.5% and 97.5% quantiles over resampled clusters.
+    clusters: NDArray[np.int64],
+    statistics: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    resamples: int,
+) -> list[Interval]:
+    """Statistics of the sum over clusters [n, ...], and their 2.5% and 97.5% quantiles over resampled clusters.
 
-    statistic: from sums [B, ...] to values [B]; NaN where a resample cannot say anything. Seed 0.
+    statistics: from sums [B, ...] to values [B, S]; NaN where a resample cannot say anything. Seed 0.
     """
-    value = statistic(clusters.sum(0, keepdims=True))[0]
+    estimates = statistics(clusters.sum(0, keepdims=True))[0]
     random, values = np.random.default_rng(0), []
     count = len(clusters)
     flat = clusters.reshape(count, -1).astype(np.float64)
@@ -132,9 +136,12 @@ def bootstrap(
         size = min(1000, resamples - start)
         weights = random.multinomial(count, np.full(count, 1 / count), size=size)
         sums = np.rint(weights @ flat).astype(np.int64)
-        values.append(statistic(sums.reshape(size, *clusters.shape[1:])))
-    low, high = np.nanquantile(np.concatenate(values), [0.025, 0.975])
-    return Interval(float(value), float(low), float(high))
+        values.append(statistics(sums.reshape(size, *clusters.shape[1:])))
+    bounds = np.nanquantile(np.concatenate(values), [0.025, 0.975], axis=0).T
+    return [
+        Interval(float(value), float(low), float(high))
+        for value, (low, high) in zip(estimates, bounds, strict=True)
+    ]
 
 
 def tally(
@@ -177,7 +184,7 @@ def tally(
         title=study.title,
         systems=study.systems,
         seed=study.seed,
-        interval=f"95% percentile bootstrap over {resample}, {resamples} resamples",
+        interval=f"95% percentile bootstrap over {_UNITS[resample]}, {resamples} resamples",
         without_flagged=without_flagged,
         attendance=tuple(attendance),
         preferences=tuple(preferences),
@@ -217,19 +224,21 @@ def _preference(rows: Sequence[Answered], resample: str, resamples: int) -> Pref
         choice = row.answer if row.answer == "tie" else chosen_system(row)
         counts[clusters[_cluster(row, resample)], places[choice]] += 1
 
-    def share(place: int) -> Interval:
-        return bootstrap(counts, lambda sums: sums[:, place] / sums.sum(1), resamples)
+    def shares_and_margin(sums: NDArray[np.int64]) -> NDArray[np.float64]:
+        shares = sums / sums.sum(1, keepdims=True)
+        return np.column_stack([shares, shares[:, 0] - shares[:, 2]])
 
+    system, tie, other, margin = bootstrap(counts, shares_and_margin, resamples)
     return Preference(
         kind=rows[0].item.kind,
         system=rows[0].item.system,
         other=rows[0].item.other or "",
         answers=len(rows),
         items=len({row.item_id for row in rows}),
-        system_share=share(0),
-        tie_share=share(1),
-        other_share=share(2),
-        margin=bootstrap(counts, lambda sums: (sums[:, 0] - sums[:, 2]) / sums.sum(1), resamples),
+        system_share=system,
+        tie_share=tie,
+        other_share=other,
+        margin=margin,
     )
 
 
@@ -244,14 +253,14 @@ def _hummus(rows: Sequence[Answered], category: str, resample: str, resamples: i
 
     def score_of_votes(sums: NDArray[np.int64]) -> NDArray[np.float64]:
         right, answered = sums[..., 0], sums[..., 1]
-        return (2 * right > answered).sum(1) / (answered > 0).sum(1)
+        return ((2 * right > answered).sum(1) / (answered > 0).sum(1))[:, None]
 
     if resample == "annotators":
-        score = bootstrap(votes, score_of_votes, resamples)
+        [score] = bootstrap(votes, score_of_votes, resamples)
     else:
         per_item = votes.sum(0)
         decided = np.stack([2 * per_item[:, 0] > per_item[:, 1], np.ones(len(items), bool)], axis=1)
-        score = bootstrap(decided.astype(np.int64), lambda sums: sums[:, 0] / sums[:, 1], resamples)
+        [score] = bootstrap(decided.astype(np.int64), lambda sums: sums[:, :1] / sums[:, 1:], resamples)
     return Hummus(
         system=rows[0].item.system,
         category=category,

@@ -13,8 +13,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from diptych.eval.errors import UserError
 from diptych.eval.study.pictures import read_picture, scramble
@@ -34,9 +37,10 @@ CREATE TABLE questions (id INTEGER PRIMARY KEY, annotator INTEGER NOT NULL REFER
                         system_first INTEGER NOT NULL, UNIQUE (annotator, position), UNIQUE (annotator, item));
 CREATE TABLE answers (question INTEGER NOT NULL REFERENCES questions, revision INTEGER NOT NULL, answer TEXT NOT NULL,
                       seconds REAL, answered TEXT NOT NULL, PRIMARY KEY (question, revision)) WITHOUT ROWID;
-CREATE VIEW last_answers AS
-  SELECT question, answer, seconds, answered, max(revision) AS revision FROM answers GROUP BY question;
 """
+# through the primary key, question by question
+_LAST_ANSWER = """LEFT JOIN answers AS last ON last.question = questions.id
+  AND last.revision = (SELECT max(revision) FROM answers WHERE question = questions.id)"""
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ def _write(
             written[system, image] = insert(system, image, read_picture(pictures[system][image]))
         return written[system, image]
 
-    for index, item in enumerate(plan.items):
+    for index, item in enumerate(tqdm(plan.items, desc="pictures", disable=None, leave=False)):
         first, other = picture(item.system, item.image), None
         if item.other is not None:
             other = picture(item.other, item.image)
@@ -228,7 +232,7 @@ class Study:
 
     def next_question(self, annotator: Annotator) -> Asked | None:
         """The first question without an answer; None when all have one."""
-        return self._question(annotator, "last_answers.answer IS NULL", "questions.position")
+        return self._question(annotator, "last.answer IS NULL", "questions.position")
 
     def last_question(self, annotator: Annotator) -> Asked | None:
         """The question before the next one, if it is of the same kind or the last of all: it may be answered anew.
@@ -237,7 +241,7 @@ class Study:
         """
         upcoming = self.next_question(annotator)
         if upcoming is None:
-            return self._question(annotator, "last_answers.answer IS NOT NULL", "questions.position DESC")
+            return self._question(annotator, "last.answer IS NOT NULL", "questions.position DESC")
         before = self.question(annotator, upcoming.position - 1)
         return before if before is not None and before.item.kind == upcoming.item.kind else None
 
@@ -249,12 +253,12 @@ class Study:
         with self._connected() as connection:
             row = connection.execute(
                 f"""SELECT questions.id, questions.position, questions.system_first, items.content,
-                           own.token, others.token, last_answers.revision, last_answers.answer,
+                           own.token, others.token, last.revision, last.answer,
                            (SELECT count(*) FROM questions WHERE annotator = :annotator)
                     FROM questions JOIN items ON items.id = questions.item
                     JOIN pictures AS own ON own.id = items.picture
                     LEFT JOIN pictures AS others ON others.id = items.other
-                    LEFT JOIN last_answers ON last_answers.question = questions.id
+                    {_LAST_ANSWER}
                     WHERE questions.annotator = :annotator AND {where} ORDER BY {order} LIMIT 1""",
                 {"annotator": annotator.id, "position": position},
             ).fetchone()
@@ -305,11 +309,11 @@ class Study:
         """All questions of all annotators with their last answers."""
         with self._connected() as connection:
             rows = connection.execute(
-                """SELECT annotators.name, questions.position, items.id, items.content, questions.system_first,
-                          last_answers.answer, last_answers.revision, last_answers.seconds, last_answers.answered
+                f"""SELECT annotators.name, questions.position, items.id, items.content, questions.system_first,
+                          last.answer, last.revision, last.seconds, last.answered
                    FROM questions JOIN annotators ON annotators.id = questions.annotator
                    JOIN items ON items.id = questions.item
-                   LEFT JOIN last_answers ON last_answers.question = questions.id
+                   {_LAST_ANSWER}
                    ORDER BY annotators.id, questions.position"""
             ).fetchall()
         return [
@@ -318,6 +322,7 @@ class Study:
         ]
 
 
+@lru_cache(maxsize=100_000)
 def _item(content: str) -> Item:
     fields: dict[str, Any] = json.loads(content)
     return Item(**{**fields, "accepted": tuple(fields["accepted"])})

@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
@@ -143,6 +144,7 @@ def find_masks(caption: str, vocabulary: Vocabulary) -> list[Mask]:
     return [mask for mask in masks if words.count(mask.word) == 1]
 
 
+@lru_cache(maxsize=100_000)
 def normal_answer(answer: str) -> str:
     """A typed word in the form that is compared: lower case, no article, no spaces, hyphens or outer signs."""
     plain = unicodedata.normalize("NFKC", answer).casefold().replace("\u2019", "'").strip(" \t.,;:!?\"'_-")

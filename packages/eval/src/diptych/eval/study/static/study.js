@@ -19,6 +19,11 @@ function say(text) {
 form.classList.add("waiting");
 Promise.all(pictures.map((picture) => picture.decode()))
   .then(() => {
+    // frames are as wide as the pictures: wide for wide ones, tall for tall ones, square for a mixture
+    const ratios = pictures.map((picture) => picture.naturalWidth / picture.naturalHeight);
+    const widest = Math.max(...ratios);
+    const ratio = Math.min(...ratios) > 1 ? Math.min(...ratios) : widest < 1 ? widest : 1;
+    form.style.setProperty("--ratio", Math.min(1.8, Math.max(0.6, ratio)));
     form.classList.remove("waiting");
     shown = performance.now();
     setTimeout(() => {

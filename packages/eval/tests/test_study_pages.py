@@ -1,0 +1,389 @@
+"""The human study over HTTP and in a browser: what annotators see, send and can break."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("starlette", reason="the extra is missing: pip install 'diptych-eval[study]'")
+
+from starlette.testclient import TestClient
+
+from diptych.eval.study.app import make_app
+from diptych.eval.study.pictures import find_pictures
+from diptych.eval.study.plan import make_plan
+from diptych.eval.study.store import Annotator, Study, create_study
+from diptych.eval.study.vocabulary import read_vocabulary
+
+SECRETS = ("model-ours", "model-theirs", "picture-key")
+NASTY = """<script>alert('dog')</script> & "cats" sitting {{ 7 * 7 }}"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """Two systems with telling names, six captions, one of them hostile; three annotators."""
+    texts = {f"picture-key-{i}": f"a red dog sitting on wall {i}" for i in range(5)}
+    texts["picture-key-5"] = NASTY
+    pictures = {}
+    for number, name in enumerate(SECRETS[:2]):
+        (tmp_path / name).mkdir()
+        for place, key in enumerate(texts):
+            color = (250 * number, 40 * place, 90)
+            Image.new("RGB", (48, 48), color).save(tmp_path / name / f"{key}.png")
+        pictures[name] = find_pictures(tmp_path / name)
+    plan = make_plan(
+        texts, SECRETS[:2], read_vocabulary(), annotators=3, answers_per_item=3, checks_per_kind=1
+    )
+    create_study(tmp_path / "study.db", plan, pictures, title="Trial <b>of</b> pictures", seed=0)
+    return Study(tmp_path / "study.db")
+
+
+@pytest.fixture
+def client(study: Study) -> TestClient:
+    return TestClient(make_app(study), follow_redirects=False, raise_server_exceptions=False)
+
+
+def right_answer(study: Study, annotator: Annotator) -> str:
+    asked = study.next_question(annotator)
+    assert asked is not None
+    if asked.item.kind == "hummus":
+        return asked.item.word or ""
+    return "first" if asked.system_first else "second"
+
+
+def test_annotators_see_every_question_and_no_name_of_a_model(study: Study, client: TestClient) -> None:
+    annotator = study.annotators()[0]
+    told, kinds = [client.get(f"/s/{annotator.token}").text], set()
+    while (asked := study.next_question(annotator)) is not None:
+        reply = client.get(f"/s/{annotator.token}/question")
+        assert reply.status_code == 200 and f"{asked.position + 1} of {asked.total}" in reply.text
+        kinds.add((asked.item.kind, asked.item.check))
+        if asked.item.kind == "fidelity":
+            assert asked.item.caption not in reply.text or asked.item.caption == ""
+        if asked.item.kind == "hummus" and not asked.item.check:
+            assert asked.item.word not in re.findall(r"\w+", reply.text.split('class="caption"')[1])
+        told += [reply.text, str(reply.headers)]
+        pictures = re.findall(r'src="(/p/[^"]+)"', reply.text)
+        assert len(pictures) == (1 if asked.item.kind == "hummus" else 2)
+        for picture in map(client.get, pictures):
+            assert picture.headers["content-type"] == "image/png"
+            told += [picture.content.decode("latin1"), str(picture.headers), str(picture.url)]
+        data = {
+            "question": asked.position,
+            "revision": 0,
+            "seconds": "1.25",
+            "answer": right_answer(study, annotator),
+        }
+        sent = client.post(f"/s/{annotator.token}/answer", data=data)
+        assert (sent.status_code, sent.headers["location"]) == (303, f"/s/{annotator.token}/question")
+        told.append(str(sent.headers))
+    assert kinds == {(kind, check) for kind in ("hummus", "fidelity", "semantics") for check in (True, False)}
+    told.append(client.get(f"/s/{annotator.token}/question").text)
+    assert "Thank you" in told[-1]
+    for secret in (*SECRETS, "study.db", study.admin_token):
+        assert not any(secret in text for text in told), secret
+    # and the sizes and formats of files tell nothing either
+    assert {len(re.findall("IHDR", text)) for text in told} == {0, 1}
+
+
+def test_pictures_lie_on_the_side_that_the_plan_says(study: Study, client: TestClient) -> None:
+    annotator, sides = study.annotators()[0], set()
+    for position in range(60):
+        asked = study.question(annotator, position)
+        if asked is None or asked.item.other is None:
+            continue
+        first = Image.open(io.BytesIO(client.get(f"/p/{asked.pictures[0]}").content))
+        ours_first = np.asarray(first)[0, 0, 0] == 0
+        assert ours_first == asked.system_first
+        sides.add(ours_first)
+    assert sides == {True, False}
+
+
+def test_captions_titles_and_answers_are_escaped(study: Study, client: TestClient) -> None:
+    annotator, seen = study.annotators()[0], 0
+    while (asked := study.next_question(annotator)) is not None:
+        text = client.get(f"/s/{annotator.token}/question").text
+        if asked.item.caption == NASTY:
+            seen += 1
+            assert "<script>alert" not in text and "49" not in re.sub(r"\d+ of \d+", "", text)
+            if asked.item.kind == "semantics":
+                assert html.unescape(text).count(NASTY) == 1
+        study.add_answer(asked, 0, '"><img src=x>' if asked.item.kind == "hummus" else "tie", None)
+        if asked.item.kind == "hummus" and (last := study.last_question(annotator)) and last.id == asked.id:
+            assert "<img src=x>" not in client.get(f"/s/{annotator.token}/back").text
+    assert seen > 0
+    assert "<b>of</b>" not in client.get(f"/s/{annotator.token}").text
+    assert "&lt;b&gt;of" in client.get(f"/a/{study.admin_token}").text
+
+
+def test_submissions_twice_or_out_of_turn_change_nothing(study: Study, client: TestClient) -> None:
+    annotator = study.annotators()[0]
+    url = f"/s/{annotator.token}/answer"
+    send = {"question": 0, "revision": 0, "answer": "dog"}
+    assert client.post(url, data=send).status_code == 303
+    assert client.post(url, data={**send, "answer": "cat"}).status_code == 303
+    assert client.post(url, data={**send, "revision": 7}).status_code == 400
+    back = client.get(f"/s/{annotator.token}/back").text
+    assert 'value="dog"' in back and 'name="revision" value="1"' in back
+    assert client.post(url, data={**send, "revision": 1, "answer": "zebra"}).status_code == 303
+    assert [row.answer for row in study.answered() if row.answer] == ["zebra"]
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        ({"question": "0", "revision": "0", "answer": ""}, 400),
+        ({"question": "0", "revision": "0", "answer": "?!"}, 400),
+        ({"question": "0", "revision": "0", "answer": "a" * 41}, 400),
+        ({"question": "0", "revision": "0", "answer": "do\x00g"}, 400),
+        ({"question": "0", "revision": "0", "answer": "d" * 5000}, 413),
+        ({"question": "-1", "revision": "0", "answer": "dog"}, 400),
+        ({"question": "9999", "revision": "0", "answer": "dog"}, 400),
+        ({"question": "1; DROP TABLE answers", "revision": "0", "answer": "dog"}, 400),
+        ({"question": "\u0663", "revision": "0", "answer": "dog"}, 400),
+        ({"revision": "0", "answer": "dog"}, 400),
+        ({"question": "0", "answer": "dog"}, 400),
+        ({f"field{i}": "1" for i in range(50)}, 400),
+    ],
+)
+def test_bad_submissions_are_refused_and_kept_out(
+    study: Study, client: TestClient, data: dict, status: int
+) -> None:
+    reply = client.post(f"/s/{study.annotators()[0].token}/answer", data=data)
+    assert reply.status_code == status and "This did not work" in reply.text and "Traceback" not in reply.text
+    assert all(row.answer is None for row in study.answered())
+
+
+def test_a_choice_is_one_of_three(study: Study, client: TestClient) -> None:
+    annotator = study.annotators()[0]
+    position = next(row.position for row in study.answered() if row.annotator == "A01" and row.item.other)
+    for answer in ("third", "", "first; --"):
+        data = {"question": position, "revision": 0, "answer": answer}
+        assert client.post(f"/s/{annotator.token}/answer", data=data).status_code == 400
+    for seconds in ("nan", "-1", "1e99", "soon"):
+        data = {"question": position, "revision": 0, "answer": "tie", "seconds": seconds}
+        assert client.post(f"/s/{annotator.token}/answer", data=data).status_code == 303
+    [row] = [row for row in study.answered() if row.answer]
+    assert (row.answer, row.seconds) == ("tie", None)
+
+
+def test_unknown_links_paths_and_failures_tell_nothing(study: Study, client: TestClient) -> None:
+    token, admin = study.annotators()[0].token, study.admin_token
+    for path in (
+        "/", "/s/", "/s/x", f"/s/{admin}", f"/a/{token}", f"/a/{token}/answers.csv", "/a/x/figure.svg", "/p/x",
+        "/p/..%2f..%2fetc%2fpasswd", "/../study.db", "/study.db", "/s/%00", "/s/" + "x" * 5000, "/docs", "/openapi.json",
+        f"/s/{token[:-1]}", f"/s/{token}/../../a/{token}", "/static/study.css", "/s/%F0%9F%98%80", "/a/%F0%9F%98%80",
+    ):  # fmt: skip
+        reply = client.get(path)
+        assert reply.status_code == 404 and "not known" in reply.text, path
+    assert client.get(f"/s/{token}/answer").status_code == 405
+    study.path.rename(study.path.with_suffix(".gone"))
+    reply = client.get(f"/s/{token}")
+    assert reply.status_code == 500 and "Something went wrong" in reply.text
+    assert "sqlite" not in reply.text and "Traceback" not in reply.text
+    sent = client.post(f"/s/{token}/answer", data={"question": 0, "revision": 0, "answer": "dog"})
+    assert sent.status_code == 500
+    for reply in (client.get("/nothing"), client.get(f"/s/{token}"), sent, client.get("/study.js")):
+        assert "default-src 'none'" in reply.headers["content-security-policy"]
+        assert reply.headers["referrer-policy"] == "no-referrer"
+        assert reply.headers["x-content-type-options"] == "nosniff"
+        assert reply.headers["x-frame-options"] == "DENY"
+
+
+def test_an_answer_that_cannot_be_saved_is_not_confirmed(study: Study, client: TestClient) -> None:
+    with sqlite3.connect(study.path) as connection:
+        connection.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON answers BEGIN SELECT RAISE(ABORT, 'full'); END"
+        )
+    url = f"/s/{study.annotators()[0].token}/answer"
+    reply = client.post(url, data={"question": 0, "revision": 0, "answer": "dog"})
+    assert reply.status_code == 503 and "could not be saved" in reply.text
+
+
+def test_the_admin_page_follows_the_answers(study: Study, client: TestClient) -> None:
+    admin = f"/a/{study.admin_token}"
+    before = client.get(admin).text
+    assert "0 of " in before and all(one.token in before for one in study.annotators())
+    annotator = study.annotators()[1]
+    while (asked := study.next_question(annotator)) is not None:
+        answer = "tie" if asked.item.check else right_answer(study, annotator)
+        study.add_answer(asked, 0, answer, 3.0)
+    page = client.get(admin).text
+    assert "1 flagged" in page and "fails the checks" in page and "3.0" in page
+    assert "model-ours / model-theirs" in page and "100%" in page and "HUMMUS" in page
+    table = client.get(f"{admin}/answers.csv")
+    assert table.headers["content-disposition"] == 'attachment; filename="answers.csv"'
+    assert table.text.count("\n") == study.next_question(study.annotators()[0]).total + 1
+    assert client.get(f"{admin}/results.json").json()["preferences"][0]["system_share"]["value"] == 1
+    assert client.get(f"{admin}/figure.png").content.startswith(b"\x89PNG")
+    assert b"model-theirs" in client.get(f"{admin}/figure.svg").content
+
+
+# --- in a browser
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def served(study: Study, port: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "diptych.eval.study", "serve", str(study.path), "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and "/a/" in process.stdout.readline()
+    for _ in range(200):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/study.css", timeout=5).close()
+            return process
+        except OSError:
+            time.sleep(0.05)
+    process.kill()
+    raise AssertionError("the study is not served")
+
+
+@pytest.fixture(params=["desktop", "phone"])
+def browser(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator:
+    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is missing: pip install selenium")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no chromium with chromedriver here: apt-get install chromium chromium-driver")
+    from selenium.webdriver.chrome.service import Service
+
+    options = selenium.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.add_argument(f"--user-data-dir={tmp_path / 'chromium'}")
+    options.add_argument("--window-size=1280,800")
+    if request.param == "phone":
+        metrics = {"width": 390, "height": 760, "pixelRatio": 2, "touch": True}
+        options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    window = selenium.Chrome(options=options, service=Service(driver))
+    window.set_page_load_timeout(30)
+    yield window
+    window.quit()
+
+
+def test_a_study_is_clicked_through_over_a_killed_server(study: Study, browser) -> None:
+    from selenium.common.exceptions import JavascriptException
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    annotator, port = study.annotators()[0], free_port()
+    wait = WebDriverWait(browser, 30, poll_frequency=0.05, ignored_exceptions=[JavascriptException])
+    is_phone = browser.execute_script("return innerWidth") < 500
+    server = served(study, port)
+
+    def wait_for(position: int) -> None:
+        """Until the page shows the question at that place and takes answers."""
+        script = """const form = document.getElementById("question");
+                    return form && form.classList.contains("ready") ? form.elements.question.value : null"""
+        wait.until(lambda window: window.execute_script(script) == str(position))
+
+    def answer(position: int, value: str, by_key: bool) -> None:
+        if value in ("first", "second", "tie"):
+            if by_key:
+                key = {"first": "1", "second": Keys.ARROW_RIGHT, "tie": "0"}[value]
+                browser.find_element(By.TAG_NAME, "body").send_keys(key)
+            else:
+                browser.find_element(By.CSS_SELECTOR, f'button[value="{value}"]').click()
+        else:
+            field = browser.find_element(By.ID, "word")
+            field.send_keys(value, Keys.ENTER if by_key else "")
+            if not by_key:
+                browser.find_element(By.CLASS_NAME, "send").click()
+
+    try:
+        browser.get(f"http://127.0.0.1:{port}/s/{annotator.token}")
+        browser.find_element(By.ID, "start").click()
+        expected: list[str] = []
+        first = study.next_question(annotator)
+        assert first is not None
+        total, killed, changed, kinds = first.total, 0, 0, []
+        while (asked := study.next_question(annotator)) is not None:
+            position = asked.position
+            wait_for(position)
+            assert position == len(expected)
+            # no part of a question lies outside the window, at any width
+            outside = browser.execute_script(
+                """return document.documentElement.scrollWidth > innerWidth
+                   || [...document.querySelectorAll("button, img, input:not([type=hidden])")].filter(
+                        (e) => e.getBoundingClientRect().bottom > innerHeight + 1).length > 0"""
+            )
+            assert not outside, asked.item.kind
+            value = right_answer(study, annotator) if position % 3 else "tie"
+            if asked.item.kind == "hummus":
+                value = ("dog", "red", "sitting")[position % 3]
+            by_key = position % 2 == 0 and not is_phone
+            kinds.append(asked.item.kind)
+            if kinds.count(asked.item.kind) == 2 and (not is_phone or asked.item.kind == "semantics"):
+                # while an annotator looks at the page the server is killed; the answer waits for the next one
+                server.send_signal(signal.SIGKILL)
+                server.wait()
+                killed += 1
+                answer(position, value, by_key)
+                wait.until(lambda window: "No connection" in window.find_element(By.ID, "notice").text)
+                assert study.next_question(annotator).position == position
+                server = served(study, port)
+            elif kinds.count(asked.item.kind) == 4:
+                # somebody taps twice, and the browser sends twice
+                answer(position, value, by_key)
+                wait_for(position + 1)
+                data = f"question={position}&revision=0&answer={'cat' if asked.item.kind == 'hummus' else 'first'}"
+                url = f"http://127.0.0.1:{port}/s/{annotator.token}/answer"
+                with urllib.request.urlopen(url, data.encode()) as reply:
+                    assert reply.status == 200
+                # and then goes back to change the answer before
+                browser.find_element(By.ID, "back").click()
+                wait_for(position)
+                value = "zebra" if asked.item.kind == "hummus" else "second"
+                if asked.item.kind == "hummus":
+                    browser.find_element(By.ID, "word").clear()
+                answer(position, value, by_key)
+                changed += 1
+            else:
+                answer(position, value, by_key)
+            expected.append(value)
+            if position + 1 < total:
+                wait_for(position + 1)
+            else:
+                wait.until(lambda window: window.find_elements(By.ID, "end"))
+        assert killed == (1 if is_phone else 3) and changed == 3 and len(expected) == total
+        # everything that was answered is there, in its order, once
+        kept = [row for row in study.answered() if row.annotator == annotator.name]
+        assert [row.answer for row in kept] == expected
+        assert all(row.seconds is not None and 0 <= row.seconds < 60 for row in kept)
+        # the personal link leads to the end, the admin's page to the tallies
+        browser.get(f"http://127.0.0.1:{port}/s/{annotator.token}")
+        assert f"all {total} questions" in browser.find_element(By.TAG_NAME, "main").text
+        browser.get(f"http://127.0.0.1:{port}/a/{study.admin_token}")
+        assert f"{total} of {total}" in browser.find_element(By.TAG_NAME, "main").text
+        assert browser.execute_script("return document.querySelector('img.figure').decode().then(() => true)")
+        # nothing was blocked by the content policy, loaded from elsewhere or broke; the kills are seen as refusals
+        logs = [entry["message"] for entry in browser.get_log("browser")]
+        assert [
+            text for text in logs if "ERR_CONNECTION_REFUSED" not in text and "ERR_EMPTY" not in text
+        ] == []
+        assert "ours" not in json.dumps(logs)
+    finally:
+        server.kill()
+        server.wait()
