@@ -66,6 +66,13 @@ def write_clip(
     return history
 
 
+def pretrained_name(folder: Path) -> str | None:
+    """open_clip's name of the pretrained CLIP in a stage's folder; None for one of our own."""
+    if not (folder / POINTER).is_file():
+        return None
+    return json.loads((folder / POINTER).read_text(encoding="utf-8"))["model_name"]
+
+
 def read_clip(folder: Path, device: str) -> Clip:
     """What `write_clip` wrote, in eval mode."""
     if (folder / POINTER).is_file():

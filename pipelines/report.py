@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from diptych.eval.report import ReportInputs, contact_sheet, write_report
 from pipelines.params import read_params
-from pipelines.stage import Stage, run
+from pipelines.stage import Stage, commit, run
 
 
 @dataclass(frozen=True)
@@ -188,12 +187,6 @@ def read_history(path: Path) -> list[dict[str, float]]:
     """A training history, without the cells that are empty."""
     with path.open(newline="", encoding="utf-8") as file:
         return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
-
-
-def commit() -> str:
-    """The commit this page is made from, marked where files were changed since."""
-    command = ["git", "describe", "--always", "--dirty=, with changes"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "none"
 
 
 if __name__ == "__main__":

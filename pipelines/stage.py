@@ -18,6 +18,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -192,6 +193,12 @@ def one_line_errors(name: str) -> Iterator[None]:
 def available_cores() -> int:
     """Cores this process may run on (a container or `taskset` may allow fewer than the machine has)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def commit() -> str:
+    """The commit this run is made from, marked where files were changed since."""
+    command = ["git", "describe", "--always", "--dirty=, with changes"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "none"
 
 
 def prepare_process(threads: int) -> None:

@@ -272,7 +272,7 @@ class ImageGenerator(nn.Module):
         for block in self.grid_blocks:
             features = block(features, modulation)
         full_size = torch.Size((self.config.image_size, self.config.image_size))
-        image = torch.zeros(len(grid), 3, *full_size, device=grid.device)
+        image = torch.zeros(grid.shape[0], 3, *full_size, device=grid.device)
         for block, to_rgb in zip(self.blocks, self.to_rgb, strict=True):
             features = block(features, modulation)
             image = image + resize(to_rgb(features).float(), full_size)

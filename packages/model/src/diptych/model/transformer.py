@@ -243,7 +243,7 @@ class CrossLayer(nn.Module):
         visual_keys_values = visual_projection[1:] if visual_projection else cross.keys_values(visual)
         text = cross.attend(text, cross.queries(text), *visual_keys_values)
         keys, values = own.keys_values(text)
-        rows = text[torch.arange(len(text), device=text.device), positions, None]
+        rows = text[torch.arange(text.shape[0], device=text.device), positions, None]
         return self.text_feed_forward(own.attend(rows, own.queries(rows), keys, values, text_bias))[:, 0]
 
     def visual_alone(self, visual: Tensor) -> Tensor:
@@ -427,7 +427,7 @@ class UnifiedTransformer(nn.Module):
 
         Raises:
             UserError: the features are of another grid or size; or, when no gradients are needed, not finite (training
-                checks its loss instead).
+                checks its loss instead) and this is no export, whose program cannot stop.
         """
         config = self.config
         if features.shape[1:] != (config.cells, config.feature_dim):
@@ -435,7 +435,8 @@ class UnifiedTransformer(nn.Module):
                 f"grid features are [n, {config.cells}, {config.feature_dim}] for this transformer, these are "
                 f"{list(features.shape)}; use features of the detector and grid that it was trained with"
             )
-        if not torch.is_grad_enabled() and not torch.isfinite(features).all():
+        checked = not torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        if checked and not torch.isfinite(features).all():
             rows = (~torch.isfinite(features).flatten(1).all(1)).nonzero()[:, 0].tolist()
             raise UserError(
                 f"grid features are NaN or infinite in row {rows[0]} of the batch ({len(rows)} such rows); extract "
@@ -493,7 +494,7 @@ class UnifiedTransformer(nn.Module):
         if positions.dtype == torch.bool:
             states = states[positions]
         else:
-            states = states[torch.arange(len(states), device=states.device)[:, None], positions]
+            states = states[torch.arange(states.shape[0], device=states.device)[:, None], positions]
         return self.code_head(last.visual_feed_forward(states))
 
     # Masked layout: captioning as in the papers

@@ -75,7 +75,7 @@ class PrefixNextWord:
         self.model = model
         self.keys_values = model.visual_keys_values(prefix)
         self.caches = model.caption_caches(length - 2)
-        self.images = len(prefix[0])
+        self.images = prefix[0].shape[0]
         self.captions_per_image = 1
 
     def logits(self, ids: Tensor) -> Tensor:
@@ -107,11 +107,11 @@ class MaskedNextWord:
         self.mask = mask
         self.visual = visual
         self.visual_projection = model.visual_projection(visual)
-        self.images = torch.arange(len(visual), device=visual.device)  # of each row
+        self.images = torch.arange(visual.shape[0], device=visual.device)  # of each row
 
     def logits(self, ids: Tensor) -> Tensor:
-        masks = ids.new_full((len(ids), 1), self.mask)
-        positions = ids.new_full((len(ids),), ids.shape[1])
+        masks = ids.new_full((ids.shape[0], 1), self.mask)
+        positions = ids.new_full((ids.shape[0],), ids.shape[1])
         return self.model.masked_caption_logits(
             torch.cat([ids, masks], 1), None, self.visual, positions, self.visual_projection
         )

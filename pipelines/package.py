@@ -1,0 +1,165 @@
+"""The packaged model: one directory to caption and paint with, to ship and to put on the Hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from diptych.features.codebook import load_codebook
+from diptych.features.images import read_image
+from diptych.features.shards import ShardDataset
+from diptych.model.decoding.options import CaptionOptions, PaintOptions
+from diptych.model.image_generator import load_image_generator
+from diptych.model.packaged.card import CardFacts, model_card
+from diptych.model.packaged.directory import EXPORTED, write_package, write_sums
+from diptych.model.packaged.examples import Examples, collect_examples
+from diptych.model.packaged.export import export_programs
+from diptych.model.pretrained import load_transformer
+from pipelines.clips import pretrained_name, read_clip
+from pipelines.params import at_least, read_params
+from pipelines.stage import Stage, commit, run
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TRANSFORMER, GENERATOR, DETECTOR, SCORER = (
+    Path("models") / name for name in ("sequence", "image_generator", "detector", "scorer")
+)
+SHARDS, CODEBOOK, METRICS = Path("data/shards"), Path("data/codebook"), Path("metrics/evaluate.json")
+OUT = "models/package"
+COMPARED = 16  # pictures and captions on which exported programs are compared
+# What made the model, section by section, as the card shows it: dvc.yaml lists them for this stage.
+SECTIONS = (
+    "seed", "dataset", "detector", "extract", "cluster", "shard", "image_generator", "scorer", "judge",
+    "train_token", "train_sequence", "generate", "evaluate", "package",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PackageParams:
+    """title: of the model card. data: on it, what the model was trained on, in a sentence. limits: on it, what the model
+    cannot do.
+
+    weights: how matrices of transformer and image generator are stored. scorer: pack it, for reranking and scores.
+    examples: patches of training pictures for each code, of example_pixels a side; 0 for none. export: also as programs
+    of torch.export.
+    """
+
+    title: str
+    data: str
+    limits: tuple[str, ...]
+    weights: Literal["float32", "bfloat16", "int8"]
+    scorer: bool
+    examples: int
+    example_pixels: int
+    export: Literal["none", "torch_export"]
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "examples")
+        at_least(self, 8, "example_pixels")
+
+
+def main(stage: Stage, params: PackageParams) -> None:
+    """Write models/package and metrics/package.json."""
+    raw = read_params()
+    captioning, painting = options(raw["generate"])
+    figures = json.loads(METRICS.read_text(encoding="utf-8"))
+    facts = CardFacts(
+        title=params.title,
+        data=params.data,
+        pictures={split: len(ShardDataset(SHARDS, split)) for split in ("train", "val", "test")},
+        figures=with_intervals(figures),
+        limits=params.limits,
+        commit=commit(),
+        parameters={name: raw[name] for name in SECTIONS},
+        captioning=captioning,
+        painting=painting,
+        weights=params.weights,
+        exported=params.export != "none",
+    )
+    with stage.write(OUT) as folder:
+        write_package(
+            folder,
+            transformer=TRANSFORMER,
+            image_generator=GENERATOR,
+            detector=DETECTOR,
+            captioning=captioning,
+            painting=painting,
+            scorer=read_clip(SCORER, "cpu") if params.scorer else None,
+            scorer_name=pretrained_name(SCORER),
+            examples=examples(params) if params.examples else None,
+            weights=params.weights,
+            origin={"title": params.title, "commit": facts.commit},
+            card=model_card(facts, TRANSFORMER, GENERATOR),
+        )
+        metrics = {"weights_megabytes": megabytes(folder, "*.safetensors")}
+        if params.export == "torch_export":
+            agreement = export(folder, captioning, painting)
+            metrics |= {f"export.{name}": value for name, value in agreement.items()}
+            write_sums(folder)
+        metrics["megabytes"] = megabytes(folder, "*")
+    stage.write_metrics("metrics/package.json", metrics)
+
+
+def options(generate: Mapping[str, Any]) -> tuple[CaptionOptions, PaintOptions]:
+    """How the test set was captioned and painted; so the figures on the card are those of the package's defaults."""
+    return CaptionOptions(**generate["caption"]), PaintOptions(**generate["paint"])
+
+
+def with_intervals(figures: Mapping[str, float]) -> dict[str, str]:
+    """The card's figures as text. Where intervals are known, this is where they are put beside them."""
+    return {name: f"{value:.3f}".rstrip("0").rstrip(".") for name, value in figures.items()}
+
+
+def examples(params: PackageParams) -> Examples:
+    """Patches of the training pictures nearest to each centroid."""
+    from tqdm import tqdm
+
+    train = ShardDataset(SHARDS, "train")
+
+    def batches(size: int = 256) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        import numpy as np
+
+        for start in tqdm(range(0, len(train), size), desc="examples", unit="batch", mininterval=1):
+            indices = np.arange(start, min(start + size, len(train)))
+            yield indices, train.grid(indices), train.codes(indices)
+
+    return collect_examples(
+        batches(),
+        lambda index: read_image(train.image_bytes(index), train.keys[index]),
+        load_codebook(CODEBOOK),
+        params.examples,
+        params.example_pixels,
+    )
+
+
+def export(folder: Path, captioning: CaptionOptions, painting: PaintOptions) -> dict[str, float]:
+    """Export what the package holds, that is, with its weights as they are stored; compared on test pictures."""
+    import torch
+
+    test = ShardDataset(SHARDS, "test")
+    chosen = list(range(min(COMPARED, len(test))))
+    model, tokenizer, codebook = load_transformer(folder)
+    return export_programs(
+        folder / EXPORTED,
+        model,
+        tokenizer,
+        codebook,
+        load_image_generator(folder / "image_generator"),
+        captioning,
+        painting,
+        torch.from_numpy(test.grid(chosen)).float(),
+        [test.captions(index)[0] for index in chosen],
+    )
+
+
+def megabytes(folder: Path, pattern: str) -> float:
+    """Size of the files below a folder, in millions of bytes."""
+    return sum(path.stat().st_size for path in folder.rglob(pattern) if path.is_file()) / 1e6
+
+
+if __name__ == "__main__":
+    run("package", PackageParams, main)
