@@ -201,14 +201,15 @@ def test_stored_pictures_hold_pixels_and_nothing_else(tmp_path: Path) -> None:
     notes = PngImagePlugin.PngInfo()
     notes.add_text("Software", "dm-gan")
     picture = Image.effect_noise((40, 30), 50).convert("RGB")
-    picture.save(tmp_path / "a.png", pnginfo=notes)
+    picture.save(tmp_path / "a.png", pnginfo=notes, icc_profile=b"dm-gan" * 30)
     exif = Image.Exif()
     exif[0x0131] = "dm-gan"
-    picture.save(tmp_path / "b.jpg", exif=exif, comment=b"dm-gan")
+    picture.save(tmp_path / "b.jpg", exif=exif, comment=b"dm-gan", icc_profile=b"dm-gan" * 30)
     for name in ("a.png", "b.jpg"):
         assert b"dm-gan" in (tmp_path / name).read_bytes()
         png = read_picture(tmp_path / name)
         assert png.startswith(b"\x89PNG") and b"dm-gan" not in png
+        assert set(Image.open(io.BytesIO(png)).info) == set()
     kept = np.asarray(Image.open(io.BytesIO(read_picture(tmp_path / "a.png"))))
     assert (kept == np.asarray(picture)).all()
     scrambled = np.asarray(Image.open(io.BytesIO(scramble(read_picture(tmp_path / "a.png"), "1"))))
