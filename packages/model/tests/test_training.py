@@ -249,6 +249,15 @@ def test_the_weight_of_the_clip_loss_scales_its_gradient_alone(tiny):
     assert thrice[0]["clip_loss"] == pytest.approx(once[0]["clip_loss"])
 
 
+def test_the_rate_of_stage_2_stays_or_falls(tiny):
+    config = dataclasses.replace(SEQUENCE, steps=4, scst_steps=0, clip_steps=0)
+    (_, stays), (_, falls) = (
+        run_sequence(tiny, dataclasses.replace(config, schedule=schedule), None)
+        for schedule in ("constant", "cosine")
+    )
+    assert stays[-1]["learning_rate"] == config.learning_rate > 3 * falls[-1]["learning_rate"] > 0
+
+
 @pytest.mark.parametrize("wrong", [{"warmup_share": 1.5}, {"clip_weight": -1.0}])
 def test_a_setting_out_of_range_is_named(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
