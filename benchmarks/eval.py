@@ -6,7 +6,7 @@
 | --- | --- |
 | cider.vs_pycocoevalcap | `Cider().compute_score` / `CiderDReward.reward`, 160 captions with 5 references each |
 | cider.batch_vs_pycocoevalcap | the same with document frequencies of the batch, prepared anew at each call |
-| images.vs_loop | one picture after the other / `embed`: 48 JPEGs of 640 x 480, the same open_clip ViT-B-32 with random weights |
+| images.vs_loop | one picture after the other / `embed`: 96 JPEGs of 640 x 480, the same open_clip ViT-B-32 with random weights |
 
 The reward's references are prepared once, as for a training; `compute_score` has no such preparation. Both sides of
 `images.vs_loop` read, decode and resize the same files and use all cores.
@@ -33,7 +33,7 @@ from diptych.eval.images import clip_encoder
 from diptych.eval.pictures import EmbedSettings, FolderPictures, embed, read_picture, resized
 
 PICTURES, REFERENCES, VOCABULARY = 160, 5, 2000
-JPEGS = 48
+JPEGS = 96
 AIMS = {"cider.vs_pycocoevalcap": 20, "cider.batch_vs_pycocoevalcap": None, "images.vs_loop": 1.5}
 
 
