@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from ruamel.yaml import YAML
 
-from diptych.eval.captions import CiderDReward
+from diptych.eval.captions.cider import CiderDReward
 from diptych.features.codebook import load_codebook
 from diptych.features.shards import ShardDataset
 from diptych.model.decoding.caption import decode_captions, encode_images

@@ -20,7 +20,7 @@ from pycocoevalcap.cider.cider import Cider
 
 from benchmarks.alternate import alternate, median_ratio, seconds
 from benchmarks.figures import record
-from diptych.eval.captions import CiderDReward
+from diptych.eval.captions.cider import CiderDReward
 
 PICTURES, REFERENCES, VOCABULARY = 160, 5, 2000
 AIMS = {"cider.vs_pycocoevalcap": 20, "cider.batch_vs_pycocoevalcap": None}

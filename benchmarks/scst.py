@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from benchmarks.alternate import alternate, median_ratio, seconds
 from benchmarks.figures import record
 from benchmarks.model import LENGTH, WORDS, Sides, small
-from diptych.eval.captions import CiderDReward
+from diptych.eval.captions.cider import CiderDReward
 from diptych.model.config import named_config
 from diptych.model.training.loop import Piece, add_gradients
 from diptych.model.training.sequence import SequenceTrainingConfig, scst_parts

@@ -14,11 +14,12 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from diptych.eval.clip import PROMPT
+from diptych.eval.clip_score import PROMPT
 from diptych.eval.comparison import write_comparison
 from diptych.eval.frechet import frechet_distance
 from diptych.eval.inspector import load_inspector
@@ -28,13 +29,14 @@ from diptych.features.shards import ShardDataset
 from diptych.model.image_generator import load_image_generator, save_image_generator
 from pipelines import stage as stages
 from pipelines.clips import read_clip
-from pipelines.evaluate import batched, encode_pixels
 from pipelines.image_generator import SHARDS, ImageGeneratorParams, png, reconstruct, train, val_metrics
 from pipelines.params import ParameterError
 from pipelines.stage import Stage
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from diptych.eval.clip import Clip
 
 # The stage whose parameters, inputs and training these are.
 NAME = "image_generator"
@@ -140,6 +142,19 @@ def compare(stage: Stage, params: ImageGeneratorParams) -> None:
         )
     shutil.rmtree(folder)
     print(f"Comparison: {Path('comparison/index.html').resolve()}")
+
+
+def encode_pixels(clip: Clip, device: str, images: Tensor) -> Tensor:
+    """Embeddings of uint8 pictures."""
+    return clip.encode_images(images.to(device).float() / 255)
+
+
+def batched(encode: Callable[[Any], Tensor], items: Any, size: int) -> Tensor:
+    """`encode` over slices of `items`, gathered on the CPU: all at once would not fit."""
+    import torch
+
+    with torch.inference_mode():
+        return torch.cat([encode(items[start : start + size]).cpu() for start in range(0, len(items), size)])
 
 
 def trained(stage: Stage, params: ImageGeneratorParams, folder: Path) -> float:

@@ -12,19 +12,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 import statistics
 from pathlib import Path
 
+from diptych.eval.figures import flat_values
 from diptych.features.shards import ShardDataset
 from diptych.model.pretrained import save_transformer
 from pipelines import stage as stages
-from pipelines.evaluate import EvaluateParams, measure, read_known, with_facts
-from pipelines.generate import GenerateParams, draw, generate
+from pipelines.evaluate import EMBEDDINGS, EvaluateParams, measure
+from pipelines.generate import GenerateParams, draw, generate, write_rows
 from pipelines.stage import Stage
 from pipelines.train_sequence import TrainSequenceParams, train
 
 NAME = "compare_training_stages"
-COLUMNS = ("caption", "prompt", "painted", "reconstruction", "real")
 
 
 def main() -> None:
@@ -65,6 +66,7 @@ def compare(stage: Stage, params: TrainSequenceParams, seeds: list[int]) -> None
             figures[f"{name}.gain"] = after / before - 1
             print(f"| {name} | {before:.3f} | {after:.3f} ± {spread:.3f} | {after / before - 1:+.1%} |")
     stage.write_metrics(f"metrics/{NAME}.json", figures)
+    shutil.rmtree(EMBEDDINGS, ignore_errors=True)
 
 
 def measured(file: Path, transformer: Path) -> dict[str, float]:
@@ -78,13 +80,12 @@ def measured(file: Path, transformer: Path) -> dict[str, float]:
     shards = {split: ShardDataset(Path("data/shards"), split) for split in splits}
     keys = {split: dataset.keys for split, dataset in shards.items()}
     to_caption, to_paint = (draw(sample, keys, stage.seed) for sample in (wanted.caption, wanted.paint))
-    rows = [
-        {**dict.fromkeys(COLUMNS), **row}
-        for batch in generate(stage, generation, shards, to_caption, to_paint, transformer)
-        for row in batch
-    ]
-    metrics = measure(stage, evaluation, with_facts(rows, read_known()))
     file.parent.mkdir(parents=True, exist_ok=True)
+    generated = file.with_suffix(".parquet")
+    write_rows(generated, generate(stage, generation, shards, to_caption, to_paint, transformer))
+    figures, _ = measure(stage, evaluation, generated, unseen=Path("none"))
+    metrics = flat_values(figures)
+    generated.unlink()
     unfinished = file.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(metrics))
     unfinished.replace(file)

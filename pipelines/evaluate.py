@@ -1,115 +1,264 @@
-"""Measure captions and pictures of the test set (UMT 5.1), beside real pictures and reconstructions as ceilings."""
+"""Measure captions and pictures of the test set (UMT 5.1), beside real pictures and reconstructions as ceilings.
+
+Pictures are streamed: none of the tables of pictures is ever in memory as a whole. What a stopped run has made of them
+is kept in `.cache/unfinished/evaluate` until the stage has ended. docs/metrics.md says what each figure is.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+import dataclasses
+import shutil
+import threading
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diptych.eval.captions import caption_metrics, names_object
-from diptych.eval.clip import PROMPT
-from diptych.eval.frechet import frechet_distance
-from diptych.eval.inspector import Inspector, load_inspector, main_and_second, shares_right
-from diptych.eval.retrieval import clip_scores, r_precision
-from diptych.features.images import read_image, resize_square, to_uint8_tensor
+import numpy as np
+
+from diptych.eval.captions.facts import names_object
+from diptych.eval.captions.metrics import measure_captions
+from diptych.eval.figures import Figure, flat_values, mean_figure, table, write_figures
+from diptych.eval.images import ImageSettings, measure_images
+from diptych.eval.inception import Inception
+from diptych.eval.inspector import PARTS, Inspector, load_inspector, main_and_second
+from diptych.eval.pictures import Embedded, Encoder, embed, weights_sha256
+from diptych.eval.words import read_words
 from diptych.features.manifest import read_manifest
 from pipelines.clips import read_clip
 from pipelines.params import at_least
-from pipelines.stage import Stage, run
+from pipelines.stage import UNFINISHED_STORE, Stage, run
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import pyarrow as pa
 
-    from diptych.eval.clip import Clip
-
+GENERATED = Path("data/generated")
+MANIFEST = Path("data/dataset/manifest.parquet")
 KINDS = ("real", "reconstruction", "painted")
 COMPOSITIONAL = "compositional"  # the split whose main objects no training picture shows
+EMBEDDINGS = UNFINISHED_STORE / "evaluate" / "embeddings"
 
 
 @dataclass(frozen=True)
 class EvaluateParams:
-    """image_size: pixels per side at which all kinds are compared; negatives, folds: of R-precision."""
+    """image_size: pixels per side at which all kinds are compared. negatives, folds: of R-precision-easy. words: the
+    lists of R-precision-hard, "coco", "toybox" or a JSON file.
+
+    java: whether captions are cut into words by the PTB tokenizer and METEOR is run, as the papers do; then a machine
+    without Java is an error, so that the same parameters never give other figures. corenlp: the folder
+    with SPICE's jars. inception: the weights for FID and IS. Null: not run, and the figures say so.
+    """
 
     image_size: int
     batch_size: int
     negatives: int
     folds: int
+    words: str
+    java: bool
+    corenlp: str | None
+    inception: str | None
 
     def __post_init__(self) -> None:
         at_least(self, 1, "image_size", "batch_size", "negatives", "folds")
+        read_words(self.words)
 
 
 def main(stage: Stage, params: EvaluateParams) -> None:
-    """Write metrics/evaluate.json, and what is right in each test item to data/evaluation.parquet."""
+    """Write metrics/evaluate.json, its records metrics/evaluate_figures.json, and what is right in each test item to
+    data/evaluation.parquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    known = read_known()
-    rows = with_facts(read_generated("test"), known)
-    metrics = measure(stage, params, rows)
-    unseen = Path(f"data/generated/{COMPOSITIONAL}.parquet")
-    inspector = read_inspector(stage.device)
-    if inspector and unseen.is_file():
-        metrics |= unseen_figures(params, inspector, with_facts(read_generated(COMPOSITIONAL), known))
-    stage.write_metrics("metrics/evaluate.json", metrics)
+    figures, rows = measure(stage, params, GENERATED / "test.parquet")
     schema = pa.schema(
         [("image_id", pa.string()), ("caption_right", pa.bool_()), ("painted_right", pa.bool_())]
     )
+    print(table(figures))
     with stage.write("data/evaluation.parquet") as path:
         pq.write_table(pa.Table.from_pylist(rows, schema), path)
+    with stage.write("metrics/evaluate_figures.json") as path:
+        write_figures(figures, path)
+    painted = next(figure.n for figure in figures if figure.name == "painted.clip_score_judge")
+    # the Frechet distances depend on how many pictures there are
+    stage.write_metrics("metrics/evaluate.json", {**flat_values(figures), "frechet_images": painted})
+    shutil.rmtree(EMBEDDINGS, ignore_errors=True)
 
 
-def measure(stage: Stage, params: EvaluateParams, rows: list[dict[str, Any]]) -> dict[str, float]:
-    """All figures of captions, paintings, reconstructions and real pictures; adds the verdicts on each picture,
-    `caption_right` and `painted_right`, to its row (:func:`with_facts`)."""
+def measure(
+    stage: Stage,
+    params: EvaluateParams,
+    generated: Path,
+    unseen: Path = GENERATED / f"{COMPOSITIONAL}.parquet",
+) -> tuple[list[Figure], list[dict[str, Any]]]:
+    """All figures of a set that `generate` wrote, those of `unseen` (where there is one) about its main objects, and for
+    each picture of the set a row with `image_id` and the verdicts `caption_right` and `painted_right`."""
     inspector = read_inspector(stage.device)
-    captioned, painted = those_with("caption", rows), those_with("painted", rows)
-    facts = main_facts(captioned)
-    for row, fact in zip(captioned, facts, strict=True):
+    rows, known = read_texts(generated), read_manifest(MANIFEST)
+    facts = facts_of(known, (row["image_id"] for row in rows))
+    captioned = [row for row in rows if row["caption"] is not None]
+    named = main_facts(captioned, facts)
+    for row, fact in zip(captioned, named, strict=True):
         row["caption_right"] = fact
-    metrics = caption_figures(captioned, facts)
-    objects = [row["objects"] for row in painted]
-    clips = {name: read_clip(Path(f"models/{name}"), stage.device) for name in ("judge", "scorer")}
-    prompts = [PROMPT + row["prompt"] for row in painted]
-    texts = {name: batched(clip.encode_texts, prompts, params.batch_size) for name, clip in clips.items()}
-    metrics["frechet_images"] = len(painted)  # the distances depend on how many there are
-    judged: dict[str, Tensor] = {}
-    for kind in KINDS:
-        images = pictures(painted, kind, params.image_size)
-        for name, clip in clips.items():
-            encode = partial(encode_pixels, clip, stage.device)
-            embeddings = batched(encode, images, params.batch_size)
-            if name == "judge":
-                judged[kind] = embeddings
-                if kind != "real":
-                    metrics[f"{kind}.frechet_judge"] = frechet_distance(embeddings, judged["real"])
-            precision, _ = r_precision(embeddings, texts[name], stage.seed, params.negatives, params.folds)
-            metrics[f"{kind}.r_precision_{name}"] = precision
-            metrics[f"{kind}.clip_score_{name}"] = float(clip_scores(embeddings, texts[name]).mean())
-        if inspector:
-            right = inspector.inspect(images, objects)
-            shares = shares_right(right)
-            metrics |= {f"{kind}.{name}": shares[name] for name in ("main_object", "second_object")}
-            if kind == "painted":
-                for row, verdict in zip(painted, right["main_object"].tolist(), strict=True):
-                    row["painted_right"] = verdict
-    return metrics
+    figures = caption_figures(stage, params, captioned, facts, known)
+    figures.append(share("caption.main_fact", named, stage.seed))
+    figures += picture_figures(stage, params, generated, rows, facts, inspector)
+    if inspector and unseen.is_file():
+        figures += unseen_figures(stage, params, inspector, unseen, known)
+    return figures, rows
+
+
+def caption_figures(
+    stage: Stage,
+    params: EvaluateParams,
+    rows: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, dict[str, Any]],
+    known: pa.Table,
+) -> list[Figure]:
+    """The papers' caption metrics and statistics, against the references of these pictures."""
+    import pyarrow.compute as pc
+
+    training = known.filter(pc.equal(known["split"], "train"))["captions"]
+    figures = measure_captions(
+        {row["image_id"]: row["caption"] for row in rows},
+        {row["image_id"]: facts[row["image_id"]]["captions"] for row in rows},
+        java="needed" if params.java else "never",
+        corenlp=Path(params.corenlp) if params.corenlp else None,
+        spice=params.corenlp is not None,
+        training=pc.list_flatten(training).to_pylist(),
+        seed=stage.seed,
+    )
+    mends = {"meteor": "evaluate.java", "spice": "evaluate.java and evaluate.corenlp"}
+    return [
+        dataclasses.replace(
+            figure,
+            name=f"caption.{figure.name}",
+            reason=figure.reason
+            and f"{figure.reason}; set {mends.get(figure.name, 'evaluate')} in params.yaml",
+        )
+        for figure in figures
+    ]
+
+
+def picture_figures(
+    stage: Stage,
+    params: EvaluateParams,
+    generated: Path,
+    rows: Sequence[dict[str, Any]],
+    facts: Mapping[str, dict[str, Any]],
+    inspector: Inspector | None,
+) -> list[Figure]:
+    """Figures of paintings, reconstructions and real pictures; adds the verdict on each painting to its row."""
+    painted = [number for number, row in enumerate(rows) if row["prompt"] is not None]
+    prompts = [rows[number]["prompt"] for number in painted]
+    kinds = {kind: TablePictures(generated, kind, painted) for kind in KINDS}
+    figures, embedded = measure_images(
+        kinds,
+        dict.fromkeys(kinds, prompts),
+        {name: read_clip(Path(f"models/{name}"), stage.device) for name in ("judge", "scorer")},
+        read_words(params.words),
+        image_settings(stage, params),
+        EMBEDDINGS,
+        inception=Inception(Path(params.inception), stage.device) if params.inception else None,
+        frechet_clips=("judge",),
+        others=[inspecting(inspector)] if inspector else [],
+    )
+    if inspector:
+        objects = [facts[rows[number]["image_id"]]["objects"] for number in painted]
+        for kind in KINDS:
+            right = compared(inspector, embedded[kind], objects)
+            second = right["second_object"][right["has_second"]]
+            figures.append(inspected(f"{kind}.main_object", right["main_object"], stage, params, inspector))
+            figures.append(inspected(f"{kind}.second_object", second, stage, params, inspector))
+        for number, verdict in zip(
+            painted, right["main_object"].tolist(), strict=True
+        ):  # KINDS ends with painted
+            rows[number]["painted_right"] = verdict
+    return figures
 
 
 def unseen_figures(
-    params: EvaluateParams, inspector: Inspector, rows: list[dict[str, Any]]
-) -> dict[str, float]:
+    stage: Stage, params: EvaluateParams, inspector: Inspector, generated: Path, known: pa.Table
+) -> list[Figure]:
     """Main objects named and painted where no training picture showed such a pair of class and colour."""
-    metrics = {"caption.main_fact_unseen": mean(main_facts(those_with("caption", rows)))}
-    painted = those_with("painted", rows)
-    objects = [row["objects"] for row in painted]
+    rows = read_texts(generated)
+    facts = facts_of(known, (row["image_id"] for row in rows))
+    captioned = [row for row in rows if row["caption"] is not None]
+    figures = [share("caption.main_fact_unseen", main_facts(captioned, facts), stage.seed)]
+    painted = [number for number, row in enumerate(rows) if row["prompt"] is not None]
+    objects = [facts[rows[number]["image_id"]]["objects"] for number in painted]
+    settings = image_settings(stage, params)
     for kind in KINDS:
-        images = pictures(painted, kind, params.image_size)
-        metrics[f"{kind}.main_object_unseen"] = inspector.accuracy(images, objects)["main_object"]
-    return metrics
+        pictures = TablePictures(generated, kind, painted)
+        embedded = embed(pictures, [inspecting(inspector)], settings, EMBEDDINGS, f"unseen, {kind}")
+        right = compared(inspector, embedded, objects)["main_object"]
+        figures.append(inspected(f"{kind}.main_object_unseen", right, stage, params, inspector))
+    return figures
+
+
+class TablePictures:
+    """A column of pictures of a table that `generate` wrote; two row groups are in memory at a time."""
+
+    def __init__(self, path: Path, column: str, rows: Sequence[int]) -> None:
+        import pyarrow.parquet as pq
+
+        self._file, self._column, self._rows = pq.ParquetFile(path), column, rows
+        metadata = self._file.metadata
+        groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+        self._ends = list(accumulate(groups))
+        self._starts = [0, *self._ends]
+        self._loaded: dict[int, list[bytes]] = {}
+        self._lock = threading.Lock()
+        ids = pq.read_table(path, columns=["image_id"])["image_id"].to_pylist()
+        self.names = [ids[row] for row in rows]
+
+    def content(self, index: int) -> bytes:
+        row = self._rows[index]
+        group = bisect_right(self._ends, row)
+        with self._lock:
+            if group not in self._loaded:
+                while len(self._loaded) > 1:
+                    del self._loaded[next(iter(self._loaded))]
+                read = self._file.read_row_group(group, columns=[self._column])
+                self._loaded[group] = read[self._column].to_pylist()
+            return self._loaded[group][row - self._starts[group]]
+
+
+def image_settings(stage: Stage, params: EvaluateParams) -> ImageSettings:
+    """How pictures are read and compared."""
+    return ImageSettings(
+        image_size=params.image_size,
+        batch_size=params.batch_size,
+        threads=stage.threads,
+        negatives=params.negatives,
+        folds=params.folds,
+        seed=stage.seed,
+    )
+
+
+def inspecting(inspector: Inspector) -> Encoder:
+    """The inspector as an encoder: the numbers of its answers are the embedding."""
+    key = f"inspector {inspector.config} {inspector.classes} {inspector.colors} {weights_sha256(inspector)}"
+    return Encoder(
+        "inspector", "inspector", key, len(PARTS), lambda images: inspector.answers(images).float()
+    )
+
+
+def compared(inspector: Inspector, embedded: Embedded, objects: Sequence[Any]) -> dict[str, np.ndarray]:
+    """What is right in the pictures, by the inspector's answers among the embeddings."""
+    import torch
+
+    return inspector.compare(torch.from_numpy(embedded.rows("inspector")).long(), objects)
+
+
+def inspected(
+    name: str, right: np.ndarray, stage: Stage, params: EvaluateParams, inspector: Inspector
+) -> Figure:
+    """The share of pictures that the inspector finds right."""
+    rule = image_settings(stage, params).rule
+    model = f"inspector, weights sha256 {weights_sha256(inspector)[:16]}"
+    return mean_figure(name, right, stage.seed, resize=rule, model=model)
 
 
 def read_inspector(device: str) -> Inspector | None:
@@ -118,69 +267,34 @@ def read_inspector(device: str) -> Inspector | None:
     return load_inspector(folder, device) if any(folder.iterdir()) else None
 
 
-def read_known() -> dict[str, dict[str, Any]]:
-    """The manifest's rows by image id."""
-    return {row["image_id"]: row for row in read_manifest(Path("data/dataset/manifest.parquet")).to_pylist()}
-
-
-def read_generated(name: str) -> list[dict[str, Any]]:
-    """What `generate` wrote for a set, a row per picture."""
+def read_texts(generated: Path) -> list[dict[str, Any]]:
+    """Ids, captions and prompts of a set that `generate` wrote, a row per picture; without the pictures."""
     import pyarrow.parquet as pq
 
-    return pq.read_table(f"data/generated/{name}.parquet").to_pylist()
+    return pq.read_table(generated, columns=["image_id", "caption", "prompt"]).to_pylist()
 
 
-def with_facts(rows: list[dict[str, Any]], known: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of `generate` with their pictures' true `captions` and `objects`."""
-    return [{**row, **{key: known[row["image_id"]][key] for key in ("captions", "objects")}} for row in rows]
+def facts_of(known: pa.Table, image_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """`captions` and `objects` of the manifest's pictures of these ids."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    chosen = known.filter(pc.is_in(known["image_id"], value_set=pa.array(list(image_ids), pa.string())))
+    return {row["image_id"]: row for row in chosen.select(["image_id", "captions", "objects"]).to_pylist()}
 
 
-def those_with(column: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of the pictures that were captioned (`caption`), or painted (`painted`)."""
-    return [row for row in rows if row[column] is not None]
-
-
-def main_facts(rows: list[dict[str, Any]]) -> list[bool | None]:
+def main_facts(rows: Iterable[Mapping[str, Any]], facts: Mapping[str, dict[str, Any]]) -> list[bool | None]:
     """Whether each caption names its picture's main object with its colour; None where no colour is known."""
-    things = [main_and_second(row["objects"] or []) for row in rows]
-    return [
-        names_object(row["caption"], *several[0]) if several else None
-        for row, several in zip(rows, things, strict=True)
-    ]
+    named: list[bool | None] = []
+    for row in rows:
+        things = main_and_second(facts[row["image_id"]]["objects"] or [])
+        named.append(names_object(row["caption"], *things[0]) if things else None)
+    return named
 
 
-def caption_figures(rows: list[dict[str, Any]], facts: list[bool | None]) -> dict[str, float]:
-    """CIDEr-D, BLEU, and the share of captions that name the main object with its colour."""
-    predictions = {row["image_id"]: row["caption"] for row in rows}
-    figures = caption_metrics(predictions, {row["image_id"]: row["captions"] for row in rows})
-    return {f"caption.{name}": value for name, value in {**figures, "main_fact": mean(facts)}.items()}
-
-
-def mean(facts: list[bool | None]) -> float:
-    """The share of what is known that is true; NaN where nothing is known."""
-    known = [fact for fact in facts if fact is not None]
-    return sum(known) / len(known) if known else math.nan
-
-
-def pictures(rows: list[dict[str, Any]], kind: str, size: int) -> Tensor:
-    """The rows' images of a kind, uint8 [n, 3, size, size]."""
-    import torch
-
-    images = (resize_square(read_image(row[kind], f"{row['image_id']} ({kind})"), size) for row in rows)
-    return torch.stack([to_uint8_tensor(image) for image in images])
-
-
-def encode_pixels(clip: Clip, device: str, images: Tensor) -> Tensor:
-    """Embeddings of uint8 pictures."""
-    return clip.encode_images(images.to(device).float() / 255)
-
-
-def batched(encode: Callable[[Any], Tensor], items: Any, size: int) -> Tensor:
-    """`encode` over slices of `items`, gathered on the CPU: all at once would not fit."""
-    import torch
-
-    with torch.inference_mode():
-        return torch.cat([encode(items[start : start + size]).cpu() for start in range(0, len(items), size)])
+def share(name: str, facts: Sequence[bool | None], seed: int) -> Figure:
+    """The share of what is known that is true."""
+    return mean_figure(name, [fact for fact in facts if fact is not None], seed)
 
 
 if __name__ == "__main__":

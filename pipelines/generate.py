@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diptych.eval.clip import PROMPT
+from diptych.eval.clip_score import PROMPT
 from diptych.features.shards import ShardDataset
 from diptych.model.decoding.decode import caption_images, paint_captions
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
@@ -72,6 +72,21 @@ def main(stage: Stage, params: GenerateParams) -> None:
 
     What a picture is not in the set for is null: `caption`, or `prompt`, `codes`, `painted` and `reconstruction`.
     """
+    with stage.write("data/generated") as folder:
+        folder.mkdir()
+        for name, wanted in params.sets.items():
+            splits = dict.fromkeys((*wanted.caption.splits, *wanted.paint.splits))
+            shards = {split: ShardDataset(Path("data/shards"), split) for split in splits}
+            keys = {split: dataset.keys for split, dataset in shards.items()}
+            to_caption, to_paint = (
+                draw(sample, keys, stage.seed) for sample in (wanted.caption, wanted.paint)
+            )
+            print(f"{name}: {len(to_caption)} pictures to caption, {len(to_paint)} to paint")
+            write_rows(folder / f"{name}.parquet", generate(stage, params, shards, to_caption, to_paint))
+
+
+def write_rows(path: Path, batches: Iterable[list[dict]]) -> None:
+    """Write what `generate` yields; columns that a row lacks are null."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -86,19 +101,9 @@ def main(stage: Stage, params: GenerateParams) -> None:
             ("real", pa.binary()),
         ]
     )
-    with stage.write("data/generated") as folder:
-        folder.mkdir()
-        for name, wanted in params.sets.items():
-            splits = dict.fromkeys((*wanted.caption.splits, *wanted.paint.splits))
-            shards = {split: ShardDataset(Path("data/shards"), split) for split in splits}
-            keys = {split: dataset.keys for split, dataset in shards.items()}
-            to_caption, to_paint = (
-                draw(sample, keys, stage.seed) for sample in (wanted.caption, wanted.paint)
-            )
-            print(f"{name}: {len(to_caption)} pictures to caption, {len(to_paint)} to paint")
-            with pq.ParquetWriter(folder / f"{name}.parquet", schema, compression="none") as writer:
-                for rows in generate(stage, params, shards, to_caption, to_paint):
-                    writer.write_table(pa.Table.from_pylist(rows, schema))
+    with pq.ParquetWriter(path, schema, compression="none") as writer:
+        for rows in batches:
+            writer.write_table(pa.Table.from_pylist(rows, schema))
 
 
 def draw(sample: Sample, keys: Mapping[str, Sequence[str]], seed: int) -> set[str]:

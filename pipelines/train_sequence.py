@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from diptych.eval.captions import CiderDReward
+from diptych.eval.captions.cider import CiderDReward
 from diptych.features.detector import load_detector
 from diptych.features.shards import ShardDataset
 from diptych.model.image_generator import load_image_generator

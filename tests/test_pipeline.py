@@ -10,12 +10,13 @@ from ruamel.yaml import YAML
 
 STAGES = list(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])
 PROMISED = [
-    "caption.cider_d", "caption.bleu_4", "caption.main_fact", "caption.main_fact_unseen", "painted.main_object_unseen",
+    "caption.cider_d", "caption.bleu_4", "caption.rouge_l", "caption.div_1", "caption.novel", "caption.main_fact", "caption.main_fact_unseen", "painted.main_object_unseen",
     *(
         f"{kind}.{name}"
         for kind in ("real", "reconstruction", "painted")
         for name in (
             "r_precision_judge", "r_precision_scorer", "clip_score_judge", "clip_score_scorer", "main_object", "second_object",
+            "r_precision_hard_judge", "r_precision_hard_nouns_judge",
         )
     ),
 ]  # fmt: skip
@@ -30,8 +31,18 @@ def test_every_stage_writes_what_it_promises(finished_clone: Clone) -> None:
     figures = read(finished_clone, "evaluate")
     assert [name for name in PROMISED if name not in figures] == []
     for name, value in figures.items():
-        unbounded = any(part in name for part in ("cider", "clip_score", "frechet"))
+        unbounded = any(part in name for part in ("cider", "clip_score", "frechet", "length", "vocabulary"))
         assert value >= 0 and (unbounded or value <= 1), (name, value)
+    records = {record["name"]: record for record in read(finished_clone, "evaluate_figures")}
+    for name, value in figures.items():
+        if name != "frechet_images":
+            assert records[name]["value"] is not None and abs(records[name]["value"] - value) < 1e-6
+    assert [
+        record["name"] for record in records.values() if record["value"] is None and not record["reason"]
+    ] == []
+    assert (
+        records["caption.meteor"]["value"] is None and "evaluate.java" in records["caption.meteor"]["reason"]
+    )
     costs = read(finished_clone, "stages")
     for stage in STAGES:
         if stage != "report":

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from diptych.eval.clip import (
-    PROMPT,
     Clip,
     ClipConfig,
     ClipTrainingConfig,
@@ -18,6 +17,7 @@ from diptych.eval.clip import (
     save_clip,
     train_clip,
 )
+from diptych.eval.clip_score import PROMPT
 from diptych.eval.errors import UserError
 from diptych.eval.precision import autocast_context
 from diptych.eval.retrieval import r_precision

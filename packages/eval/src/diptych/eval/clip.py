@@ -23,12 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from diptych.eval.clip_score import PROMPT
 from diptych.eval.errors import UserError
 from diptych.eval.precision import autocast_context
 from diptych.eval.training import Checkpoints, ImageReader, TrainingConfig, batch_indices, shifted, train
-
-PROMPT = "A photo depicts "
-"""What UMT (section 5.1) puts before a caption when CLIP compares it with a picture."""
 
 FORMAT = "diptych-clip/1"
 _PAD, _UNKNOWN, _START, _END = "[PAD]", "[UNK]", "[START]", "[END]"

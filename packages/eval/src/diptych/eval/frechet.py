@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diptych.eval.errors import UserError
+from diptych.eval.figures import interval
+
+FRECHET_RESAMPLES = 100
+"""A resample costs as much as the distance itself: seconds at 30,000 rows of 2,048 numbers."""
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
@@ -22,7 +27,7 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
             "the Frechet distance needs two rows and more of equal width on both sides, got "
             f"{list(first.shape)} and {list(second.shape)}"
         )
-    first, second = first.detach().double().cpu(), second.detach().double().cpu()
+    first, second = first.detach().double(), second.detach().double()
     if not (first.isfinite().all() and second.isfinite().all()):
         raise UserError(
             "the Frechet distance needs finite features; look for NaN in the pictures or the judge"
@@ -34,3 +39,29 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     traces = sum(root.square().sum() for root in roots)
     shared = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
     return float((means + traces - 2 * shared).clamp(min=0))
+
+
+def frechet_interval(
+    first: Tensor, second: Tensor, seed: int, resamples: int = FRECHET_RESAMPLES
+) -> tuple[float, float]:
+    """The 95% bootstrap interval of the distance, both sides drawn anew with repetition.
+
+    Rows that a resample repeats make its distance larger than the sample's by far more than the distances of resamples
+    differ. So the interval is theirs around their own mean, laid around the distance: it says how much another sample
+    of the same size would change the figure, not how far the figure is from that of endless samples.
+    """
+    value = frechet_distance(first, second)
+    generator = np.random.default_rng((seed, len(first), len(second)))
+    drawn = np.array(
+        [
+            frechet_distance(
+                *(
+                    rows[torch.from_numpy(generator.integers(0, len(rows), len(rows)))]
+                    for rows in (first, second)
+                )
+            )
+            for _ in range(resamples)
+        ]
+    )
+    low, high = interval(drawn - drawn.mean() + value)
+    return max(low, 0.0), high

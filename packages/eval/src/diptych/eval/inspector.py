@@ -110,31 +110,34 @@ class Inspector(nn.Module):
         return logits
 
     @torch.no_grad()
-    def inspect(
-        self, images: Tensor, objects: Sequence[Objects], batch_size: int = 256
-    ) -> dict[str, np.ndarray]:
-        """Compare what the pictures (uint8 or float 0..1, [n, 3, H, W]) show with what they should show.
+    def answers(self, images: Tensor) -> Tensor:
+        """Numbers of classes and colours int64 [n, 4], in the order of PARTS, for pictures uint8 or float 0..1."""
+        self.eval()
+        images = images.to(self.look.weight.device)
+        logits = self(images if images.is_floating_point() else images.float() / 255)
+        return torch.stack([logits[part].argmax(1) for part in PARTS], 1).cpu()
+
+    def compare(self, answers: Tensor, objects: Sequence[Objects]) -> dict[str, np.ndarray]:
+        """What is right in answers [n, 4] for pictures that should show `objects`.
 
         Returns bool arrays [n] for PARTS, "main_object" and "second_object" (class and colour right)
         and "has_second"; entries of second objects mean nothing where that is false.
         """
-        self.eval()
-        device = self.look.weight.device
         truth = object_targets(objects, self.classes, self.colors)
-        answers: dict[str, list[Tensor]] = {part: [] for part in PARTS}
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size].to(device)
-            logits = self(batch if batch.is_floating_point() else batch.float() / 255)
-            for part in PARTS:
-                answers[part].append(logits[part].argmax(1).cpu())
-        right = {
-            part: torch.cat(answers[part]).numpy() == truth[:, number].numpy()
-            for number, part in enumerate(PARTS)
-        }
+        right = {part: (answers[:, number] == truth[:, number]).numpy() for number, part in enumerate(PARTS)}
         right["main_object"] = right["main_class"] & right["main_color"]
         right["second_object"] = right["second_class"] & right["second_color"]
         right["has_second"] = truth[:, 2].numpy() != _ABSENT
         return right
+
+    def inspect(
+        self, images: Tensor, objects: Sequence[Objects], batch_size: int = 256
+    ) -> dict[str, np.ndarray]:
+        """:meth:`compare` what pictures (uint8 or float 0..1, [n, 3, H, W]) show with what they should show."""
+        answers = [
+            self.answers(images[start : start + batch_size]) for start in range(0, len(images), batch_size)
+        ]
+        return self.compare(torch.cat(answers), objects)
 
     def accuracy(self, images: Tensor, objects: Sequence[Objects]) -> dict[str, float]:
         """Shares (0..1) of pictures that are right: "main_object", "second_object" and PARTS.

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from diptych.eval.clip_score import PROMPT
 from diptych.model.decoding.caption import word_log_probabilities
 from diptych.model.decoding.paint import PaintText, mask_predict_counts
 from diptych.model.objectives import hidden_words
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.transformer import UnifiedTransformer
 
-PROMPT = "A photo depicts "
 # Words of a caption that one pass of ``masked`` attention scores: more take more memory, fewer run over the gradients of
 # all weights more often.
 WORDS_PER_PASS = 4

@@ -1,65 +1,213 @@
-"""The caption metrics of the paper's tables that need no Java, and statistics of a set of captions."""
+"""The caption metrics of the papers' tables (UMT 5.1) behind one function."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from diptych.eval.errors import UserError
+from diptych.eval.figures import (
+    RESAMPLES,
+    Figure,
+    mean_figure,
+    not_run,
+    ratio_figure,
+    sha256_of_json,
+)
 
 from .cider import CiderD
+from .java import Meteor, NotRun, find_corenlp, find_java, ptb_tokenize, spice_scores
+from .statistics import statistics_figures
 from .tokens import tokenize
 
+JavaUse = Literal["auto", "needed", "never"]
+PTB_TOKENS, OWN_TOKENS = "PTB tokenizer (Stanford CoreNLP 3.4.1)", "Diptych's tokens (no Java)"
+ORDERS = 4  # of BLEU
+# as pycocoevalcap: without them a caption set without any match would divide by zero
+_TINY, _SMALL = 1e-15, 1e-9
 
-def caption_metrics(
-    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]
-) -> dict[str, float]:
-    """CIDEr-D and BLEU-1 to BLEU-4 of one caption per picture.
 
-    Keys are picture ids; references without a prediction are left out. Returns {"cider_d", "bleu_1",
-    ..., "bleu_4"}: CIDEr-D as pycocoevalcap gives it (1.0 is the papers' 100%; document frequencies
-    from these references), BLEU as fractions 0..1. Raises UserError for a prediction without reference.
+def measure_captions(
+    predictions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    java: JavaUse = "auto",
+    corenlp: Path | None = None,
+    spice: bool = True,
+    training: Sequence[str] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> list[Figure]:
+    """bleu_1 .. bleu_4, meteor, rouge_l, cider_d, spice and statistics of one caption per picture.
+
+    Keys are picture ids; references without a prediction are left out. All values are fractions, 1.0 being the papers'
+    100 (cider_d 0..10); document frequencies of CIDEr-D are those of these references. training: captions that
+    `novel` compares with.
+
+    java: "auto" uses Java where it starts. Without it METEOR and SPICE are not run, and everything else counts
+    words by `tokenize`, which the figures' `model` says. "never" does not look for it, "needed" raises
+    UserError without it. corenlp: the folder with SPICE's jars, where a missing one is an error; without it
+    :func:`find_corenlp` looks for them. spice: False does not look.
+
+    Raises UserError where there is no prediction, and for a prediction without reference.
     """
     if not predictions:
-        raise UserError("there are no captions to measure; run the stage that generates them")
+        raise UserError("there are no captions to measure; give at least one prediction")
     for image_id in predictions:
         if not references.get(image_id):
-            raise UserError(f"picture '{image_id}' has a generated caption but no reference caption")
-    candidates = [tokenize(caption) for caption in predictions.values()]
-    compared = [[tokenize(caption) for caption in references[image_id]] for image_id in predictions]
-    mean, _ = CiderD(compared).score(candidates)
-    return {"cider_d": mean, **_bleu(candidates, compared)}
-
-
-def _bleu(candidates: list[list[str]], references: list[list[list[str]]]) -> dict[str, float]:
-    # Only this module of pycocoevalcap is imported: its tokenizer, METEOR and SPICE start Java.
-    from pycocoevalcap.bleu.bleu import Bleu
-
-    truth = {number: [" ".join(words) for words in several] for number, several in enumerate(references)}
-    results = {number: [" ".join(words)] for number, words in enumerate(candidates)}
-    scores, _ = Bleu(4).compute_score(truth, results, verbose=0)
-    return {f"bleu_{order}": float(score) for order, score in enumerate(scores, 1)}
-
-
-def caption_statistics(captions: Sequence[str]) -> dict[str, float]:
-    """How long and how varied captions are.
-
-    Words per caption ("length_mean", "length_deviation"), different words ("vocabulary"), the share of
-    different captions ("unique") and of different words and pairs of words among all ("distinct_1",
-    "distinct_2").
-    """
-    words = [tokenize(caption) for caption in captions]
-    singles = Counter(word for caption in words for word in caption)
-    pairs = Counter(pair for caption in words for pair in pairwise(caption))
-    lengths = [len(caption) for caption in words] or [0]
-    return {
-        "length_mean": float(np.mean(lengths)),
-        "length_deviation": float(np.std(lengths)),
-        "vocabulary": float(len(singles)),
-        "unique": len({tuple(caption) for caption in words}) / max(1, len(words)),
-        "distinct_1": len(singles) / max(1, singles.total()),
-        "distinct_2": len(pairs) / max(1, pairs.total()),
+            raise UserError(f"picture '{image_id}' has a predicted caption but no reference caption")
+    compared = {image_id: list(references[image_id]) for image_id in predictions}
+    runtime, missing = _runtime(java)
+    texts = [
+        *predictions.values(),
+        *(text for several in compared.values() for text in several),
+        *(training or ()),
+    ]
+    try:
+        words = ptb_tokenize(runtime, texts) if runtime else [tokenize(text) for text in texts]
+    except NotRun as error:
+        if java == "needed":
+            raise UserError(str(error)) from None
+        runtime, missing, words = None, str(error), [tokenize(text) for text in texts]
+    remaining = iter(words)
+    candidates = [next(remaining) for _ in predictions]
+    truth = [[next(remaining) for _ in several] for several in compared.values()]
+    facts: dict[str, Any] = {
+        "model": PTB_TOKENS if runtime else OWN_TOKENS,
+        "reference_sha256": sha256_of_json(compared),
+        "resamples": resamples,
     }
+    lines = [" ".join(caption) for caption in candidates]
+    reference_lines = [[" ".join(caption) for caption in several] for several in truth]
+    figures = _bleu(lines, reference_lines, seed, facts)
+    figures.append(_meteor(runtime, missing, lines, reference_lines, seed, facts))
+    figures.append(_rouge(lines, reference_lines, seed, facts))
+    figures.append(mean_figure("cider_d", CiderD(truth).score(candidates)[1], seed, scale=100, **facts))
+    spoken = dict(zip(predictions, lines, strict=True)), dict(zip(predictions, reference_lines, strict=True))
+    if spice:
+        figures.append(_spice(runtime, missing, corenlp, *spoken, seed, facts))
+    else:
+        figures.append(not_run("spice", "SPICE is turned off", len(candidates)))
+    known = None if training is None else remaining
+    figures += statistics_figures(candidates, seed, known, **facts)
+    if training is None:
+        figures.append(not_run("novel", "needs the training captions", len(candidates)))
+    return figures
+
+
+def _runtime(java: JavaUse) -> tuple[str | None, str]:
+    """The java executable, or None and why."""
+    if java == "never":
+        return None, "Java is turned off"
+    try:
+        return find_java(), ""
+    except NotRun as error:
+        if java == "needed":
+            raise UserError(str(error)) from None
+        return None, str(error)
+
+
+def bleu_statistics(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """Counts float64 [n, 10] of captions as lines of words: the words of the caption and of the reference closest in
+    length, then the n-grams that the references hold too, and all n-grams, for n = 1 .. 4."""
+    # pycocoevalcap.bleu.bleu, which averages, is not needed: counts add up
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+
+    scorer = BleuScorer(n=ORDERS)
+    for candidate, several in zip(candidates, references, strict=True):
+        scorer += (candidate, list(several))
+    rows = []
+    for counts in scorer.ctest:
+        length = counts["testlen"]
+        closest = min(counts["reflen"], key=lambda size: (abs(size - length), size))
+        rows.append([length, closest, *counts["correct"], *counts["guess"]])
+    return np.array(rows, np.float64)
+
+
+def bleu(counts: np.ndarray) -> np.ndarray:
+    """BLEU-1 .. BLEU-4 float64 [m, 4] of sums or means of counts [m, 10] (Papineni et al. 2002)."""
+    length, closest = counts[:, :1], counts[:, 1:2]
+    correct, guess = counts[:, 2 : 2 + ORDERS], counts[:, 2 + ORDERS :]
+    precision = np.cumsum(np.log((correct + _TINY) / (guess + _SMALL)), 1) / np.arange(1, ORDERS + 1)
+    ratio = (length + _TINY) / (closest + _SMALL)
+    return np.exp(precision + np.where(ratio < 1, 1 - 1 / ratio, 0))
+
+
+def _bleu(
+    candidates: list[str], references: list[list[str]], seed: int, facts: dict[str, Any]
+) -> list[Figure]:
+    counts = bleu_statistics(candidates, references)
+
+    def of_order(order: int) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda means: bleu(means * len(counts))[:, order - 1]
+
+    return [
+        ratio_figure(f"bleu_{order}", counts, of_order(order), seed, scale=100, **facts)
+        for order in range(1, ORDERS + 1)
+    ]
+
+
+def _rouge(candidates: list[str], references: list[list[str]], seed: int, facts: dict[str, Any]) -> Figure:
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    metric = Rouge()
+    scores = [
+        metric.calc_score([line], several) for line, several in zip(candidates, references, strict=True)
+    ]
+    return mean_figure("rouge_l", scores, seed, scale=100, **facts)
+
+
+def _meteor(
+    java: str | None,
+    missing: str,
+    candidates: list[str],
+    references: list[list[str]],
+    seed: int,
+    facts: dict[str, Any],
+) -> Figure:
+    """METEOR of all captions together, from the sums of their counts, as COCO's evaluation takes it."""
+    if java is None:
+        return not_run("meteor", missing, len(candidates))
+    try:
+        with Meteor(java) as meteor:
+            rows = np.stack([meteor.statistics(*pair) for pair in zip(candidates, references, strict=True)])
+            # the program adds counts up as whole numbers and so do we; a resample's sums are as whole
+            return ratio_figure(
+                "meteor",
+                rows,
+                lambda means: np.array([meteor.score(np.round(row * len(rows), 6)) for row in means]),
+                seed, scale=100, **facts,
+            )  # fmt: skip
+    except NotRun as error:
+        return not_run("meteor", str(error), len(candidates))
+
+
+def _spice(
+    java: str | None,
+    missing: str,
+    corenlp: Path | None,
+    predictions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    seed: int,
+    facts: dict[str, Any],
+) -> Figure:
+    """SPICE of lines of PTB words, as COCO's evaluation gives them to it."""
+    if java is None:
+        return not_run("spice", missing, len(predictions))
+    try:
+        jars = find_corenlp(corenlp)
+    except NotRun as error:
+        if corenlp is not None:
+            raise UserError(str(error)) from None
+        return not_run("spice", str(error), len(predictions))
+    try:
+        scores = spice_scores(java, jars, predictions, references)
+    except NotRun as error:
+        return not_run("spice", str(error), len(predictions))
+    values = [score for score in scores.values() if not math.isnan(score)]
+    return mean_figure(
+        "spice", values, seed, scale=100, **{**facts, "model": "SPICE 1.0, Stanford CoreNLP 3.6.0"}
+    )

@@ -37,7 +37,7 @@ from diptych.model.transformer import UnifiedTransformer
 
 
 class CaptionReward(Protocol):
-    """CIDEr-D on token ids (``diptych.eval.captions.CiderDReward``)."""
+    """CIDEr-D on token ids (``diptych.eval.captions.cider.CiderDReward``)."""
 
     def reward(self, image_indices: Sequence[int], candidates: Sequence[Sequence[int]]) -> np.ndarray:
         """Score candidate captions of images: float32 ``[n]``."""

@@ -13,12 +13,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from diptych.eval.clip_score import PROMPT, clip_scores
 from diptych.features.order import epoch_order
 from diptych.model.decoding.caption import decode_captions, encode_images
 from diptych.model.decoding.paint import paint_codes
 from diptych.model.errors import UserError
 from diptych.model.precision import autocast_context
-from diptych.model.sequence_objectives import PROMPT, Scorer
+from diptych.model.sequence_objectives import Scorer
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.training.data import CaptionTable, on_device
 from diptych.model.training.loop import TrainingShards, WatchConfig
@@ -26,14 +27,13 @@ from diptych.model.training.stopping import Stopping
 from diptych.model.transformer import UnifiedTransformer
 
 BATCH_SIZE = 50
-CLIP_SCORE_SCALE = 2.5  # UMT 5.1
 
 # Painted pictures float [n, 3, S, S] in 0..1 and the numbers of the val images whose captions they show, to figures.
 Inspect = Callable[[Tensor, list[int]], dict[str, float]]
 
 
 class ValReward(Protocol):
-    """CIDEr-D against the val captions (``diptych.eval.captions.CiderDReward``)."""
+    """CIDEr-D against the val captions (``diptych.eval.captions.cider.CiderDReward``)."""
 
     def reward(self, image_indices: Any, candidates: Any) -> Any:
         """Score candidate captions of images: float32 ``[n]``."""
@@ -132,10 +132,10 @@ class SequenceEvaluation:
                 ).codes
                 painted = (self.generator(self.codebook[codes]).float() + 1) / 2
                 texts = self.scorer.encode_texts([PROMPT + text for text in self.texts[rows]])
-                cosines = (self.scorer.encode_images(painted) * texts).sum(-1)
+                matches = clip_scores(self.scorer.encode_images(painted), texts)
             captions += [self.tokenizer.words(row) for row in written.cpu()]
             pictures.append(painted.cpu())
-            scores.append(CLIP_SCORE_SCALE * cosines.float().clamp(min=0).cpu())
+            scores.append(matches.cpu())
         figures = {
             "val_cider_d": float(self.reward.reward(self.images, captions).mean()),
             "val_clip_score": float(torch.cat(scores).mean()),

@@ -1,0 +1,82 @@
+"""The Inception network that FID and IS are defined on, and IS from its answers."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diptych.eval.errors import UserError
+from diptych.eval.figures import Figure, interval, resampled_means
+
+FEATURES, CLASSES = 2048, 1008
+WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
+MEND = (
+    f"download {WEIGHTS} (torch-fidelity's releases, v0.2.0) and give its path; the network itself: "
+    "pip install diptych-eval[inception]"
+)
+
+
+class Inception:
+    """Pictures uint8 [n, 3, H, W] to float32 [n, 2048 + 1008]: pooled features, then logits without bias.
+
+    The network and its resizing to 299 (bilinear, as TensorFlow 1 did) are torch-fidelity's, whose numbers equal those
+    of the FID's first code.
+    """
+
+    def __init__(self, weights: Path, device: torch.device | str = "cpu") -> None:
+        """Raises UserError where the weights or torch-fidelity are missing, or the file is another one."""
+        if not weights.is_file():
+            raise UserError(f"{weights} is missing; {MEND}")
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except ImportError:
+            raise UserError("torch-fidelity is missing; pip install diptych-eval[inception]") from None
+        try:
+            # torch-fidelity unpickles the file as it is: what holds more than tensors has to be refused before
+            torch.load(weights, weights_only=True, map_location="cpu")
+            self._network = FeatureExtractorInceptionV3(
+                "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
+            ).to(device)
+        except (RuntimeError, pickle.UnpicklingError, OSError, EOFError, AttributeError, TypeError) as error:
+            reason = str(error).strip().split("\n")[0][:200]
+            raise UserError(
+                f"{weights}: not the Inception weights of torch-fidelity ({reason}); {MEND}"
+            ) from None
+        self.device = device
+        with weights.open("rb") as file:
+            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            features, logits = self._network(images.to(self.device))
+        return torch.cat([features, logits], 1)
+
+
+def inception_score_figure(
+    name: str, logits: np.ndarray, seed: int, resamples: int, splits: int = 10, **facts
+) -> Figure:
+    """IS (Salimans et al. 2016): exp of the mean KL divergence of the answers from their mean.
+
+    logits [n, classes]. The value is the mean over `splits` parts in a random order, its deviation theirs, as
+    the papers report it. The interval is of all pictures together, laid around the value.
+    """
+    exponentials = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float64)
+    answers = exponentials / exponentials.sum(1, keepdims=True)
+    certainty = (answers * np.log(np.maximum(answers, 1e-300))).sum(1, keepdims=True)
+    rows = np.concatenate([answers, certainty], 1)
+
+    def scores(means: np.ndarray) -> np.ndarray:
+        marginal = means[:, :-1]
+        return np.exp(means[:, -1] - (marginal * np.log(np.maximum(marginal, 1e-300))).sum(1))
+
+    order = np.random.default_rng((seed, len(rows))).permutation(len(rows))
+    parts = np.array_split(order, min(splits, len(rows)))
+    values = np.concatenate([scores(rows[part].mean(0, keepdims=True)) for part in parts])
+    drawn = scores(resampled_means(rows, seed, resamples))
+    low, high = interval(drawn - drawn.mean() + values.mean())
+    return Figure(name, float(values.mean()), len(rows), low, high, float(values.std()), seed, **facts)

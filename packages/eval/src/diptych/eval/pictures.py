@@ -1,0 +1,309 @@
+"""Embeddings of many pictures in bounded memory: decoded in parallel, encoded in batches, kept on disk, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from diptych.eval.errors import UserError
+
+Resize = Literal["stretch", "crop"]
+RESIZES: tuple[Resize, ...] = ("stretch", "crop")
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+FORMAT = "diptych-embeddings/1"
+# pictures whose embeddings are one file of the store: what a killed run loses at most
+CHUNK = 256
+NAMED = 5  # damaged pictures that a message names
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Pictures(Protocol):
+    """Pictures that are not in memory: their names, in order, and the bytes of their files.
+
+    `content` is called from several threads.
+    """
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def content(self, index: int) -> bytes: ...
+
+
+class FolderPictures:
+    """The pictures of a folder and its folders, by their paths in it, sorted."""
+
+    def __init__(self, folder: Path | str) -> None:
+        """Raises UserError where there is no such folder or no picture in it."""
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise UserError(f"{folder}: no such folder")
+        self.names = sorted(
+            path.relative_to(self.folder).as_posix()
+            for path in self.folder.rglob("*")
+            if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+        )
+        if not self.names:
+            raise UserError(f"{folder}: no pictures there ({', '.join(sorted(SUFFIXES))})")
+
+    def content(self, index: int) -> bytes:
+        return (self.folder / self.names[index]).read_bytes()
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A network that embeds pictures.
+
+    encode: uint8 [n, 3, S, S] to float [n, width]; called in one thread. model: what records call it. key: everything
+    that determines its numbers besides the pictures. blur: pictures are blurred before it sees them, with a Gaussian
+    of so many pixels' standard deviation (Pillow's `GaussianBlur(radius)`); 0 is none.
+    """
+
+    name: str
+    model: str
+    key: str
+    width: int
+    encode: Callable[[Tensor], Tensor]
+    blur: float = 0.0
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """image_size: pixels per side that all encoders get. resize: "stretch" the whole picture to the square, or "crop"
+    the middle of it; bicubic and antialiased (Pillow). threads: that decode. max_damaged: share of pictures that may be
+    unreadable; they are left out."""
+
+    image_size: int = 256
+    resize: Resize = "stretch"
+    batch_size: int = 64
+    threads: int = 4
+    max_damaged: float = 0.0
+
+    @property
+    def rule(self) -> str:
+        """What records say of the resizing."""
+        return f"{self.resize} to {self.image_size} x {self.image_size}, bicubic, antialiased (Pillow)"
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """names: of all pictures. readable: bool [n]. damaged: by name, what is wrong. sha256: of names and contents."""
+
+    names: Sequence[str]
+    readable: np.ndarray
+    damaged: dict[str, str]
+    sha256: str
+    parts: dict[str, list[Path]]
+
+    def rows(self, encoder: str) -> np.ndarray:
+        """Embeddings float32 [n, width] by the name of their encoder, NaN for damaged pictures; read from disk."""
+        return np.concatenate([np.load(path) for path in self.parts[encoder]])
+
+
+def embed(
+    pictures: Pictures,
+    encoders: Sequence[Encoder],
+    settings: EmbedSettings,
+    store: Path,
+    description: str = "pictures",
+) -> Embedded:
+    """Embed all pictures with all encoders in one pass; at most two batches of pictures are in memory.
+
+    Every CHUNK pictures become a file in `store`, named by a hash of everything that determines it: the
+    contents of its pictures, the resizing and the encoder's key. What is there already, from a run that was
+    killed or one before it, is not computed again.
+
+    Raises UserError that names the damaged pictures where there are more than settings.max_damaged allows.
+    """
+    count = len(pictures.names)
+    with ThreadPoolExecutor(settings.threads, thread_name_prefix="decode") as pool:
+        digests = list(
+            _in_order(pool, lambda index: _digest(pictures, index), range(count), 4 * settings.threads)
+        )
+        chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+        parts = {
+            encoder.name: [store / _part_name(encoder, settings, digests[c.start : c.stop]) for c in chunks]
+            for encoder in encoders
+        }
+        missing = [
+            [encoder for encoder in encoders if not parts[encoder.name][number].is_file()]
+            for number in range(len(chunks))
+        ]
+        done = sum(len(chunk) for chunk, absent in zip(chunks, missing, strict=True) if not absent)
+        damaged: dict[str, str] = {}
+        bar = tqdm(
+            total=count,
+            initial=done,
+            desc=description,
+            unit="image",
+            disable=done == count,
+            dynamic_ncols=True,
+        )
+        with bar:
+            for number, (chunk, absent) in enumerate(zip(chunks, missing, strict=True)):
+                if not absent:
+                    continue
+                rows, problems = _embed_chunk(pool, pictures, chunk, absent, settings, bar)
+                damaged |= problems
+                for encoder in absent:
+                    _write(rows[encoder.name], parts[encoder.name][number])
+    readable = np.concatenate([~np.isnan(np.load(path)[:, 0]) for path in parts[encoders[0].name]])
+    for index in np.flatnonzero(~readable).tolist():  # also those that an earlier run found
+        damaged.setdefault(pictures.names[index], "cannot be read")
+    if len(damaged) > settings.max_damaged * count:
+        named = "; ".join(f"{name}: {problem}" for name, problem in sorted(damaged.items())[:NAMED])
+        more = f"; and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
+        raise UserError(
+            f"{description}: {len(damaged)} of {count} pictures are damaged ({named}{more}); replace them, or leave "
+            "them out by allowing a share of damaged pictures"
+        )
+    listed = hashlib.sha256(json.dumps([list(pictures.names), digests]).encode()).hexdigest()
+    return Embedded(list(pictures.names), readable, damaged, listed, parts)
+
+
+def read_picture(content: bytes) -> Image.Image:
+    """Bytes of a file as upright RGB; of an animation the first frame, transparency on black.
+
+    Raises UserError with what is wrong.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):
+                upright = Image.fromarray((np.asarray(upright) / 257).round().astype(np.uint8))
+            if upright.has_transparency_data:
+                clear = upright.convert("RGBA")
+                upright = Image.new("RGB", clear.size)
+                upright.paste(clear, mask=clear.getchannel("A"))
+            return upright.convert("RGB")
+    except UnidentifiedImageError:
+        raise UserError("the file is empty" if not content else "not an image that can be read") from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(f"the image is damaged ({error})") from None
+
+
+def resized(image: Image.Image, settings: EmbedSettings) -> Image.Image:
+    """The picture as a square of settings.image_size pixels."""
+    size = (settings.image_size, settings.image_size)
+    if settings.resize == "crop":
+        return ImageOps.fit(image, size, Image.Resampling.BICUBIC)
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """sha256 over names, kinds, shapes and contents of a network's state."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _embed_chunk(
+    pool: ThreadPoolExecutor,
+    pictures: Pictures,
+    chunk: range,
+    encoders: Sequence[Encoder],
+    settings: EmbedSettings,
+    bar: tqdm,
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Embeddings float32 [len(chunk), width] by encoder, and what is wrong with damaged pictures by name."""
+    rows = {e.name: np.full((len(chunk), e.width), np.nan, np.float32) for e in encoders}
+    radii = sorted({encoder.blur for encoder in encoders})
+    damaged: dict[str, str] = {}
+
+    def decode(index: int) -> Tensor | str:
+        try:
+            return _decoded(pictures.content(index), settings, radii)
+        except (UserError, OSError) as error:
+            return str(error)
+
+    batch: list[Tensor] = []
+    places: list[int] = []
+
+    def flush() -> None:
+        if batch:
+            several = torch.stack(batch)  # [n, radii, 3, S, S]
+            for encoder in encoders:
+                with torch.inference_mode():
+                    embeddings = encoder.encode(several[:, radii.index(encoder.blur)].contiguous())
+                if not embeddings.isfinite().all():
+                    raise UserError(f"{encoder.model} gives numbers that are not finite; use other weights")
+                rows[encoder.name][places] = embeddings.float().cpu().numpy()
+            batch.clear()
+            places.clear()
+
+    decoded = _in_order(pool, decode, chunk, settings.batch_size + settings.threads)
+    for place, (index, image) in enumerate(zip(chunk, decoded, strict=True)):
+        if isinstance(image, str):
+            damaged[pictures.names[index]] = image
+        else:
+            batch.append(image)
+            places.append(place)
+        if len(batch) == settings.batch_size:
+            flush()
+        bar.update()
+    flush()
+    return rows, damaged
+
+
+def _decoded(content: bytes, settings: EmbedSettings, radii: Sequence[float]) -> Tensor:
+    """uint8 [radii, 3, S, S]."""
+    image = resized(read_picture(content), settings)
+    versions = [image.filter(ImageFilter.GaussianBlur(radius)) if radius else image for radius in radii]
+    return torch.from_numpy(np.stack([np.asarray(version) for version in versions])).permute(0, 3, 1, 2)
+
+
+def _digest(pictures: Pictures, index: int) -> str:
+    try:
+        return hashlib.sha256(pictures.content(index)).hexdigest()
+    except OSError as error:  # found again, and reported, where it is decoded
+        return f"unreadable: {error}"
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    """`work` of all items in their order, at most `ahead` of them begun and not yet taken."""
+    begun: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            begun.append(pool.submit(work, item))
+            if len(begun) > ahead:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        for future in begun:
+            future.cancel()
+
+
+def _part_name(encoder: Encoder, settings: EmbedSettings, digests: Sequence[str]) -> str:
+    content = [FORMAT, encoder.key, encoder.width, encoder.blur, settings.rule, list(digests)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest() + ".npy"
+
+
+def _write(rows: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        with partial.open("wb") as file:
+            np.save(file, rows)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
