@@ -23,7 +23,7 @@ from diptych.eval.clip_score import PROMPT
 from diptych.eval.comparison import write_comparison
 from diptych.eval.frechet import frechet_distance
 from diptych.eval.inspector import load_inspector
-from diptych.eval.report import contact_sheet
+from diptych.eval.report.sheet import contact_sheet
 from diptych.eval.retrieval import r_precision
 from diptych.features.shards import ShardDataset
 from diptych.model.image_generator import load_image_generator, save_image_generator

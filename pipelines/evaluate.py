@@ -7,6 +7,7 @@ is kept in `.cache/unfinished/evaluate` until the stage has ended. docs/metrics.
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import threading
 from bisect import bisect_right
@@ -20,6 +21,7 @@ import numpy as np
 
 from diptych.eval.captions.facts import names_object
 from diptych.eval.captions.metrics import measure_captions
+from diptych.eval.clip_score import PROMPT, clip_scores
 from diptych.eval.figures import Figure, flat_values, mean_figure, table, write_figures
 from diptych.eval.images import ImageSettings, measure_images
 from diptych.eval.inception import Inception
@@ -36,6 +38,8 @@ from pipelines.stage import UNFINISHED_STORE, Stage, run
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from diptych.eval.clip import Clip
 
 GENERATED = Path("data/generated")
 MANIFEST = Path("data/dataset/manifest.parquet")
@@ -76,7 +80,14 @@ def main(stage: Stage, params: EvaluateParams) -> None:
 
     figures, rows = measure(stage, params, GENERATED / "test.parquet")
     schema = pa.schema(
-        [("image_id", pa.string()), ("caption_right", pa.bool_()), ("painted_right", pa.bool_())]
+        [
+            ("image_id", pa.string()),
+            ("caption_right", pa.bool_()),
+            ("painted_right", pa.bool_()),
+            ("painted_class_right", pa.bool_()),
+            ("painted_color_right", pa.bool_()),
+            ("painted_score", pa.float32()),
+        ]
     )
     print(table(figures))
     with stage.write("data/evaluation.parquet") as path:
@@ -152,18 +163,23 @@ def picture_figures(
     facts: Mapping[str, dict[str, Any]],
     inspector: Inspector | None,
 ) -> list[Figure]:
-    """Figures of paintings, reconstructions and real pictures; adds the verdict on each painting to its row."""
+    """Figures of paintings, reconstructions and real pictures; adds to each painting's row its verdicts and
+    `painted_score`, the judge's CLIPScore (0..2.5) of the painting and its own sentence."""
     painted = [number for number, row in enumerate(rows) if row["prompt"] is not None]
     prompts = [rows[number]["prompt"] for number in painted]
     objects = [facts[rows[number]["image_id"]]["objects"] or [] for number in painted]
     kinds = {kind: TablePictures(generated, kind, painted) for kind in KINDS}
+<<<<<<< HEAD
     finder = object_finder(load_detector(Path("models/detector"), stage.device)) if any(objects) else None
     others = [inspecting(inspector)] if inspector else []
     settings = image_settings(stage, params)
+=======
+    clips = {name: read_clip(Path(f"models/{name}"), stage.device) for name in ("judge", "scorer")}
+>>>>>>> 70ccf8a002d7d70638748d100a8c352d6d4126bd
     figures, embedded = measure_images(
         kinds,
         dict.fromkeys(kinds, prompts),
-        {name: read_clip(Path(f"models/{name}"), stage.device) for name in ("judge", "scorer")},
+        clips,
         read_words(params.words),
         settings,
         EMBEDDINGS,
@@ -181,11 +197,29 @@ def picture_figures(
             second = right["second_object"][right["has_second"]]
             figures.append(inspected(f"{kind}.main_object", right["main_object"], stage, params, inspector))
             figures.append(inspected(f"{kind}.second_object", second, stage, params, inspector))
-        for number, verdict in zip(
-            painted, right["main_object"].tolist(), strict=True
-        ):  # KINDS ends with painted
-            rows[number]["painted_right"] = verdict
+        for place, number in enumerate(painted):  # KINDS ends with painted
+            rows[number] |= {
+                "painted_right": bool(right["main_object"][place]),
+                "painted_class_right": bool(right["main_class"][place]),
+                "painted_color_right": bool(right["main_color"][place]),
+            }
+    for number, score in zip(painted, own_scores(clips["judge"], embedded["painted"], prompts), strict=True):
+        rows[number]["painted_score"] = score
     return figures
+
+
+def own_scores(clip: Clip, embedded: Embedded, prompts: Sequence[str]) -> list[float | None]:
+    """The judge's CLIPScore of each picture and its sentence; None for a damaged picture."""
+    import torch
+
+    images = torch.from_numpy(embedded.rows("judge"))
+    scores: list[float | None] = []
+    with torch.inference_mode():
+        for start in range(0, len(prompts), 256):
+            texts = clip.encode_texts([PROMPT + prompt for prompt in prompts[start : start + 256]])
+            found = clip_scores(images[start : start + 256], texts.cpu()).tolist()
+            scores += [None if math.isnan(score) else score for score in found]
+    return scores
 
 
 def unseen_figures(

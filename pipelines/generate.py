@@ -70,7 +70,9 @@ class GenerateParams:
 def main(stage: Stage, params: GenerateParams) -> None:
     """Write data/generated/<set>.parquet, a row per picture, split by split in the order of the shards.
 
-    What a picture is not in the set for is null: `caption`, or `prompt`, `codes`, `painted` and `reconstruction`.
+    What a picture is not in the set for is null: `caption`, or `prompt`, `codes`, `steps`, `painted` and
+    `reconstruction`. `steps` are the codes after each step of painting, little-endian int32 [k, 64], -1 where a cell has
+    none yet; the last ones are `codes`.
     """
     with stage.write("data/generated") as folder:
         folder.mkdir()
@@ -96,6 +98,7 @@ def write_rows(path: Path, batches: Iterable[list[dict]]) -> None:
             ("caption", pa.string()),
             ("prompt", pa.string()),
             ("codes", pa.binary(128)),
+            ("steps", pa.binary()),
             ("painted", pa.binary()),
             ("reconstruction", pa.binary()),
             ("real", pa.binary()),
@@ -165,7 +168,7 @@ def generate(
         prompts = [texts[index % len(texts)] for index, texts in zip(indices, references, strict=True)]
         options = params.paint
         ids = tokenizer.encode(prompts, params.caption.length).to(device)
-        paintings = paint_captions(model, tokenizer, codebook, ids, options, seeds(indices))
+        paintings = paint_captions(model, tokenizer, codebook, ids, options, seeds(indices), keep_steps=True)
         if scorer is not None and options.samples > 1:
             texts = scorer.encode_texts([PROMPT + prompt for prompt in prompts])
             texts = texts.repeat_interleave(options.samples, 0)
@@ -175,13 +178,15 @@ def generate(
                 return (scorer.encode_images(pixels) * texts).sum(-1)
 
             paintings = rerank(paintings, options.samples, cosines).best
-        codes = paintings.codes
+        codes, steps = paintings.codes, paintings.steps
+        assert steps is not None
         real_codes = torch.from_numpy(dataset.codes(indices)).to(device)
         painted, reconstruction = (generator(codebook[c]).float().cpu() for c in (codes, real_codes))
         return [
             {
                 "prompt": prompt,
                 "codes": codes[row].cpu().numpy().astype("<u2").tobytes(),
+                "steps": steps[row].cpu().numpy().astype("<i4").tobytes(),
                 "painted": png(painted[row]),
                 "reconstruction": png(reconstruction[row]),
             }

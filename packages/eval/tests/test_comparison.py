@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from diptych.eval.comparison import write_comparison
-from diptych.eval.report import contact_sheet
+from diptych.eval.report.sheet import contact_sheet
 
 
 def test_the_page_holds_figures_and_sheets_and_escapes_names(tmp_path: Path) -> None:

@@ -1,43 +1,85 @@
+"""What the page says, and that it needs nothing else."""
+
 from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import re
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from diptych.eval.errors import UserError
-from diptych.eval.report import ReportInputs, contact_sheet, write_report
+from diptych.eval.figures import Figure, figures_json, not_run
+from diptych.eval.report.labels import bounds, label, shown
+from diptych.eval.report.marks import Mark
+from diptych.eval.report.page import ReportInputs, write_report
+from diptych.eval.report.pictures import LARGEST, data_uri
+from diptych.eval.report.sheet import contact_sheet
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
 
 
-def encoded(color: str, kind: str = "PNG") -> bytes:
+def encoded(color: str, kind: str = "PNG", size: int = 64) -> bytes:
     content = io.BytesIO()
-    Image.new("RGB", (64, 64), color).save(content, kind)
+    Image.new("RGB", (size, size), color).save(content, kind)
     return content.getvalue()
 
 
-def picture(prompt: str, right: bool | None) -> dict:
+def picture(prompt: str, right: bool | None) -> dict[str, Any]:
     views = {"real": encoded("red", "JPEG"), "reconstruction": encoded("orange"), "painted": encoded("blue")}
-    return {"prompt": prompt, "main_right": right, **views}
+    return {"image_id": "test-1", "prompt": prompt, "right": right, "score": 2.04, **views}
+
+
+def records() -> list[dict[str, Any]]:
+    """What `evaluate` writes, read back."""
+    found = [
+        Figure(
+            "caption.cider_d",
+            3.612,
+            500,
+            3.5,
+            3.75,
+            seed=0,
+            scale=100.0,
+            model=EVIL,
+            reference_sha256="ab" * 32,
+        ),
+        Figure("caption.bleu_4", 0.41, 500, 0.4, 0.42, scale=100.0),
+        not_run("caption.spice", "SPICE is turned off; set evaluate.corenlp", 500),
+        not_run("painted.fid", "needs Inception", 500),
+        not_run("reconstruction.fid", "needs Inception", 500),
+    ]
+    for view, easy, hard in (("real", 0.9, 0.8), ("reconstruction", 0.85, 0.7), ("painted", 0.7, 0.6)):
+        found.append(Figure(f"{view}.r_precision_judge", easy, 500, easy - 0.02, easy + 0.02, scale=100.0))
+        found.append(
+            Figure(f"{view}.r_precision_hard_colors_judge", hard, 117, hard - 0.1, hard + 0.1, scale=100.0)
+        )
+        found.append(Figure(f"{view}.main_object", hard, 500, hard - 0.1, hard + 0.1))
+    return json.loads(figures_json(found))
 
 
 @pytest.fixture
 def inputs() -> ReportInputs:
     caption = {
         "image_id": "test-1",
-        "real_png": encoded("red"),
+        "real": encoded("red"),
         "references": ["a red kite .", EVIL],
-        "main_right": True,
+        "right": True,
+        "score": None,
     }
+    marks = [Mark("a"), Mark("red", True, "color"), Mark(EVIL, False, "object")]
+    step = {"name": EVIL, "painted": encoded("red"), "changed": [0, 63]}
     return ReportInputs(
         title=f"Diptych {EVIL}",
         profile="toybox",
         commit="0123abcd",
+        data="500 pictures",
         parameters={"cluster": {"k": 512}, EVIL: EVIL},
         metrics={
             "detector": {"map50": 0.97},
@@ -49,6 +91,7 @@ def inputs() -> ReportInputs:
                 EVIL: EVIL,
             },
         },
+        figures=records(),
         targets={
             "detector.map50": 0.95,
             "evaluate.caption.cider_d": 3.5,
@@ -61,8 +104,27 @@ def inputs() -> ReportInputs:
             EVIL: [{"step": s, "loss": 3.0 / (s + 1), EVIL: s, "learning_rate": 0.1} for s in range(5)],
             "scorer": [{"step": 0, "loss": float("nan")}, {"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}],
         },
-        captions=[{**caption, "caption": EVIL}, {**caption, "caption": "a boat .", "main_right": None}],
-        pictures=[picture(EVIL, True), picture("a blue boat .", False)],
+        captions={
+            "random": [{**caption, "marks": marks}],
+            "worst": [{**caption, "marks": [Mark("a"), Mark("boat", True, "object")], "score": 3.25}],
+        },
+        pictures={"random": [picture(EVIL, True)], "worst": [picture("a blue boat .", False)]},
+        choices={"captions": {"random": EVIL}, "pictures": {"worst": "those with the lowest score"}},
+        painting=[{"prompt": EVIL, "real": encoded("red"), "steps": [step]}],
+        clusters={EVIL: [{"code": 7, "cells": 1234, "patches": encoded("red")}]},
+        bars=[
+            {
+                "title": EVIL,
+                "note": EVIL,
+                "groups": [
+                    {
+                        "label": EVIL,
+                        "bars": [{"label": EVIL, "share": 0.5, "low": None, "high": None, "n": 9}],
+                    }
+                ],
+            }
+        ],
+        failures=[{"kind": EVIL, "count": 3, "of": 5100, "note": EVIL}],
         stages=[
             {"name": "dataset", "minutes": 0.5, "peak_memory_gib": 0.4},
             {"name": "train_token", "minutes": 6.25, "peak_memory_gib": None},
@@ -76,44 +138,112 @@ class Audit(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.tags: set[str] = set()
+        self.handlers: list[str] = []
         self.links: list[str] = []
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
+        self.handlers += [name for name, _ in attributes if name.startswith("on")]
         self.links += [
-            value or "" for name, value in attributes if name in ("src", "href", "xlink:href", "action")
+            value or ""
+            for name, value in attributes
+            if name in ("src", "href", "xlink:href", "action", "srcset")
         ]
 
 
+def written(inputs: ReportInputs, folder: Path) -> str:
+    write_report(inputs, folder / "report" / "index.html")
+    assert [path.name for path in (folder / "report").iterdir()] == ["index.html"]
+    return (folder / "report" / "index.html").read_text()
+
+
+def text_of(page: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page[page.index("<body") :]))
+
+
 def test_the_page_is_self_contained_and_escaped(inputs: ReportInputs, tmp_path: Path) -> None:
-    write_report(inputs, tmp_path / "report" / "index.html")
-    assert [path.name for path in (tmp_path / "report").iterdir()] == ["index.html"]
-    page = (tmp_path / "report" / "index.html").read_text()
-    assert "<script" not in page and page.count("&lt;script&gt;") >= 8
+    page = written(inputs, tmp_path)
+    assert "<script" not in page and page.count("&lt;script&gt;") >= 20
     assert not re.search(r"https?://|url\((?!#)|@import", page)
     audit = Audit()
     audit.feed(page)
-    assert not audit.tags & {"script", "link", "iframe", "object"}
+    assert not audit.tags & {"script", "link", "iframe", "object", "form"} and not audit.handlers
     assert audit.links and all(link.startswith(("data:image/", "#")) for link in audit.links)
     assert sum(link.startswith("data:image/jpeg") for link in audit.links) == 2
-    assert sum(link.startswith("data:image/png") for link in audit.links) == 2 + 4
-    assert page.count("<svg") == 3
+    assert sum(link.startswith("data:image/png") for link in audit.links) == 2 * 2 + 2 + 2 + 1
+    assert page.count("<svg") == 3 + 1  # curves, and the frames of changed cells
+    anchors = {link[1:] for link in audit.links if link.startswith("#")}
+    assert {
+        name for name in anchors if f'id="{name}"' not in page and not name.startswith(("m", "p"))
+    } == set()
 
 
 def test_the_page_says_what_was_measured(inputs: ReportInputs, tmp_path: Path) -> None:
-    write_report(inputs, tmp_path / "index.html")
-    page = (tmp_path / "index.html").read_text()
-    text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page[page.index("<body") :]))
+    text = text_of(written(inputs, tmp_path))
     assert "Detector mAP at IoU 0.5 97.0 % 95.0 % ✓ met" in text
-    assert "Caption CIDEr-D 3.61 3.50 4.30 ✓ met" in text
-    assert "Painted pictures · R-precision by the judge 70.0 % 70% of real 90.0 % ✓ met" in text
-    assert "Painted pictures · main object: class and colour right 60.0 % 75.0 % 98.0 % ✗ missed" in text
+    assert "Caption CIDEr-D 3.61 3.50 to 3.75 3.50 4.30 ✓ met" in text
+    assert "Painted pictures · R-precision by the judge 70.0 % 68.0 to 72.0 70% of real 90.0 % ✓ met" in text
+    assert (
+        "Painted pictures · main object: class and colour right 60.0 % 50.0 to 70.0 75.0 % 98.0 % ✗ missed"
+        in text
+    )
     assert "Captions that name the main object with its colour – 90.0 %" in text
-    assert "CLIPScore by the judge 150.0 – 120.0" in text
-    assert "Main object right in 1 of 2." in text and "named in 1 of 1." in text
+    assert "R-precision by the judge 90.0 % 88.0 to 92.0 85.0 % 83.0 to 87.0 70.0 % 68.0 to 72.0 500" in text
+    assert "Caption SPICE SPICE is turned off; set evaluate.corenlp" in text
+    assert "FID (painted, reconstruction) needs Inception" in text
+    assert "colours real 80 % of 117 reconstruction 70 % of 117 painted 60 % of 117" in text
     assert (
         "train_token 6.2" in text and "6.8 minutes" in text and "0123abcd" in text and "cluster.k 512" in text
     )
+    assert "those with the lowest score" in text and "code 7 · 1,234 cells" in text
+
+
+def test_this_run_stands_beside_the_papers_as_other_data(inputs: ReportInputs, tmp_path: Path) -> None:
+    text = text_of(written(inputs, tmp_path))
+    assert "Other data: do not compare the rows." in text
+    assert "this run · captions 41.0 361.2 not run Huang et al. 2021 (UMT), table 1 · other data" in text
+    assert "UMT 37.3 28.2 57.9 122.6 21.9" in text  # table 1
+    assert "this run · painted, by the judge not run 70.0" in text
+    assert "UMT 77.2 29.9 – 40.7 69.9 37.7 59.2" in text
+    assert "Beside the papers" not in text_of(written(dataclasses.replace(inputs, figures=[]), tmp_path))
+
+
+def test_the_papers_tables_are_whole() -> None:
+    content = json.loads(files("diptych.eval.report").joinpath("papers.json").read_text())
+    assert [table["name"] for table in content["tables"]] == ["captions", "painted", "categories", "blurred"]
+    for table in content["tables"]:
+        for source in table["sources"]:
+            assert re.search(r"\(.+\), table \d$", source["source"]) and source["data"] and source["rows"]
+            for row in source["rows"]:
+                assert list(row["values"]) == table["columns"]
+                assert any(value is not None for value in row["values"].values())
+    # X-LXMERT's mean of R-precision-hard is that of its categories, in its tables 1 and 6 alike
+    categories = content["tables"][2]["sources"][0]["rows"]
+    for row in categories:
+        mean, *parts = row["values"].values()
+        assert mean == pytest.approx(sum(parts) / len(parts), abs=0.11)
+    painted = {row["model"]: row["values"] for row in content["tables"][1]["sources"][2]["rows"]}
+    for row in categories:
+        if row["model"] in painted:
+            assert painted[row["model"]]["r_hard_vilbert"] == row["values"]["mean"]
+
+
+def test_words_are_marked(inputs: ReportInputs, tmp_path: Path) -> None:
+    page = written(inputs, tmp_path)
+    assert page.count('<b class="said">red</b>') == 1 and page.count('<b class="said">boat</b>') == 1
+    assert page.count('<s class="said">&lt;script&gt;') == 1
+    # the picture with a wrong word is not among those that the filter hides
+    assert page.count("card caption-card is-right") == 1 and page.count('class="card is-right"') == 1
+
+
+def test_galleries_are_plain_lists_without_style_and_tabs_with_it(
+    inputs: ReportInputs, tmp_path: Path
+) -> None:
+    page = written(inputs, tmp_path)
+    assert page.count('type="radio"') == 4 and page.count(" checked>") == 2
+    assert page.count('<div class="panel">') == 4 and " hidden" not in page
+    for name in ("painted", "captions"):
+        assert all(f'id="{name}-{place}"' in page and f'for="{name}-{place}"' in page for place in (1, 2))
 
 
 def test_the_same_inputs_give_the_same_page(inputs: ReportInputs, tmp_path: Path) -> None:
@@ -123,14 +253,64 @@ def test_the_same_inputs_give_the_same_page(inputs: ReportInputs, tmp_path: Path
 
 
 def test_empty_sections_are_left_out_and_bad_targets_named(inputs: ReportInputs, tmp_path: Path) -> None:
-    empty = dataclasses.replace(
-        inputs, metrics={}, targets={}, curves={}, captions=[], pictures=[], stages=[], parameters={}
-    )
-    write_report(empty, tmp_path / "index.html")
-    assert "At a glance" not in (tmp_path / "index.html").read_text()
+    page = written(ReportInputs(title="Diptych", profile="toybox", commit="0123abcd"), tmp_path)
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["What ran"] and "<a href" in page
     with pytest.raises(UserError, match="'detector.map50' is 'much'"):
         write_report(dataclasses.replace(inputs, targets={"detector.map50": "much"}), tmp_path / "other.html")
     assert not (tmp_path / "other.html").exists()
+
+
+def test_figures_are_held_against_the_real_pictures_ones(tmp_path: Path) -> None:
+    metrics = {"image_generator": {"real.main_object": 0.9, "reconstruction.main_object": 0.84, "l1": 0.02}}
+    targets: dict[str, float | str] = {"image_generator.reconstruction.main_object": "x0.93"}
+    inputs = ReportInputs(title="", profile="", commit="", metrics=metrics, targets=targets)
+    met = written(inputs, tmp_path)
+    assert "✓ met" in met and "93% of real" in met
+    metrics["image_generator"]["reconstruction.main_object"] = 0.83
+    assert "✗ missed" in written(inputs, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("painted.frechet_judge", 0.0123, "0.0123"),
+        ("painted.main_object", 0.992, "99.2 %"),
+        ("painted.clip_score_judge", 2.04, "204.0"),
+        ("caption.cider_d", 0.5, "0.5"),
+        ("caption.vocabulary", 68.0, "68"),
+        ("cluster.k", 512, "512"),
+        ("painted.fid", None, "–"),
+    ],
+)
+def test_numbers_read_as_expected(name: str, value: float | None, text: str) -> None:
+    assert shown(name, value) == text
+
+
+def test_names_and_intervals_read_as_expected() -> None:
+    assert (
+        label("painted.r_precision_hard_colors_judge")
+        == "Painted pictures · R-precision-hard, colours, by the judge"
+    )
+    assert label("real.inception_score") == "Real pictures · Inception Score"
+    assert (
+        label("painted.frechet_judge_blur_4")
+        == "Painted pictures · Fréchet distance, blurred by 4 px, by the judge"
+    )
+    assert label("something.else") == "something.else"
+    assert bounds("main_object", 0.5, 1.0) == "50.0 to 100.0" and bounds("main_object", None, None) == ""
+
+
+def test_large_pictures_are_made_small() -> None:
+    small = encoded("red")
+    assert data_uri(small).startswith("data:image/png;base64,")
+    noise = Image.effect_noise((1000, 500), 90)
+    content = io.BytesIO()
+    noise.save(content, "PNG")
+    uri = data_uri(content.getvalue())
+    assert uri.startswith("data:image/webp;base64,") and len(uri) < len(content.getvalue()) / 5
+    import base64
+
+    assert Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).size == (LARGEST, LARGEST // 2)
 
 
 def test_contact_sheet() -> None:

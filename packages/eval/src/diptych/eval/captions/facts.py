@@ -25,7 +25,7 @@ _IRREGULAR = {
 
 # Words that may stand between a colour and its noun. A list of adjectives, not of anything: in "a red
 # ball kite" the kite is not said to be red.
-_ADJECTIVES = frozenset(
+ADJECTIVES = frozenset(
     tokenize(
         "big bright broad dark empty flat giant great high huge large light little long low metal narrow new "
         "old open plain pretty round shiny short single small square tall thick thin tiny wide wooden young"
@@ -65,7 +65,7 @@ def names_object(caption: str, label: str, attribute: str) -> bool:
         start = end - len(modifiers)
         if start < 0 or words[start:end] != modifiers:
             continue
-        while start > 0 and words[start - 1] in _ADJECTIVES and words[start - len(wanted) : start] != wanted:
+        while start > 0 and words[start - 1] in ADJECTIVES and words[start - len(wanted) : start] != wanted:
             start -= 1
         if start >= len(wanted) and words[start - len(wanted) : start] == wanted:
             return True

@@ -1,0 +1,228 @@
+"""What the tables of the report say: plain rows of text, made from metrics and records of figures."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from diptych.eval.errors import UserError
+
+from .labels import VIEWS, bounds, label, shown
+
+Records = Mapping[str, Mapping[str, Any]]
+"""Records of figures (:class:`diptych.eval.figures.Figure` as JSON) by name."""
+
+CATEGORIES = ("nouns", "verbs", "colors", "numbers")
+_NETWORKS = ("judge", "scorer")
+_COLUMNS = {
+    "bleu_4": "B@4 ↑",
+    "meteor": "METEOR ↑",
+    "rouge_l": "ROUGE-L ↑",
+    "cider_d": "CIDEr-D ↑",
+    "spice": "SPICE ↑",
+    "clip_score": "CLIPScore ↑",
+    "fid": "FID ↓",
+    "inception_score": "IS ↑",
+    "r_hard": "R-prec. hard, CLIP ↑",
+    "r_easy": "R-prec. easy, CLIP ↑",
+    "r_hard_vilbert": "hard, ViLBERT ↑",
+    "r_easy_vilbert": "easy, ViLBERT ↑",
+    "mean": "mean ↑",
+    "colors": "colours ↑",
+    "fid_0": "FID ↓",
+    **{f"fid_{radius}": f"FID-{radius} ↓" for radius in (1, 2, 4, 8)},
+}
+_TITLES = {
+    "captions": "Captions",
+    "painted": "Painted pictures",
+    "categories": "R-precision-hard by the category of the swapped word",
+    "blurred": "FID of blurred pictures",
+}
+
+
+def headline(
+    metrics: Mapping[str, Any],
+    records: Records,
+    targets: Mapping[str, float | str],
+    ceilings: Mapping[str, float],
+) -> list[dict[str, Any]]:
+    """A row per target. Raises UserError for a target that is neither a number nor a share such as "x0.7"."""
+    rows = []
+    for name, target in targets.items():
+        value = metrics.get(name)
+        stage, metric = name.split(".", 1)
+        view = metric.split(".", 1)[0]
+        real = metrics.get(f"{stage}.real.{metric.removeprefix(view + '.')}") if view in VIEWS[1:] else None
+        ceiling = ceilings.get(name, real)
+        if isinstance(target, str):
+            if not re.fullmatch(r"x\d*\.?\d+", target):
+                raise UserError(
+                    f"targets: '{name}' is '{target}'; write a number or a share of the real figure: x0.7"
+                )
+            least = float(target[1:]) * real if real is not None else None
+            wanted = f"{float(target[1:]):.0%} of real"
+        else:
+            least, wanted = float(target), shown(metric, float(target))
+        record = records.get(metric, {}) if stage == "evaluate" else {}
+        rows.append(
+            {
+                "label": label(metric),
+                "value": shown(metric, value),
+                "interval": bounds(metric, record.get("low"), record.get("high")),
+                "target": wanted,
+                "ceiling": "" if ceiling is None else shown(metric, ceiling),
+                "met": None if value is None or least is None else value >= least,
+            }
+        )
+    return rows
+
+
+def caption_rows(records: Records, ceilings: Mapping[str, float]) -> list[dict[str, str]]:
+    """Every caption figure that was run: its value, interval, ceiling and n."""
+    return [
+        {
+            "label": label(name),
+            "value": shown(name, record["value"]),
+            "interval": bounds(name, record["low"], record["high"]),
+            "ceiling": shown(name, ceilings[f"evaluate.{name}"]) if f"evaluate.{name}" in ceilings else "",
+            "n": f"{record['n']:,}",
+        }
+        for name, record in records.items()
+        if name.startswith("caption.") and record["value"] is not None
+    ]
+
+
+def picture_rows(records: Records) -> list[dict[str, Any]]:
+    """Every figure of pictures that was run for at least one view, with a (value, interval) per view."""
+    names = dict.fromkeys(name.split(".", 1)[1] for name in records if name.split(".", 1)[0] in VIEWS)
+    rows = []
+    for name in names:
+        found = [records.get(f"{view}.{name}", {}) for view in VIEWS]
+        if any(record.get("value") is not None for record in found):
+            cells = [
+                (shown(name, record.get("value")), bounds(name, record.get("low"), record.get("high")))
+                for record in found
+            ]
+            rows.append({"label": label(name), "cells": cells, "n": max(each.get("n", 0) for each in found)})
+    return rows
+
+
+def not_run(records: Records) -> list[tuple[str, list[str]]]:
+    """(reason with its mend, names) of the figures that have no number; a figure of several views is named once."""
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for name, record in records.items():
+        if record["value"] is None:
+            view, _, rest = name.partition(".")
+            several = reasons.setdefault(record["reason"] or "no reason given", {})
+            if view in VIEWS:
+                several.setdefault(label(rest), []).append(view)
+            else:
+                several[label(name)] = []
+    return [
+        (reason, [f"{name} ({', '.join(views)})" if views else name for name, views in several.items()])
+        for reason, several in reasons.items()
+    ]
+
+
+def category_bars(records: Records) -> list[dict[str, Any]]:
+    """R-precision-hard by the judge, or the CLIP that there is: a group per category, a bar per view."""
+    for network in _NETWORKS:
+        groups = []
+        for category in CATEGORIES:
+            found = [
+                (view, records.get(f"{view}.r_precision_hard_{category}_{network}", {})) for view in VIEWS
+            ]
+            bars = [_bar(view, record) for view, record in found if record.get("value") is not None]
+            if bars:
+                groups.append({"label": category.replace("color", "colour"), "bars": bars})
+        if groups:
+            return groups
+    return []
+
+
+def _bar(text: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "label": text,
+        "share": record["value"],
+        "low": record["low"],
+        "high": record["high"],
+        "n": record["n"],
+    }
+
+
+def papers(records: Records) -> list[dict[str, Any]]:
+    """The papers' tables (papers.json), each below the same figures of this run, in the papers' scale."""
+    content = json.loads(files("diptych.eval.report").joinpath("papers.json").read_text(encoding="utf-8"))
+    tables = []
+    for table in content["tables"]:
+        own = [
+            (name, [_in_papers(records, figures.get(column)) for column in table["columns"]])
+            for name, figures in _own_rows(table["name"])
+        ]
+        # a row of a CLIP or a view that this run does not have
+        own = [row for row in own if any(cell not in ("", "not run") for cell in row[1])] or own[:1]
+        sources = [
+            {
+                "source": source["source"],
+                "data": source["data"],
+                "rows": [
+                    (row["model"], [_one_decimal(row["values"][column]) for column in table["columns"]])
+                    for row in source["rows"]
+                ],
+            }
+            for source in table["sources"]
+        ]
+        columns = [_COLUMNS.get(column, f"{column} ↑") for column in table["columns"]]
+        tables.append({"title": _TITLES[table["name"]], "columns": columns, "own": own, "sources": sources})
+    return tables
+
+
+def _own_rows(table: str) -> list[tuple[str, dict[str, str]]]:
+    """Rows of this run in a table of the papers: a name, and the figure of each column."""
+    if table == "captions":
+        return [
+            (
+                "captions",
+                {name: f"caption.{name}" for name in ("bleu_4", "meteor", "rouge_l", "cider_d", "spice")},
+            )
+        ]
+    if table == "blurred":
+        return [
+            (
+                "painted",
+                {"fid_0": "painted.fid", **{f"fid_{r}": f"painted.fid_blur_{r}" for r in (1, 2, 4, 8)}},
+            )
+        ]
+    rows = []
+    for view in ("painted", "real"):
+        for network in _NETWORKS:
+            hard = f"{view}.r_precision_hard"
+            if table == "categories":
+                own = {"mean": f"{hard}_{network}"} | {
+                    category: f"{hard}_{category}_{network}" for category in CATEGORIES
+                }
+            else:
+                own = {
+                    "clip_score": f"{view}.clip_score_{network}",
+                    "r_hard": f"{hard}_{network}",
+                    "r_easy": f"{view}.r_precision_{network}",
+                    "inception_score": f"{view}.inception_score",
+                }
+                if view == "painted":
+                    own["fid"] = "painted.fid"
+            rows.append((f"{view}, by the {network}", own))
+    return rows
+
+
+def _in_papers(records: Records, name: str | None) -> str:
+    if name is None or name not in records:
+        return ""
+    record = records[name]
+    return "not run" if record["value"] is None else f"{record['value'] * record['scale']:.1f}"
+
+
+def _one_decimal(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
