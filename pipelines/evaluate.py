@@ -169,13 +169,10 @@ def picture_figures(
     prompts = [rows[number]["prompt"] for number in painted]
     objects = [facts[rows[number]["image_id"]]["objects"] or [] for number in painted]
     kinds = {kind: TablePictures(generated, kind, painted) for kind in KINDS}
-<<<<<<< HEAD
     finder = object_finder(load_detector(Path("models/detector"), stage.device)) if any(objects) else None
     others = [inspecting(inspector)] if inspector else []
     settings = image_settings(stage, params)
-=======
     clips = {name: read_clip(Path(f"models/{name}"), stage.device) for name in ("judge", "scorer")}
->>>>>>> 70ccf8a002d7d70638748d100a8c352d6d4126bd
     figures, embedded = measure_images(
         kinds,
         dict.fromkeys(kinds, prompts),

@@ -30,31 +30,9 @@ MADE = (
 )
 THEIRS = {"image_generator/src/trainer.py"}  # what X-LXMERT's repository lacks
 OURS = ("diptych", "diptych-eval", "diptych-study")
-SHELL_TOOLS = {
-    "cd",
-    "git",
-    "pip",
-    "mkdir",
-    "export",
-    "chmod",
-    "ssh",
-    "rm",
-    "cp",
-    "docker",
-    "du",
-    "apt-get",
-    "curl",
-    "groupadd",
-    "usermod",
-    "find",
-    "install",
-    "sudo",
-    "chgrp",
-    "ln",
-    "getfacl",
-    "setfacl",
-    "df",
-}
+SHELL_TOOLS = set(
+    "apt-get cd chgrp chmod cp curl df docker du export find getfacl git groupadd install ln mkdir pip rm rsync setfacl ssh sudo usermod".split()
+)
 
 
 def blocks(page: Path, language: str) -> list[str]:
