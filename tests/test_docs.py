@@ -30,34 +30,32 @@ MADE = (
 )
 THEIRS = {"image_generator/src/trainer.py"}  # what X-LXMERT's repository lacks
 OURS = ("diptych", "diptych-eval", "diptych-study")
-SHELL_TOOLS = set(
-    [
-        "apt-get",
-        "cd",
-        "chgrp",
-        "chmod",
-        "cp",
-        "curl",
-        "df",
-        "docker",
-        "du",
-        "export",
-        "find",
-        "getfacl",
-        "git",
-        "groupadd",
-        "install",
-        "ln",
-        "mkdir",
-        "pip",
-        "rm",
-        "rsync",
-        "setfacl",
-        "ssh",
-        "sudo",
-        "usermod",
-    ]
-)
+SHELL_TOOLS = {
+    "apt-get",
+    "cd",
+    "chgrp",
+    "chmod",
+    "cp",
+    "curl",
+    "df",
+    "docker",
+    "du",
+    "export",
+    "find",
+    "getfacl",
+    "git",
+    "groupadd",
+    "install",
+    "ln",
+    "mkdir",
+    "pip",
+    "rm",
+    "rsync",
+    "setfacl",
+    "ssh",
+    "sudo",
+    "usermod",
+}
 
 
 def blocks(page: Path, language: str) -> list[str]:
