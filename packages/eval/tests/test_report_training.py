@@ -64,6 +64,7 @@ def test_the_codebook_is_drawn_and_shown_by_its_cells(tmp_path: Path) -> None:
     rows = [{"code": 7, "cells": 1234, "patches": encoded("red")}]
     text = page(tmp_path, cluster_sizes=[5, 0, 1234], clusters={"Largest": rows, "Smallest": []})
     assert text.count("<svg") == 1 and "code 7 · 1,234 cells" in text and "Smallest" not in text
+    assert ">1,000</text>" in text and "$" not in text  # numbers, no formulas
     assert "Codebook" not in page(tmp_path, cluster_sizes=[0, 0])
 
 

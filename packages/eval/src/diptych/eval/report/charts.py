@@ -47,6 +47,9 @@ def cluster_sizes(sizes: Sequence[int]) -> Markup:
         axes.fill_between(range(1, len(ranked) + 1), ranked, 1, color=_ACCENT, alpha=0.25, linewidth=0)
         axes.plot(range(1, len(ranked) + 1), ranked, color=_ACCENT, linewidth=1.3)
         axes.set_yscale("log")
+        # its own labels are formulas
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_minor_formatter("")
         axes.set_xlim(1, max(2, len(ranked)))
     return drawn[0]
 
