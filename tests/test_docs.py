@@ -47,6 +47,7 @@ SHELL_TOOLS = {
     "groupadd",
     "install",
     "ln",
+    "ls",
     "mkdir",
     "pip",
     "rm",
