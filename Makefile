@@ -20,7 +20,7 @@ VENV := .venv
 # stages start as `python -m pipelines.<stage>`, so python has to be the one of .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-PACKAGES := -e 'packages/features[pipeline]' -e 'packages/eval[study]' -e 'packages/model[use]'
+PACKAGES := -e 'packages/features[pipeline]' -e 'packages/eval[study]' -e 'packages/model[use,serve]'
 PIPELINE := dvc dvc-ssh hydra-core ruamel.yaml psutil
 TOOLS := ruff mypy import-linter pytest pytest-xdist h5py scipy selenium httpx2 torch-fidelity
 PIP_INSTALL := python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
