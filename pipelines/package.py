@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 TRANSFORMER, GENERATOR, DETECTOR, SCORER = (
     Path("models") / name for name in ("sequence", "image_generator", "detector", "scorer")
 )
-SHARDS, CODEBOOK, METRICS = Path("data/shards"), Path("data/codebook"), Path("metrics/evaluate.json")
+SHARDS, CODEBOOK = Path("data/shards"), Path("data/codebook")
+FIGURES = Path("metrics/evaluate_figures.json")
 OUT = "models/package"
 COMPARED = 16  # pictures and captions on which exported programs are compared
 # What made the model, section by section, as the card shows it: dvc.yaml lists them for this stage.
@@ -66,12 +67,11 @@ def main(stage: Stage, params: PackageParams) -> None:
     """Write models/package and metrics/package.json."""
     raw = read_params()
     captioning, painting = options(raw["generate"])
-    figures = json.loads(METRICS.read_text(encoding="utf-8"))
     facts = CardFacts(
         title=params.title,
         data=params.data,
         pictures={split: len(ShardDataset(SHARDS, split)) for split in ("train", "val", "test")},
-        figures=with_intervals(figures),
+        figures=with_intervals(json.loads(FIGURES.read_text(encoding="utf-8"))),
         limits=params.limits,
         commit=commit(),
         parameters={name: raw[name] for name in SECTIONS},
@@ -109,9 +109,17 @@ def options(generate: Mapping[str, Any]) -> tuple[CaptionOptions, PaintOptions]:
     return CaptionOptions(**generate["caption"]), PaintOptions(**generate["paint"])
 
 
-def with_intervals(figures: Mapping[str, float]) -> dict[str, str]:
-    """The card's figures as text. Where intervals are known, this is where they are put beside them."""
-    return {name: f"{value:.3f}".rstrip("0").rstrip(".") for name, value in figures.items()}
+def with_intervals(figures: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """What `evaluate` has measured as text by name: the value, its 95% interval where there is one, and of how many."""
+    texts = {}
+    for figure in figures:
+        if figure["value"] is None:
+            continue
+        texts[figure["name"]] = f"{figure['value']:.3f}"
+        if figure["low"] is not None:
+            texts[figure["name"]] += f" ({figure['low']:.3f} to {figure['high']:.3f})"
+        texts[figure["name"]] += f", n = {figure['n']:,}"
+    return texts
 
 
 def examples(params: PackageParams) -> Examples:

@@ -106,7 +106,7 @@ verifies all files, and so does loading.
 On the test split, captioned and painted with this package's own defaults (`{options(facts.captioning)}`,
 `{options(facts.painting)}`){"" if facts.weights == "float32" else ", before matrices were rounded"}:
 
-| figure | measured |
+| figure | measured (95% interval) |
 | --- | --- |
 {chr(10).join(figures)}
 
