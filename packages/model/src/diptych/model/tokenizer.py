@@ -53,6 +53,11 @@ class CaptionTokenizer:
         """Size of the vocabulary."""
         return self._tokenizer.get_vocab_size()
 
+    @property
+    def vocabulary(self) -> set[str]:
+        """All word pieces, special tokens included."""
+        return set(self._tokenizer.get_vocab())
+
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text's word pieces, as they stand there. Names of special tokens are ordinary text."""
         return [text.ids for text in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]

@@ -16,6 +16,7 @@ from diptych.model.command.caption import caption
 from diptych.model.command.doctor import doctor
 from diptych.model.command.import_checkpoint import import_checkpoint
 from diptych.model.command.paint import paint
+from diptych.model.command.serve import serve
 from diptych.model.errors import UserError
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app.command()(caption)
 app.command()(paint)
 app.command("import-checkpoint")(import_checkpoint)
 app.command()(doctor)
+app.command()(serve)
 
 
 def main(arguments: list[str] | None = None) -> None:

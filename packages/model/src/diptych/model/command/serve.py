@@ -1,0 +1,87 @@
+"""``diptych serve``."""
+
+from __future__ import annotations
+
+import socket
+import warnings
+from typing import Annotated
+
+import typer
+
+from diptych.model.command.options import Device, Model, Precision, load_model
+from diptych.model.errors import UserError
+
+
+def serve(
+    model: Model = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; others are sent away.")] = 32,
+    upload_mib: Annotated[float, typer.Option(min=0.01, help="MiB of an uploaded picture, at most.")] = 10.0,
+    megapixels: Annotated[
+        float, typer.Option(min=0.01, max=80, help="Million pixels of an uploaded picture, at most.")
+    ] = 25.0,
+    example: Annotated[
+        list[str] | None,
+        typer.Option(help="Sentence that the page offers to begin with; any number.", show_default=False),
+    ] = None,
+    device: Device = None,
+    precision: Precision = "auto",
+) -> None:
+    """Serve a web page that paints and captions, and the same as a JSON API. Ends with Ctrl-C."""
+    try:
+        import uvicorn
+
+        from diptych.model.serve.app import ServeOptions, make_app
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the package {error.name} is not installed; `pip install 'diptych-model[use,serve]'`"
+        ) from None
+    from PIL import Image
+
+    with listen(host, port) as listener:
+        d = load_model(model, device, precision)
+        # told to the browser instead
+        warnings.filterwarnings("ignore", message=r"\d+ of \d+ captions")
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        options = ServeOptions(
+            queue=queue,
+            upload_bytes=int(upload_mib * 2**20),
+            pixels=int(megapixels * 1e6),
+            examples=tuple(example or ()),
+        )
+        config = uvicorn.Config(
+            make_app(d, options),
+            access_log=False,
+            server_header=False,
+            log_level="warning",
+            limit_concurrency=queue + 200,
+            timeout_keep_alive=15,
+            timeout_graceful_shutdown=5,
+        )
+        shown = f"[{host}]" if ":" in host else host
+        typer.echo(
+            f"Diptych paints and captions at http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)"
+        )
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        except KeyboardInterrupt:  # uvicorn has ended, and says why
+            typer.echo("Ended.")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take the address before the model is loaded, which takes seconds.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"--host {host} --port {port}: cannot listen there ({reason}); take another"
+        ) from None

@@ -1,0 +1,86 @@
+"""The queue before the model: one request is worked on, a bounded number waits, all others are sent away at once."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+Result = TypeVar("Result")
+LOOK_FOR_CLIENT = 0.5  # seconds between looks whether who waits is still there
+
+
+class Busy(Exception):
+    """All places are taken; ``retry_after``: seconds after which some should be free, at least 1."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__("all places are taken")
+        self.retry_after = retry_after
+
+
+class ClientGone(Exception):
+    """Whoever asked has closed the connection; nobody reads the answer."""
+
+
+class ModelQueue:
+    """Runs work on one thread in the order of arrival.
+
+    One thread because the model's products use all cores anyhow: two at a time would each take twice as long, and memory
+    would hold both.
+
+    Its methods are called from the event loop.
+    """
+
+    def __init__(self, waiting: int) -> None:
+        """``waiting``: requests that may wait besides the one that is worked on, at least 0."""
+        self.places = waiting + 1
+        self.taken = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._mean_seconds = 1.0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place in the queue for as long as the block lasts; taken before an upload is read, so that the uploads in
+        memory are bounded too.
+
+        Raises:
+            Busy: there is none.
+        """
+        if self.taken >= self.places:
+            raise Busy(max(1, math.ceil(self.taken * self._mean_seconds)))
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
+
+    async def run(self, work: Callable[[], Result], is_gone: Callable[[], Awaitable[bool]]) -> Result:
+        """Return what ``work`` returns, after all work that came earlier.
+
+        Raises:
+            ClientGone: ``is_gone`` became true while it waited; it was not begun.
+        """
+
+        def timed() -> Result:
+            start = time.perf_counter()
+            try:
+                return work()
+            finally:
+                self._mean_seconds += 0.1 * (time.perf_counter() - start - self._mean_seconds)
+
+        future = asyncio.get_running_loop().run_in_executor(self._thread, timed)
+        try:
+            while not (await asyncio.wait({future}, timeout=LOOK_FOR_CLIENT))[0]:
+                if await is_gone():
+                    raise ClientGone
+            return future.result()
+        finally:
+            future.cancel()  # without effect on what is done or has begun
+
+    def close(self) -> None:
+        """Drop what waits; what has begun ends."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
