@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from diptych.model.errors import UserError
@@ -175,12 +176,17 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
         "/api/paint",
         tags=["use"],
         summary="Paint a sentence",
-        responses=REFUSALS,
-        max_body_size=LONGEST_JSON,
+        responses={**REFUSALS, 415: {"model": Problem, "description": "The body is no JSON."}},
+        openapi_extra=body_of("application/json", PaintRequest.model_json_schema()),
     )
-    async def paint(wanted: PaintRequest, request: Request) -> PaintReply:
-        check_wanted(diptych, wanted)
+    async def paint(request: Request) -> PaintReply:
+        check_media_type(
+            request, ("application/json",), "send a JSON object, with Content-Type: application/json"
+        )
         with queue.place():
+            content = await read_body(request, LONGEST_JSON, options.upload_seconds)
+            wanted = read_wanted(content)
+            check_wanted(diptych, wanted)
             return await queue.run(lambda: painted(diptych, wanted), request.is_disconnected)
 
     @app.post(
@@ -188,16 +194,15 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
         tags=["use"],
         summary="Caption the picture in the body",
         responses={**REFUSALS, 415: {"model": Problem, "description": "The body is no picture."}},
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
-            }
-        },
+        openapi_extra=body_of("image/*", {"type": "string", "format": "binary"}),
     )
     async def caption(wanted: Annotated[CaptionQuery, Query()], request: Request) -> CaptionReply:
         check_scorer(diptych, wanted.rerank)
-        check_media_type(request)
+        check_media_type(
+            request,
+            ("image/", "application/octet-stream"),
+            "send the picture itself as the request's body, with Content-Type: image/jpeg (or another image type)",
+        )
         with queue.place():
             content = await read_body(request, options.upload_bytes, options.upload_seconds)
             return await queue.run(
@@ -208,7 +213,10 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
         "/api/codes/{code}",
         tags=["model"],
         summary="What a code looks like",
-        responses={404: {"model": Problem, "description": "No such code, or the package has no examples."}},
+        responses={
+            404: {"model": Problem, "description": "No such code, or the package has no examples."},
+            422: {"model": Problem, "description": "The code is no whole number."},
+        },
     )
     def code_examples(code: int) -> CodeReply:
         if not diptych.has_examples:
@@ -227,6 +235,11 @@ def known_words(diptych: Diptych) -> list[str] | None:
     vocabulary = diptych.tokenizer.vocabulary
     words = sorted(word for word in vocabulary if word.isalpha() and (len(word) > 1 or word == "a"))
     return words if len(words) <= MOST_WORDS else None
+
+
+def body_of(media_type: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """The part of the OpenAPI document on a body that is read here: only so much of it as is taken."""
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
 
 
 def static_file(name: str, media_type: str) -> Callable[[], Awaitable[Response]]:
@@ -270,18 +283,28 @@ def check_scorer(diptych: Diptych, rerank: bool) -> None:
         raise HTTPException(422, "rerank: this package has no scorer")
 
 
-def check_media_type(request: Request) -> None:
-    """Refuse forms and text, which a page of another site could send without asking the browser.
+def check_media_type(request: Request, kinds: tuple[str, ...], message: str) -> None:
+    """Refuse other bodies, above all forms and text, which a page of another site could send without asking the browser.
 
     Raises:
         HTTPException: 415.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if not (kind.startswith("image/") or kind == "application/octet-stream"):
-        raise HTTPException(
-            415,
-            "send the picture itself as the request's body, with Content-Type: image/jpeg (or another image type)",
-        )
+    if not kind.startswith(kinds):
+        raise HTTPException(415, message)
+
+
+def read_wanted(content: bytes) -> PaintRequest:
+    """Parse a request to paint.
+
+    Raises:
+        RequestValidationError: a value is wrong.
+    """
+    try:
+        return PaintRequest.model_validate_json(content)
+    except ValidationError as error:
+        found = [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_context=False)]
+        raise RequestValidationError(found) from None
 
 
 async def read_body(request: Request, most: int, seconds: float) -> bytes:
@@ -290,7 +313,7 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
     Raises:
         HTTPException: 413, it has more than ``most`` bytes; 408, it takes too long.
     """
-    too_large = HTTPException(413, f"the picture has more than {most / 2**20:.3g} MiB; make it smaller")
+    too_large = HTTPException(413, f"the body has more than {most / 2**20:.3g} MiB; make it smaller")
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > DISCARDED * most:
         raise too_large
@@ -445,15 +468,12 @@ async def refuse_values(request: Request, error: Exception) -> Response:
     """Values that are missing or wrong: the first of them, by name."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     reason = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "json_invalid":
         return problem(422, "the body is not valid JSON")
-    if first["type"] == "missing" and not place:
-        return problem(422, "the body is empty; send a JSON object")
     if first["type"] == "extra_forbidden":
         reason = "there is no such option"
-    name = ".".join(place)[:100]
+    name = ".".join(str(part) for part in first["loc"][1:])[:100]  # the first says body, query or path
     return problem(422, f"{name}: {reason[:1].lower()}{reason[1:]}" if name else reason)
 
 

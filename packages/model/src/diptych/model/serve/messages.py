@@ -17,7 +17,7 @@ Temperature = Annotated[
     float | None,
     Field(ge=0, le=HIGHEST_TEMPERATURE, allow_inf_nan=False, description="0 takes the likeliest."),
 ]
-Cells = Annotated[list[int], Field(max_length=4096)]
+Cells = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=4096)]
 
 
 class Strict(BaseModel):

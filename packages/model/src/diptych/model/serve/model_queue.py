@@ -72,14 +72,15 @@ class ModelQueue:
             finally:
                 self._mean_seconds += 0.1 * (time.perf_counter() - start - self._mean_seconds)
 
-        future = asyncio.get_running_loop().run_in_executor(self._thread, timed)
+        turn = self._thread.submit(timed)
+        future = asyncio.wrap_future(turn)
         try:
             while not (await asyncio.wait({future}, timeout=LOOK_FOR_CLIENT))[0]:
                 if await is_gone():
                     raise ClientGone
             return future.result()
         finally:
-            future.cancel()  # without effect on what is done or has begun
+            turn.cancel()  # without effect on what is done or has begun
 
     def close(self) -> None:
         """Drop what waits; what has begun ends."""

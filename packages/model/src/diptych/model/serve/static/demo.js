@@ -428,8 +428,10 @@ function describe(content, paintedFrom) {
   if (!content) return;
   return during($("choose"), $("caption-notice"), $("photo"), async () => {
     if (model && content.size > model.limits.upload_bytes) {
-      const most = (model.limits.upload_bytes / 2 ** 20).toFixed(0);
-      throw new Refusal(`The picture has ${(content.size / 2 ** 20).toFixed(1)} MiB, at most ${most} are taken.`);
+      const mebibytes = (bytes) => `${Number((bytes / 2 ** 20).toPrecision(2))} MiB`;
+      throw new Refusal(
+        `The picture has ${mebibytes(content.size)}, at most ${mebibytes(model.limits.upload_bytes)} are taken.`,
+      );
     }
     const query = new URLSearchParams({ attention: "true", samples: $("caption-samples").value });
     if (Number($("caption-temperature").value) > 0) query.set("temperature", $("caption-temperature").value);

@@ -1,0 +1,351 @@
+"""``diptych serve`` as a process: its address, its end, and its pages in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("fastapi", reason="the extra is missing: pip install 'diptych-model[serve]'")
+
+pytestmark = pytest.mark.parametrize("parts", ["prefix"], indirect=True)
+DOCS = Path(__file__).resolve().parents[3] / "docs" / "web-demo.md"
+SENTENCE = "a red kite floats."
+
+
+def started(*arguments: str, port: str = "0") -> tuple[subprocess.Popen[str], str]:
+    """The command as a process, and the address that it prints."""
+    command = [sys.executable, "-m", "diptych.model.command.app", "serve", "--port", port, *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    line = process.stdout.readline()
+    found = re.search(r"http://\S+", line)
+    assert found, line + process.stderr.read()
+    return process, found[0]
+
+
+@pytest.fixture(scope="module")
+def address(package: Path) -> Iterator[str]:
+    process, found = started("--model", str(package), "--example", SENTENCE, "--upload-mib", "0.5")
+    yield found
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out, errors) == (0, "Ended.\n", "")
+
+
+def test_it_ends_cleanly_and_leaves_nothing(package: Path, tmp_path: Path) -> None:
+    files = {path: path.stat().st_mtime_ns for path in package.rglob("*")}
+    process, found = started("--model", str(package))
+    body = json.dumps({"caption": SENTENCE}).encode()
+    request = urllib.request.Request(found + "/api/paint", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as reply:
+        assert reply.status == 200 and reply.headers["server"] is None
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out, errors) == (0, "Ended.\n", "")
+    assert {path: path.stat().st_mtime_ns for path in package.rglob("*")} == files
+
+
+def test_an_address_that_is_taken_is_an_error_before_the_model_is_loaded(package: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "diptych.model.command.app", "serve", "--model", str(package)]
+        done = subprocess.run([*command, "--port", str(port)], check=False, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and f"--port {port}: cannot listen" in done.stderr
+
+
+def test_the_commands_of_the_docs(package: Path, pictures, tmp_path: Path) -> None:
+    """Every command of docs/web-demo.md, on a free port and with this model."""
+    if shutil.which("curl") is None:
+        pytest.skip("no curl here: apt-get install curl")
+    commands = [
+        command
+        for block in re.findall(r"```sh\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+        for command in block.replace("\\\n", " ").strip().splitlines()
+    ]
+    serves = [command for command in commands if command.startswith("diptych serve")]
+    asks = [command for command in commands if command.startswith("curl")]
+    assert len(serves) >= 1 and len(asks) >= 4
+    assert set(commands) == {*serves, *asks, "pip install 'diptych-model[use,serve]'"}
+    pictures[0].resize((300, 200)).save(tmp_path / "photo.jpg")
+    for serve in serves:
+        arguments = serve.replace("models/package", str(package)).removeprefix("diptych serve ")
+        found = subprocess.run(
+            ["bash", "-c", f"printf '%s\\n' {arguments}"], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        process, address = started(*without_port(found))
+        address = address.replace("0.0.0.0", "127.0.0.1")
+        try:
+            for ask in asks if serve == serves[0] else asks[:1]:
+                done = subprocess.run(
+                    ["bash", "-c", ask.replace("http://127.0.0.1:8000", address)],
+                    check=False,
+                    capture_output=True,
+                    text=True,
+                    cwd=tmp_path,
+                )
+                assert done.returncode == 0, ask + done.stderr
+                assert "error" not in json.loads(done.stdout), ask + done.stdout
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+
+
+def without_port(arguments: list[str]) -> list[str]:
+    if "--port" in arguments:
+        place = arguments.index("--port")
+        return arguments[:place] + arguments[place + 2 :]
+    return arguments
+
+
+# --- in a browser
+
+
+@pytest.fixture(params=["desktop", "phone"])
+def browser(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator:
+    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is missing: pip install selenium")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no chromium with chromedriver here: apt-get install chromium chromium-driver")
+    from selenium.webdriver.chrome.service import Service
+
+    options = selenium.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    for argument in ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"):
+        options.add_argument(argument)
+    options.add_argument(f"--user-data-dir={tmp_path / 'chromium'}")
+    options.add_argument("--window-size=1280,900")
+    if request.param == "phone":
+        metrics = {"width": 390, "height": 760, "pixelRatio": 2, "touch": True}
+        options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    window = selenium.Chrome(options=options, service=Service(driver))
+    window.set_page_load_timeout(60)
+    window.kind = request.param
+    yield window
+    window.quit()
+
+
+class Page:
+    """The demo in a browser."""
+
+    def __init__(self, browser, address: str) -> None:
+        self.browser = browser
+        browser.get(address)
+        self.wait(lambda: self.text("#model"))
+
+    def wait(self, condition) -> None:
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        WebDriverWait(self.browser, 60, poll_frequency=0.05).until(lambda _: condition())
+
+    def all(self, selector: str) -> list:
+        return self.browser.find_elements("css selector", selector)
+
+    def one(self, selector: str):
+        return self.browser.find_element("css selector", selector)
+
+    def text(self, selector: str) -> str:
+        return self.one(selector).text
+
+    def run(self, script: str, *arguments):
+        return self.browser.execute_script(script, *arguments)
+
+    def click(self, selector: str, number: int = 0) -> None:
+        element = self.all(selector)[number]
+        self.run("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
+        element.click()
+
+    def slide(self, selector: str, value: float) -> None:
+        script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
+        self.run(script, self.one(selector), value)
+
+    def painted(self) -> list[int]:
+        """Codes of the painting that is shown, after it was watched."""
+        self.wait(lambda: self.text("#play") == "Stop")
+        self.wait(lambda: self.text("#play") == "Watch")
+        return self.codes()
+
+    def codes(self) -> list[int]:
+        labels = self.run(
+            "return [...document.querySelectorAll('#cells button')].map((cell) => cell.ariaLabel)"
+        )
+        return [int(label.rpartition(" ")[2]) for label in labels]
+
+    def fits(self) -> bool:
+        """Whether nothing is wider than the window."""
+        return self.run("return document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_painting_in_a_browser(address: str, browser) -> None:
+    page = Page(browser, address)
+    assert page.one("#sentence").get_attribute("value") == SENTENCE
+    page.one("#sentence").clear()
+    page.one("#sentence").send_keys("two blue boats rest on the zebra.")
+    assert "zebra" in page.text("#unknown") and "boats" not in page.text("#unknown")
+    page.click("#vocabulary summary")
+    page.click("#vocabulary .chips button")
+    assert page.one("#sentence").get_attribute("value").endswith("zebra. a")
+    page.click("#paint-options summary")
+    page.slide("#samples", 3)
+    assert page.text("output[for=temperature]") == "1.0"
+    page.slide("#temperature", 2)
+    page.slide("#steps", 4)
+    page.click("#paint-button")
+    first = page.painted()
+    assert len(page.all("#strip button")) == 3 and page.fits()
+    # the steps, by hand
+    assert page.text("#step-label").startswith("Step 4 of 4")
+    page.slide("#step", 1)
+    assert page.text("#step-label") == "Step 1 of 4" and page.codes() != first
+    page.slide("#step", 4)
+    assert page.codes() == first
+    page.click("#strip button", 1)
+    second = page.codes()
+    assert second != first
+    # what a code stands for
+    for cell in (0, 63):
+        page.click("#cells button", cell)
+        page.wait(lambda cell=cell: f"Code {second[cell]}:" in page.text("#look-hint"))
+    assert all(image.size["width"] > 10 for image in page.all("#patches img")) and page.fits()
+    # locked cells stay: two that are touched, and by a stroke those between
+    page.click("input[value=lock] + span")
+    assert page.run("return document.getElementById('repaint').disabled")
+    page.click("#cells button", 20)
+    assert page.text("#locked-count") == "1 cell locked."
+    stroke(page, 8, 13)
+    assert page.text("#locked-count") == "7 cells locked." and page.fits()
+    page.slide("#samples", 1)
+    page.slide("#temperature", 2)
+    page.click("#repaint")
+    again = page.painted()
+    kept = [8, 9, 10, 11, 12, 13, 20]
+    assert [again[cell] for cell in kept] == [second[cell] for cell in kept] and again != second
+    page.click("#lock-swap")
+    assert page.text("#locked-count") == "57 cells locked."
+    # and what is painted is captioned
+    page.click("#caption-painting")
+    page.wait(lambda: page.all("#captions li"))
+    assert "zebra" in page.text("#origin") and page.fits()
+    assert_calm(browser)
+
+
+def stroke(page: Page, start: int, end: int) -> None:
+    """Draw with mouse or finger from one cell to another."""
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.actions.pointer_input import PointerInput
+
+    cells = page.all("#cells button")
+    page.run("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", cells[start])
+    kind = "touch" if page.browser.kind == "phone" else "mouse"
+    chain = ActionChains(page.browser, devices=[PointerInput(kind, "finger")], duration=50)
+    pointer = chain.w3c_actions.pointer_action
+    pointer.move_to(cells[start]).pointer_down()
+    for cell in cells[start + 1 : end + 1]:
+        pointer.move_to(cell)
+    pointer.pointer_up()
+    chain.perform()
+
+
+def test_captioning_in_a_browser(address: str, browser, pictures, tmp_path: Path) -> None:
+    page = Page(browser, address)
+    page.click("#caption-tab")
+    assert not page.one("#paint").is_displayed()
+    file = tmp_path / "photo.png"
+    pictures[4].resize((320, 240)).save(file)
+    page.one("#file").send_keys(str(file))
+    page.wait(lambda: page.all("#captions li"))
+    assert page.run(
+        "const i = document.getElementById('shown'); return [i.naturalWidth, i.naturalHeight]"
+    ) == [320, 240]
+    words = page.all(".words button")
+    dark = "return [...document.querySelectorAll('#heat div')].map((cell) => cell.style.backgroundColor)"
+    assert len(set(page.run(dark))) == 1 and page.fits()
+    page.click(".words button")
+    assert "chosen" in words[0].get_attribute("class") and len(set(page.run(dark))) > 5
+    # several of them, by chance
+    page.click("#caption details summary")
+    page.slide("#caption-samples", 3)
+    page.click("#caption-again")
+    page.wait(lambda: len(page.all("#captions li")) == 3)
+    assert page.fits()
+    # back to a painting
+    text = page.text("#captions li .words")
+    page.click(".paint-caption")
+    page.painted()
+    assert "".join(page.one("#sentence").get_attribute("value").split()) == "".join(text.split())
+    assert page.one("#paint").is_displayed()
+    assert_calm(browser)
+
+
+def test_bad_uploads_in_a_browser(address: str, browser, pictures, tmp_path: Path) -> None:
+    page = Page(browser, address)
+    page.click("#caption-tab")
+    (tmp_path / "text.jpg").write_text("no picture")
+    noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    content = (tmp_path / "large.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(content[:100_000])
+    for name, message in (
+        ("text.jpg", "not a picture"),
+        ("large.png", "at most 0.5 MiB"),
+        ("half.png", "damaged"),
+    ):
+        page.one("#file").send_keys(str(tmp_path / name))
+        page.wait(lambda message=message: message in page.text("#caption-notice"))
+        assert page.fits() and not page.all("#captions li")
+    pictures[0].save(tmp_path / "good.png")
+    page.one("#file").send_keys(str(tmp_path / "good.png"))
+    page.wait(lambda: page.all("#captions li"))
+    assert not page.one("#caption-notice").is_displayed()
+    logs = [entry["message"] for entry in browser.get_log("browser")]
+    assert len(logs) == 2 and all("the server responded with a status of 4" in text for text in logs)
+
+
+def test_the_camera_in_a_browser(address: str, browser) -> None:
+    page = Page(browser, address)
+    page.click("#caption-tab")
+    if browser.kind == "phone":  # the phone's own camera
+        page.run("window.asked = 0; document.getElementById('snapshot').click = () => (window.asked += 1)")
+        page.click("#camera")
+        assert page.run("return window.asked") == 1
+        assert page.one("#snapshot").get_attribute("capture") == "environment"
+        return
+    page.click("#camera")
+    page.wait(lambda: page.run("return document.getElementById('video').videoWidth"))
+    page.click("#shoot")
+    page.wait(lambda: page.all("#captions li"))
+    assert not page.one("#viewfinder").is_displayed()
+    assert page.run("return document.getElementById('video').srcObject.active") is False
+    assert_calm(browser)
+
+
+def test_the_page_of_the_api(address: str, browser) -> None:
+    browser.get(address + "/docs")
+    page = Page.__new__(Page)
+    page.browser = browser
+    page.wait(lambda: len(page.all("#calls section")) == 4)
+    text = page.text("#calls")
+    for part in ("/api/paint", "/api/caption", "return_steps", "upload_bytes", "503", "curl"):
+        assert part in text, part
+    assert page.fits()
+    assert_calm(browser)
+
+
+def assert_calm(browser) -> None:
+    """Nothing was blocked by the content policy, missing, or thrown."""
+    assert [entry["message"] for entry in browser.get_log("browser")] == []

@@ -1,0 +1,96 @@
+"""The queue before the model, on its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from diptych.model.serve.model_queue import Busy, ClientGone, ModelQueue
+
+
+async def here() -> bool:
+    return False
+
+
+def test_work_is_done_in_its_order_on_one_thread() -> None:
+    queue, done = ModelQueue(9), []
+
+    def work(number: int) -> tuple[int, str]:
+        time.sleep(0.01 * (5 - number))
+        done.append(number)
+        return number, threading.current_thread().name
+
+    async def all_of_it() -> list[tuple[int, str]]:
+        return await asyncio.gather(*(queue.run(lambda n=n: work(n), here) for n in range(5)))
+
+    results = asyncio.run(all_of_it())
+    assert [number for number, _ in results] == done == [0, 1, 2, 3, 4]
+    assert len({name for _, name in results}) == 1 and results[0][1] != threading.current_thread().name
+
+
+def test_places_are_bounded_and_come_back() -> None:
+    queue = ModelQueue(1)
+    with queue.place():
+        with pytest.raises(ZeroDivisionError), queue.place():
+            raise ZeroDivisionError
+        with queue.place(), pytest.raises(Busy) as refused, queue.place():
+            pass
+        assert refused.value.retry_after >= 1 and queue.taken == 1
+    assert queue.taken == 0
+
+
+def test_the_time_to_wait_follows_the_work() -> None:
+    queue = ModelQueue(3)
+
+    async def slow() -> None:
+        for _ in range(30):
+            await queue.run(lambda: time.sleep(0.001), here)
+
+    def wait() -> int:
+        places = [queue.place() for _ in range(5)]
+        try:
+            for place in places:
+                place.__enter__()
+        except Busy as busy:
+            return busy.retry_after
+        finally:
+            for place in places[:4]:
+                place.__exit__(None, None, None)
+        raise AssertionError
+
+    before = wait()
+    asyncio.run(slow())
+    assert before == 4 and wait() == 1
+
+
+def test_who_has_gone_is_skipped() -> None:
+    queue, free, done = ModelQueue(9), threading.Event(), []
+
+    async def gone() -> bool:
+        return True
+
+    async def all_of_it() -> None:
+        first = asyncio.create_task(queue.run(lambda: done.append("first") or free.wait(30), here))
+        await asyncio.sleep(0.05)
+        with pytest.raises(ClientGone):
+            await queue.run(lambda: done.append("gone"), gone)
+        last = asyncio.create_task(queue.run(lambda: done.append("last"), here))
+        free.set()
+        await asyncio.gather(first, last)
+
+    asyncio.run(all_of_it())
+    assert done == ["first", "last"]
+
+
+def test_failures_are_those_of_the_work() -> None:
+    queue = ModelQueue(0)
+
+    async def fails() -> None:
+        with pytest.raises(ZeroDivisionError):
+            await queue.run(lambda: 1 / 0, here)
+        assert await queue.run(lambda: 5, here) == 5
+
+    asyncio.run(fails())
