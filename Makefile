@@ -20,9 +20,9 @@ VENV := .venv
 # stages start as `python -m pipelines.<stage>`, so python has to be the one of .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-PACKAGES := -e packages/features[pipeline] -e packages/eval -e packages/model[use]
+PACKAGES := -e packages/features[pipeline] -e packages/eval -e packages/model[use,serve]
 PIPELINE := dvc dvc-ssh hydra-core ruamel.yaml psutil
-TOOLS := ruff mypy import-linter pytest pytest-xdist h5py scipy
+TOOLS := ruff mypy import-linter pytest pytest-xdist h5py scipy selenium httpx2
 PIP_INSTALL := python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: run test smoke profile bench compare-generators compare-stages compare-attentions doctor team-cache clean lint setup
