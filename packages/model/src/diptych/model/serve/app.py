@@ -23,7 +23,9 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from diptych.model.errors import UserError
 from diptych.model.packaged.model import Diptych
 from diptych.model.serve.messages import (
+    MOST_LETTERS,
     MOST_PICTURES,
+    MOST_SAMPLES,
     Caption,
     CaptionQuery,
     CaptionReply,
@@ -65,8 +67,8 @@ HEADERS = {
     "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
 }
 DESCRIPTION = """Captions pictures and paints sentences. Pictures are sent as they are, as the request's body, and come back
-as PNG in data URLs. What fails has a JSON body with one sentence in `error`; when all places in the queue are taken, the
-status is 503 and `Retry-After` says after how many seconds to ask again."""
+as PNG in data URLs. What fails has a JSON body with one sentence in "error"; when all places in the queue are taken, the
+status is 503 and Retry-After says after how many seconds to ask again."""
 REFUSALS: dict[int | str, dict[str, Any]] = {
     413: {"model": Problem, "description": "The body or the picture is too large."},
     422: {"model": Problem, "description": "A value is wrong; the message names it."},
@@ -164,6 +166,9 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
             words=words,
             examples=list(options.examples),
             limits=Limits(
+                letters=MOST_LETTERS,
+                samples=MOST_SAMPLES,
+                pictures=MOST_PICTURES,
                 steps=diptych.grid_size**2,
                 upload_bytes=options.upload_bytes,
                 pixels=options.pixels,

@@ -140,10 +140,10 @@ class PaintingDefaults(BaseModel):
 class Limits(BaseModel):
     """What is taken at most."""
 
-    letters: int = MOST_LETTERS
-    samples: int = MOST_SAMPLES
+    letters: int
+    samples: int
     steps: int
-    pictures: int = Field(default=MOST_PICTURES, description="In one reply, steps included.")
+    pictures: int = Field(description="In one reply, steps included.")
     upload_bytes: int
     pixels: int
     queue: int = Field(description="Requests that may wait.")
