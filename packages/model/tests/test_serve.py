@@ -351,10 +351,10 @@ def test_memory_stays(diptych: Diptych, pictures) -> None:
                 assert send(client, b"no picture").status_code == 415
             gc.collect()
 
-        requests(20)
+        requests(10)
         process = psutil.Process()
         before = process.memory_info().rss
-        requests(60)
+        requests(30)
         assert process.memory_info().rss - before < 16 * 2**20
 
 

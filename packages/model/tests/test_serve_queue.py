@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from diptych.model.serve.model_queue import Busy, ClientGone, ModelQueue
+from diptych.model.serve.model_queue import Busy, ClientGone, Ending, ModelQueue
 
 
 async def here() -> bool:
@@ -94,3 +94,21 @@ def test_failures_are_those_of_the_work() -> None:
         assert await queue.run(lambda: 5, here) == 5
 
     asyncio.run(fails())
+
+
+def test_who_waits_at_the_end_is_told() -> None:
+    queue, free, done = ModelQueue(9), threading.Event(), []
+
+    async def all_of_it() -> None:
+        first = asyncio.create_task(queue.run(lambda: free.wait(30), here))
+        second = asyncio.create_task(queue.run(lambda: done.append("second"), here))
+        await asyncio.sleep(0.05)
+        for task in (first, second):
+            task.cancel()
+            with pytest.raises(Ending):
+                await task
+        queue.close()
+        free.set()
+
+    asyncio.run(all_of_it())
+    assert done == []

@@ -24,6 +24,8 @@ OPTIONAL = {
     "open_clip_torch": "reranking and scores",
     "huggingface_hub": "models of the Hugging Face Hub",
     "transformers": "saving tokenizers and importing checkpoints",
+    "fastapi": "web demo",
+    "uvicorn": "web demo",
 }
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
+import threading
 import warnings
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -35,6 +39,7 @@ def serve(
         import uvicorn
 
         from diptych.model.serve.app import ServeOptions, make_app
+        from diptych.model.serve.model_queue import THREAD
     except ModuleNotFoundError as error:
         raise UserError(
             f"the package {error.name} is not installed; `pip install 'diptych-model[use,serve]'`"
@@ -59,16 +64,16 @@ def serve(
             log_level="warning",
             limit_concurrency=queue + 200,
             timeout_keep_alive=15,
-            timeout_graceful_shutdown=5,
+            timeout_graceful_shutdown=3,
         )
         shown = f"[{host}]" if ":" in host else host
         typer.echo(
             f"Diptych paints and captions at http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)"
         )
-        try:
+        with suppress(KeyboardInterrupt):  # which uvicorn raises when it has ended
             uvicorn.Server(config).run(sockets=[listener])
-        except KeyboardInterrupt:  # uvicorn has ended, and says why
-            typer.echo("Ended.")
+        typer.echo("Ended.")
+        leave_work(THREAD)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -85,3 +90,14 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(
             f"--host {host} --port {port}: cannot listen there ({reason}); take another"
         ) from None
+
+
+def leave_work(name: str) -> None:
+    """End the process at once where the model is still at work for somebody who has been sent away: Python would wait for
+    its thread, and there is nothing to save."""
+    for thread in threading.enumerate():
+        if thread.name.startswith(name):
+            thread.join(1)
+            if thread.is_alive():
+                sys.stdout.flush()
+                os._exit(0)

@@ -40,7 +40,7 @@ from diptych.model.serve.messages import (
     Step,
     Word,
 )
-from diptych.model.serve.model_queue import Busy, ClientGone, ModelQueue
+from diptych.model.serve.model_queue import Busy, ClientGone, Ending, ModelQueue
 from diptych.model.serve.uploads import UploadError, data_url, read_upload
 
 MOST_WORDS = 300  # a vocabulary of more is not listed
@@ -139,6 +139,7 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
             RequestValidationError: refuse_values,
             Busy: send_away,
             ClientGone: say_nothing,
+            Ending: say_farewell,
             Exception: fail,
         },
     )
@@ -496,6 +497,11 @@ async def send_away(request: Request, error: Exception) -> Response:
 async def say_nothing(request: Request, error: Exception) -> Response:
     """Nobody reads it."""
     return Response(status_code=499)
+
+
+async def say_farewell(request: Request, error: Exception) -> Response:
+    """The server ends."""
+    return problem(503, "the server has been stopped; ask again when it runs")
 
 
 async def fail(request: Request, error: Exception) -> Response:

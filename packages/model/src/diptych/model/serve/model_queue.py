@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 Result = TypeVar("Result")
+THREAD = "model"
 LOOK_FOR_CLIENT = 0.5  # seconds between looks whether who waits is still there
 
 
@@ -26,6 +27,10 @@ class ClientGone(Exception):
     """Whoever asked has closed the connection; nobody reads the answer."""
 
 
+class Ending(Exception):
+    """The server ends before the work is done."""
+
+
 class ModelQueue:
     """Runs work on one thread in the order of arrival.
 
@@ -39,7 +44,7 @@ class ModelQueue:
         """``waiting``: requests that may wait besides the one that is worked on, at least 0."""
         self.places = waiting + 1
         self.taken = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=THREAD)
         self._mean_seconds = 1.0
 
     @contextmanager
@@ -63,6 +68,7 @@ class ModelQueue:
 
         Raises:
             ClientGone: ``is_gone`` became true while it waited; it was not begun.
+            Ending: it was cancelled, which is what the server does with those who still wait at its end.
         """
 
         def timed() -> Result:
@@ -79,6 +85,8 @@ class ModelQueue:
                 if await is_gone():
                     raise ClientGone
             return future.result()
+        except asyncio.CancelledError:
+            raise Ending from None
         finally:
             turn.cancel()  # without effect on what is done or has begun
 
