@@ -29,6 +29,8 @@ def overrides() -> list[str]:
         # other pictures are painted than captioned, as the papers do
         "~generate.sets.compositional",
         "generate.sets.test.paint={splits: [val, test], limit: 60}",
+        # half a minute that test_pipeline.py spends already
+        "package.export=none",
     ]
 
 
