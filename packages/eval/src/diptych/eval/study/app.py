@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections.abc import Awaitable, Callable, MutableMapping
 from importlib import resources
 from typing import Any
 from urllib.parse import parse_qs
@@ -21,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from diptych.eval.security_headers import SecurityHeaders
 from diptych.eval.study.figure import TITLES, draw_figure
 from diptych.eval.study.results import answers_csv, tally
 from diptych.eval.study.store import Annotator, Asked, Study
@@ -43,30 +43,8 @@ _HEADERS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
-
-class _SecurityHeaders:
-    """Adds the headers to every response, also to those of failures; pages are not kept by caches."""
-
-    def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = message.setdefault("headers", [])
-                headers += [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
-                if not any(name.lower() == b"cache-control" for name, _ in headers):
-                    headers.append((b"cache-control", b"no-store"))
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers)
-
-
-def make_app(study: Study) -> Callable[[Message, Receive, Send], Awaitable[None]]:
+def make_app(study: Study) -> SecurityHeaders:
     """The ASGI application of one study."""
     pages = Environment(
         loader=PackageLoader(__package__ or "", "templates"),
@@ -200,7 +178,7 @@ def make_app(study: Study) -> Callable[[Message, Receive, Send], Awaitable[None]
     def failure(request: Request, error: Exception) -> Response:
         return page("error.html.j2", 500, detail="", status=500)
 
-    return _SecurityHeaders(
+    return SecurityHeaders(
         Starlette(
             routes=[
                 Route("/s/{token}", welcome),
@@ -218,7 +196,8 @@ def make_app(study: Study) -> Callable[[Message, Receive, Send], Awaitable[None]
                 static_file("study.svg", "image/svg+xml"),
             ],
             exception_handlers={HTTPException: known_error, Exception: failure},
-        )
+        ),
+        _HEADERS,
     )
 
 

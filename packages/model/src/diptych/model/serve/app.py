@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -20,6 +20,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from diptych.eval.security_headers import SecurityHeaders
 from diptych.model.errors import UserError
 from diptych.model.packaged.model import Diptych
 from diptych.model.serve.messages import (
@@ -75,10 +76,6 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     503: {"model": Problem, "description": "The queue is full; see Retry-After."},
 }
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
 
 @dataclass(frozen=True)
 class ServeOptions:
@@ -94,26 +91,6 @@ class ServeOptions:
     pixels: int = 25_000_000
     upload_seconds: float = 30.0
     examples: tuple[str, ...] = ()
-
-
-class SecurityHeaders:
-    """Adds HEADERS to every response, also to those of failures; browsers ask anew each time."""
-
-    def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Pass on, with the headers."""
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = message.setdefault("headers", [])
-                headers += [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-                if not any(name.lower() == b"cache-control" for name, _ in headers):
-                    headers.append((b"cache-control", b"no-store"))
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers)
 
 
 def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityHeaders:
@@ -233,7 +210,7 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
             )
         return CodeReply(code=code, examples=[data_url(image) for image in diptych.examples(code)])
 
-    return SecurityHeaders(app)
+    return SecurityHeaders(app, HEADERS)
 
 
 def known_words(diptych: Diptych) -> list[str] | None:
