@@ -21,9 +21,9 @@ import numpy as np
 
 from diptych.eval.captions.facts import names_object
 from diptych.eval.captions.metrics import measure_captions
-from diptych.eval.clip_score import PROMPT, clip_scores
+from diptych.eval.clip_score import clip_scores
 from diptych.eval.figures import Figure, flat_values, mean_figure, table, write_figures
-from diptych.eval.images import ImageSettings, measure_images
+from diptych.eval.images import ImageSettings, TextEmbeddings, measure_images
 from diptych.eval.inception import Inception
 from diptych.eval.inspector import PARTS, Inspector, load_inspector, main_and_second
 from diptych.eval.objects import object_figures
@@ -38,8 +38,6 @@ from pipelines.stage import UNFINISHED_STORE, Stage, run
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from diptych.eval.clip import Clip
 
 GENERATED = Path("data/generated")
 MANIFEST = Path("data/dataset/manifest.parquet")
@@ -173,6 +171,7 @@ def picture_figures(
     others = [inspecting(inspector)] if inspector else []
     settings = image_settings(stage, params)
     clips = {name: read_clip(Path(f"models/{name}"), stage.device) for name in ("judge", "scorer")}
+    texts = {name: TextEmbeddings(clip, settings.batch_size) for name, clip in clips.items()}
     figures, embedded = measure_images(
         kinds,
         dict.fromkeys(kinds, prompts),
@@ -183,6 +182,7 @@ def picture_figures(
         inception=Inception(Path(params.inception), stage.device) if params.inception else None,
         frechet_clips=("judge",),
         others=[*others, *([finder.encoder()] if finder else [])],
+        texts=texts,
     )
     for kind in KINDS if finder else ():
         assert finder is not None
@@ -200,23 +200,17 @@ def picture_figures(
                 "painted_class_right": bool(right["main_class"][place]),
                 "painted_color_right": bool(right["main_color"][place]),
             }
-    for number, score in zip(painted, own_scores(clips["judge"], embedded["painted"], prompts), strict=True):
+    for number, score in zip(painted, own_scores(texts["judge"], embedded["painted"], prompts), strict=True):
         rows[number]["painted_score"] = score
     return figures
 
 
-def own_scores(clip: Clip, embedded: Embedded, prompts: Sequence[str]) -> list[float | None]:
+def own_scores(texts: TextEmbeddings, embedded: Embedded, prompts: Sequence[str]) -> list[float | None]:
     """The judge's CLIPScore of each picture and its sentence; None for a damaged picture."""
     import torch
 
-    images = torch.from_numpy(embedded.rows("judge"))
-    scores: list[float | None] = []
-    with torch.inference_mode():
-        for start in range(0, len(prompts), 256):
-            texts = clip.encode_texts([PROMPT + prompt for prompt in prompts[start : start + 256]])
-            found = clip_scores(images[start : start + 256], texts.cpu()).tolist()
-            scores += [None if math.isnan(score) else score for score in found]
-    return scores
+    scores = clip_scores(torch.from_numpy(embedded.rows("judge")), texts(prompts)).tolist()
+    return [None if math.isnan(score) else score for score in scores]
 
 
 def unseen_figures(
