@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,28 +83,29 @@ class FakeScorer(nn.Module):
         return nn.functional.normalize(torch.ones(len(texts), 6), dim=-1)
 
 
+def tiny_config(**sizes: Any) -> TransformerConfig:
+    """A transformer of four tiny layers; what is not given here, `sizes` give."""
+    return TransformerConfig(
+        **{
+            "hidden_size": 24, "attention_heads": 3, "intermediate_size": 40, "language_layers": 1, "visual_layers": 1,
+            "cross_layers": 2, "cell_positions": False, "text_positions": 20, "dropout": 0.0, "caption_attention": "prefix",
+            **sizes,
+        }
+    )  # fmt: skip
+
+
 @pytest.fixture
 def tiny() -> SimpleNamespace:
     """A tiny seeded transformer with tokenizer, codebook and shards; 4x4 grid, 12 codes, features of 10."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer([text for texts in CAPTIONS for text in texts], min_count=1)
-    config = TransformerConfig(
-        hidden_size=24,
-        attention_heads=3,
-        intermediate_size=40,
-        language_layers=1,
-        visual_layers=1,
-        cross_layers=2,
+    config = tiny_config(
         vocab_size=len(tokenizer),
         codebook_size=12,
         feature_dim=10,
         grid_size=4,
-        cell_positions=False,
-        text_positions=20,
-        dropout=0.0,
         code_head="linear",
         initial_std=0.1,
-        caption_attention="prefix",
     )
     codebook = torch.randn(12, 10) * 3 + 1
     model = UnifiedTransformer(config).eval()
@@ -140,24 +142,10 @@ def parts(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     found = Parts(folder / "transformer", folder / "image_generator", folder / "detector")
     torch.manual_seed(1)
     tokenizer = build_tokenizer([text for texts in CAPTIONS for text in texts], min_count=1)
-    config = TransformerConfig(
-        hidden_size=24,
-        attention_heads=3,
-        intermediate_size=40,
-        language_layers=1,
-        visual_layers=1,
-        cross_layers=2,
-        vocab_size=len(tokenizer),
-        codebook_size=16,
-        feature_dim=12,
-        grid_size=8,
-        cell_positions=False,
-        text_positions=20,
-        dropout=0.0,
-        code_head="features",
-        initial_std=0.3,
+    config = tiny_config(
+        vocab_size=len(tokenizer), codebook_size=16, feature_dim=12, grid_size=8, code_head="features", initial_std=0.3,
         caption_attention=getattr(request, "param", "prefix"),
-    )
+    )  # fmt: skip
     detector = Detector(DetectorConfig(32, (8, 8, 8, 8), 8, 12), ["kite", "boat"], ["red", "blue"])
     for parameter in detector.parameters():
         if parameter.ndim > 1:

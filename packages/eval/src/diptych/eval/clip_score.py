@@ -13,4 +13,9 @@ def clip_scores(image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
 
     Both inputs are unit vectors [n, E]; the texts begin with PROMPT.
     """
-    return 2.5 * (image_embeddings.float() * text_embeddings.float()).sum(-1).clamp(min=0)
+    return scores_of_cosines((image_embeddings.float() * text_embeddings.float()).sum(-1))
+
+
+def scores_of_cosines(cosines: Tensor) -> Tensor:
+    """CLIPScore of cosines: 2.5 max(cos, 0), float32 of the same shape."""
+    return 2.5 * cosines.float().clamp(min=0)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diptych.eval.clip_score import PROMPT, scores_of_cosines
 from diptych.features.assignment import nearest_codes
 from diptych.features.errors import UserError as FeaturesError
 from diptych.features.images import resize_square, to_uint8_tensor
@@ -421,7 +422,9 @@ class Diptych:
             images = [read_picture(item, start + number) for number, item in enumerate(items[part])]
             with self._scoring() as scorer:
                 embedded = self._embed_images(scorer, images)
-                scores.append(clip_score((embedded * self._embed_texts(scorer, texts[part])).sum(-1)).cpu())
+                scores.append(
+                    scores_of_cosines((embedded * self._embed_texts(scorer, texts[part])).sum(-1)).cpu()
+                )
         return torch.cat(scores)
 
     def examples(self, code: int) -> list[Image.Image]:
@@ -604,7 +607,7 @@ class Diptych:
 
                 best = pick_best(written, count, cosines)
             written, numbers = best.best, best.chosen.tolist()
-            scores = clip_score(best.scores.gather(1, best.chosen[:, None])[:, 0]).tolist()
+            scores = scores_of_cosines(best.scores.gather(1, best.chosen[:, None])[:, 0]).tolist()
         attentions: list[WordAttention] | None = None
         if return_attention:
             with self._inference():
@@ -660,7 +663,7 @@ class Diptych:
 
                 best = pick_best(painted, count, cosines)
             painted, numbers, each = best.best, best.chosen.tolist(), 1
-            scores = clip_score(best.scores.gather(1, best.chosen[:, None])[:, 0]).tolist()
+            scores = scores_of_cosines(best.scores.gather(1, best.chosen[:, None])[:, 0]).tolist()
         with self._inference():
             images = as_images(self._pixels(painted.codes))
             steps: list[tuple[PaintingStep, ...]] = [()] * len(images)
@@ -690,8 +693,6 @@ class Diptych:
         return scorer.encode_images(torch.stack(list(sized)).to(self.device).float() / 255)
 
     def _embed_texts(self, scorer: Clip, texts: Sequence[str]) -> Tensor:
-        from diptych.eval.clip import PROMPT
-
         return scorer.encode_texts([PROMPT + text for text in texts])
 
     def _given_cells(
@@ -792,11 +793,6 @@ def check_pairs(pictures: Sequence[object], captions: Sequence[str]) -> None:
     """Raise a UserError unless there are as many captions as pictures."""
     if len(pictures) != len(captions):
         raise UserError(f"{len(captions)} captions for {len(pictures)} pictures; give one caption for each")
-
-
-def clip_score(cosines: Tensor) -> Tensor:
-    """CLIPScore, 2.5 max(cos, 0) (UMT 5.1)."""
-    return 2.5 * cosines.float().clamp(min=0)
 
 
 def as_images(pixels: Tensor) -> list[Image.Image]:
