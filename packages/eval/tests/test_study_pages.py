@@ -6,7 +6,6 @@ import html
 import io
 import json
 import re
-import shutil
 import signal
 import socket
 import sqlite3
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from headless_chromium import headless_chromium
 from PIL import Image
 
 pytest.importorskip("starlette", reason="the extra is missing: pip install 'diptych-eval[study]'")
@@ -260,26 +260,8 @@ def served(study: Study, port: int) -> subprocess.Popen[str]:
 
 @pytest.fixture(params=["desktop", "phone"])
 def browser(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator:
-    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is missing: pip install selenium")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("no chromium with chromedriver here: apt-get install chromium chromium-driver")
-    from selenium.webdriver.chrome.service import Service
-
-    options = selenium.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.add_argument(f"--user-data-dir={tmp_path / 'chromium'}")
-    options.add_argument("--window-size=1280,800")
-    if request.param == "phone":
-        metrics = {"width": 390, "height": 760, "pixelRatio": 2, "touch": True}
-        options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    window = selenium.Chrome(options=options, service=Service(driver))
-    window.set_page_load_timeout(30)
-    yield window
-    window.quit()
+    with headless_chromium(request.param, tmp_path / "chromium", 800, 30) as window:
+        yield window
 
 
 def test_a_study_is_clicked_through_over_a_killed_server(study: Study, browser) -> None:

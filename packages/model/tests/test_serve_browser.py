@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from headless_chromium import headless_chromium
 from PIL import Image
 
 pytest.importorskip("fastapi", reason="the extra is missing: pip install 'diptych-model[serve]'")
@@ -115,29 +116,10 @@ def without_port(arguments: list[str]) -> list[str]:
 
 @pytest.fixture(params=["desktop", "phone"])
 def browser(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator:
-    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is missing: pip install selenium")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("no chromium with chromedriver here: apt-get install chromium chromium-driver")
-    from selenium.webdriver.chrome.service import Service
-
-    options = selenium.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    for argument in ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"):
-        options.add_argument(argument)
-    options.add_argument(f"--user-data-dir={tmp_path / 'chromium'}")
-    options.add_argument("--window-size=1280,900")
-    if request.param == "phone":
-        metrics = {"width": 390, "height": 760, "pixelRatio": 2, "touch": True}
-        options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    window = selenium.Chrome(options=options, service=Service(driver))
-    window.set_page_load_timeout(60)
-    window.kind = request.param
-    yield window
-    window.quit()
+    camera = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+    with headless_chromium(request.param, tmp_path / "chromium", 900, 60, camera) as window:
+        window.kind = request.param
+        yield window
 
 
 class Page:
