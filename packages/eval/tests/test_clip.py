@@ -4,23 +4,29 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from open_clip.loss import ClipLoss
+from torch.nn.functional import normalize
 
 from diptych.eval.clip import (
     Clip,
     ClipConfig,
     ClipTrainingConfig,
     build_clip,
+    hard_contrastive_loss,
     load_clip,
     load_pretrained_clip,
     save_clip,
+    swapped_texts,
     train_clip,
 )
 from diptych.eval.clip_score import PROMPT
 from diptych.eval.errors import UserError
 from diptych.eval.precision import autocast_context
 from diptych.eval.retrieval import r_precision
+from diptych.eval.words import Swaps, read_words
 
 RESNET = ClipConfig(32, 32, (1, 1, 1, 1), 8, 4, 8, 32, 1, 2, 20, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 VIT = dataclasses.replace(RESNET, vision_layers=2, vision_width=32)
@@ -78,6 +84,58 @@ def test_learns_what_drawn_pictures_show(drawn, drawn_test) -> None:
         images, clip.encode_texts([PROMPT + several[0] for several in test_captions]), seed=0
     )
     assert mean > 0.25  # chance is 0.01
+
+
+@pytest.fixture
+def drawn_words(tmp_path: Path) -> str:
+    lists = {"nouns": [["disc"], ["box"]], "verbs": [], "colors": [["red"], ["green"], ["blue"]], "numbers": []}
+    path = tmp_path / "words.json"
+    path.write_text(json.dumps(lists))
+    return str(path)
+
+
+def test_training_refuses_swapped_captions_and_repeats_itself(drawn, drawn_words) -> None:
+    pictures, captions, _ = drawn
+    plain = dataclasses.replace(TRAINING, steps=2)
+    hard = dataclasses.replace(plain, hard_negatives=4, swapped_words=drawn_words)
+    first, second, third = (
+        train_clip(config, build_clip(RESNET, captions, seed=0), lambda chosen: pictures[chosen], captions)
+        for config in (plain, hard, hard)
+    )
+    # 64 own captions and 256 more to refuse, half of the symmetric loss: log(5) / 2 more for an untrained CLIP
+    assert second[0]["loss"] - first[0]["loss"] == pytest.approx(np.log(5) / 2, abs=0.2)
+    assert second == third
+
+
+def test_swapped_texts_differ_in_a_word_of_a_category_that_is_there(drawn_words) -> None:
+    words = read_words(drawn_words)
+    swaps = [Swaps(words, category) for category in ("nouns", "verbs", "colors", "numbers")]
+    text = "a red disc on the left ."
+    found = swapped_texts(text, swaps, 50, np.random.default_rng(0))
+    assert set(found) == {text.replace("disc", "box"), text.replace("red", "green"), text.replace("red", "blue")}
+    assert len(found) == 50
+    assert swapped_texts("nothing .", swaps, 5, np.random.default_rng(0)) == []
+
+
+def test_the_hard_loss_is_clip_s_with_more_captions_to_refuse() -> None:
+    torch.manual_seed(0)
+    images, texts, wrong = (normalize(torch.randn(count, 8), dim=-1) for count in (5, 5, 7))
+    scale = torch.tensor(9.0)
+    plain = ClipLoss()(images, texts, scale)
+    torch.testing.assert_close(hard_contrastive_loss(images, texts, wrong[:0], scale), plain)
+    expected = 0.0
+    for i in range(5):
+        to_texts = torch.cat([images[i] @ texts.T, images[i] @ wrong.T]) * scale
+        to_images = images @ texts[i] * scale
+        expected += (to_texts.logsumexp(0) + to_images.logsumexp(0) - 2 * to_texts[i]) / 10
+    torch.testing.assert_close(hard_contrastive_loss(images, texts, wrong, scale), expected)
+
+
+def test_hard_negatives_need_word_lists() -> None:
+    with pytest.raises(UserError, match="swapped_words"):
+        dataclasses.replace(TRAINING, hard_negatives=2)
+    with pytest.raises(UserError, match="hard_negatives"):
+        dataclasses.replace(TRAINING, hard_negatives=-1)
 
 
 @pytest.mark.parametrize("config", [RESNET, VIT])

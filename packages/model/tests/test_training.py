@@ -353,7 +353,9 @@ class FallingInspection:
 
 def train_watched(tiny, checkpoints, inspect, stopping=STOPPING, steps=20):
     model = copy.deepcopy(tiny.model)
-    evaluation = SequenceEvaluationConfig(every=2, images=3, stopping=stopping)
+    evaluation = SequenceEvaluationConfig(
+        every=2, images=3, mask_predict_steps=2, guidance=1.0, stopping=stopping
+    )
     config = dataclasses.replace(SEQUENCE, steps=steps, evaluation=evaluation)
     measured = SequenceEvaluation(
         evaluation, config, model, tiny.tokenizer, tiny.codebook, tiny.train, WordReward(7), tiny.generator, tiny.scorer,

@@ -95,50 +95,64 @@ def swapped_captions(
     """R-precision-hard's captions (X-LXMERT, appendix E.1): up to `limit` that hold a word of the category.
 
     In each, one such word, drawn by the seed, is swapped for `negatives` others of the category, or for all others
-    where there are fewer. The form stays (singular or plural, "riding" for "sitting"), and "a" and "an" follow
-    the new word. A word that two categories know ("orange") and a verb's form after an article or
-    a preposition are left alone.
+    where there are fewer, as :class:`Swaps` does it.
     """
-    rows = words.rows(category)
-    place = {
-        form: (row, column)
-        for row, forms in reversed(list(enumerate(rows)))
-        for column, form in enumerate(forms)
-    }
-    elsewhere = {
-        form for other in CATEGORIES if other != category for forms in words.rows(other) for form in forms
-    }
-    # of all nouns the longest first, so that "hot dog" is no dog
-    known = sorted({*place, *elsewhere}, key=lambda form: (-len(form), form))
-    if not place or len(rows) < 2:
-        return []
-    pattern = re.compile(r"\b(?:" + "|".join(map(re.escape, known)) + r")\b", re.IGNORECASE)
-    number = CATEGORIES.index(category)
+    swaps, number = Swaps(words, category), CATEGORIES.index(category)
     found: list[Swapped] = []
     for index in np.random.default_rng((seed, number)).permutation(len(captions)):
-        caption = captions[index]
-        matches = [
-            match
-            for match in pattern.finditer(caption)
-            if match[0].lower() in place
-            and match[0].lower() not in elsewhere
-            and not (category == "verbs" and _word_before(caption, match.start()) in _BEFORE_NOUNS)
-        ]
-        if not matches:
-            continue
-        generator = np.random.default_rng((seed, number, int(index)))
-        match = matches[generator.integers(len(matches))]
-        row, column = place[match[0].lower()]
-        others = dict.fromkeys(
-            rows[other][column]
-            for other in generator.permutation(len(rows))
-            if other != row and rows[other][column] != match[0].lower()
-        )
-        wrong = tuple(_swap(caption, match, form) for form in list(others)[:negatives])
-        found.append(Swapped(int(index), match[0].lower(), wrong))
+        swap = swaps.of(captions[index], negatives, np.random.default_rng((seed, number, int(index))))
+        if swap is not None:
+            found.append(Swapped(int(index), *swap))
         if len(found) == limit:
             break
     return sorted(found, key=lambda swapped: swapped.index)
+
+
+class Swaps:
+    """Swaps a word of a category in a caption for others of it.
+
+    The form stays (singular or plural, "riding" for "sitting"), and "a" and "an" follow the new word. A word that two
+    categories know ("orange") and a verb's form after an article or a preposition are left alone.
+    """
+
+    def __init__(self, words: WordLists, category: str) -> None:
+        self._rows, self._verbs = words.rows(category), category == "verbs"
+        self._place = {
+            form: (row, column)
+            for row, forms in reversed(list(enumerate(self._rows)))
+            for column, form in enumerate(forms)
+        }
+        self._elsewhere = {
+            form for other in CATEGORIES if other != category for forms in words.rows(other) for form in forms
+        }
+        # of all nouns the longest first, so that "hot dog" is no dog
+        known = sorted({*self._place, *self._elsewhere}, key=lambda form: (-len(form), form))
+        self._pattern = re.compile(r"\b(?:" + "|".join(map(re.escape, known)) + r")\b", re.IGNORECASE)
+
+    def of(
+        self, caption: str, negatives: int, generator: np.random.Generator
+    ) -> tuple[str, tuple[str, ...]] | None:
+        """A word of `caption`, drawn by `generator`, and up to `negatives` captions with others in its place; None
+        where the caption holds none of the category, or the category no other."""
+        if len(self._rows) < 2:
+            return None
+        matches = [
+            match
+            for match in self._pattern.finditer(caption)
+            if match[0].lower() in self._place
+            and match[0].lower() not in self._elsewhere
+            and not (self._verbs and _word_before(caption, match.start()) in _BEFORE_NOUNS)
+        ]
+        if not matches:
+            return None
+        match = matches[generator.integers(len(matches))]
+        row, column = self._place[match[0].lower()]
+        others = dict.fromkeys(
+            self._rows[other][column]
+            for other in generator.permutation(len(self._rows))
+            if other != row and self._rows[other][column] != match[0].lower()
+        )
+        return match[0].lower(), tuple(_swap(caption, match, form) for form in list(others)[:negatives])
 
 
 def _word_before(caption: str, position: int) -> str:

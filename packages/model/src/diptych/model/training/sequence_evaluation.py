@@ -22,7 +22,7 @@ from diptych.model.precision import autocast_context
 from diptych.model.sequence_objectives import Scorer
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.training.data import CaptionTable, on_device
-from diptych.model.training.loop import TrainingShards, WatchConfig
+from diptych.model.training.loop import TrainingShards, WatchConfig, check_at_least_one
 from diptych.model.training.stopping import Stopping
 from diptych.model.transformer import UnifiedTransformer
 
@@ -46,12 +46,6 @@ class Settings(Protocol):
     def caption_length(self) -> int: ...
 
     @property
-    def mask_predict_steps(self) -> int: ...
-
-    @property
-    def guidance(self) -> float: ...
-
-    @property
     def precision(self) -> str: ...
 
     @property
@@ -64,12 +58,19 @@ class SequenceEvaluationConfig(WatchConfig):
 
     Attributes:
         images: val images that are captioned and whose first captions are painted.
+        mask_predict_steps, guidance: how they are painted; the training may paint in fewer steps and without guidance.
         stopping: when falling figures end the training; None: never. It may watch ``val_cider_d`` and what the caller
             inspects paintings for, not ``val_clip_score``, which training raises anyway.
         every: as in :class:`diptych.model.training.loop.WatchConfig`.
     """
 
+    mask_predict_steps: int
+    guidance: float
     stopping: Stopping | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least_one(self, "mask_predict_steps", section="evaluation.")
 
 
 class SequenceEvaluation:
@@ -127,8 +128,8 @@ class SequenceEvaluation:
                     self.tokenizer,
                     self.codebook,
                     prompts,
-                    self.training.mask_predict_steps,
-                    self.training.guidance,
+                    self.config.mask_predict_steps,
+                    self.config.guidance,
                 ).codes
                 painted = (self.generator(self.codebook[codes]).float() + 1) / 2
                 texts = self.scorer.encode_texts([PROMPT + text for text in self.texts[rows]])
