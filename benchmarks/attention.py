@@ -46,7 +46,7 @@ def captioning(attention: str, steps: int, seed: int, params: dict[str, Any]) ->
     codebook = torch.from_numpy(load_codebook(Path("data/codebook")))
     texts = [caption for index in range(len(train)) for caption in train.captions(index)]
     model, tokenizer = random_transformer(
-        params["network"], attention, texts, params["tokenizer"]["min_count"], codebook, seed
+        params["network"], attention, "two_level", texts, params["tokenizer"]["min_count"], codebook, seed
     )
     changes = {
         "steps": steps, "caption_share": 1.0, "evaluation": None, "precision": "float32", "seed": seed,

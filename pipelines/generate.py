@@ -15,6 +15,7 @@ from diptych.features.shards import ShardDataset
 from diptych.model.decoding.decode import caption_images, paint_captions
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.decoding.rerank import rerank
+from diptych.model.image_features import caption_input, caption_rows
 from diptych.model.image_generator import load_image_generator
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import load_transformer
@@ -148,9 +149,10 @@ def generate(
         return [stage.seed * 1_000_003 + index for index in indices]
 
     def captions(dataset: ShardDataset, indices: list[int]) -> list[dict]:
-        grid = torch.from_numpy(dataset.grid(indices)).to(device).float()
+        rows = torch.from_numpy(caption_rows(model.config, dataset)(indices)).to(device)
+        seen = caption_input(model.config, codebook, rows)
         options = params.caption
-        written = caption_images(model, tokenizer, grid, options, seeds(indices))
+        written = caption_images(model, tokenizer, seen, options, seeds(indices))
         if scorer is not None and options.samples > 1:
             pixels = dataset.images(indices, scorer.image_size).to(device).float() / 255
             images = scorer.encode_images(pixels).repeat_interleave(options.samples, 0)

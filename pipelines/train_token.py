@@ -31,6 +31,7 @@ class TrainTokenParams:
     """network: a named size of diptych.model (toybox, smoke, base); training: its schedule.
 
     caption_attention: by which captions are trained, and from then on written: prefix or masked (docs/attention.md).
+    image_features: what the model sees of pictures: two_level, or dense or discrete, with which the papers compare it.
 
     initial: a model directory of that size and of this codebook, such as an imported checkpoint, to start from; its
     vocabulary stays, and `tokenizer` does not count. null: random weights. DVC tracks its name, not its content.
@@ -38,6 +39,7 @@ class TrainTokenParams:
 
     network: str
     caption_attention: Literal["prefix", "masked"]
+    image_features: Literal["two_level", "dense", "discrete"]
     initial: Path | None
     tokenizer: TokenizerParams
     training: TokenTrainingConfig
@@ -55,6 +57,7 @@ def main(stage: Stage, params: TrainTokenParams) -> None:
         model, tokenizer = random_transformer(
             params.network,
             params.caption_attention,
+            params.image_features,
             captions,
             params.tokenizer.min_count,
             codebook,
@@ -62,7 +65,12 @@ def main(stage: Stage, params: TrainTokenParams) -> None:
         )
     else:
         model, tokenizer = initial_transformer(
-            params.initial, params.network, params.caption_attention, captions, codebook
+            params.initial,
+            params.network,
+            params.caption_attention,
+            params.image_features,
+            captions,
+            codebook,
         )
     with training_device(stage) as device:
         record = train_token(

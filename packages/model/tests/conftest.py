@@ -16,7 +16,7 @@ from torch import nn
 from diptych.eval.clip import Clip, ClipConfig, build_clip
 from diptych.features.detector.network import Detector, DetectorConfig, save_detector
 from diptych.model import Diptych
-from diptych.model.config import TransformerConfig
+from diptych.model.config import IMAGE_FEATURES, TransformerConfig
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.image_generator import ImageGenerator, named_config, save_image_generator
 from diptych.model.packaged.directory import write_package
@@ -137,14 +137,14 @@ class Parts:
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Parts:
     """Random parts that fit each other: 16 codes, features of 12, pictures of 16 pixels. Parametrised, it captions by
-    the attention of this name."""
-    folder = tmp_path_factory.mktemp("parts")
+    the attention of this name, or reads what the features of this name are."""
+    folder, name = tmp_path_factory.mktemp("parts"), getattr(request, "param", "prefix")
     found = Parts(folder / "transformer", folder / "image_generator", folder / "detector")
     torch.manual_seed(1)
     tokenizer = build_tokenizer([text for texts in CAPTIONS for text in texts], min_count=1)
     config = tiny_config(
         vocab_size=len(tokenizer), codebook_size=16, feature_dim=12, grid_size=8, code_head="features", initial_std=0.3,
-        caption_attention=getattr(request, "param", "prefix"),
+        **({"image_features": name} if name in IMAGE_FEATURES else {"caption_attention": name}),
     )  # fmt: skip
     detector = Detector(DetectorConfig(32, (8, 8, 8, 8), 8, 12), ["kite", "boat"], ["red", "blue"])
     for parameter in detector.parameters():

@@ -57,7 +57,9 @@ def captions(tiny) -> list[str]:
 
 def test_training_starts_from_the_imported_weights_and_input(tiny, imported: Path) -> None:
     before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
-    model, tokenizer = initial_transformer(imported, "tiny", "prefix", captions(tiny), tiny.codebook)
+    model, tokenizer = initial_transformer(
+        imported, "tiny", "prefix", "two_level", captions(tiny), tiny.codebook
+    )
     assert tokenizer.encode(captions(tiny), 12).equal(tiny.tokenizer.encode(captions(tiny), 12))
     for name, tensor in model.state_dict().items():
         assert tensor.equal(before[name]), name
@@ -68,19 +70,23 @@ def test_training_starts_from_the_imported_weights_and_input(tiny, imported: Pat
 
 
 def test_random_weights_know_the_codebook(tiny, imported: Path) -> None:
-    model, tokenizer = random_transformer("tiny", "masked", captions(tiny), 1, tiny.codebook, seed=3)
-    again, _ = random_transformer("tiny", "masked", captions(tiny), 1, tiny.codebook, seed=3)
+    model, tokenizer = random_transformer(
+        "tiny", "masked", "discrete", captions(tiny), 1, tiny.codebook, seed=3
+    )
+    again, _ = random_transformer("tiny", "masked", "discrete", captions(tiny), 1, tiny.codebook, seed=3)
     assert all(
         a.equal(b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
     )
     assert torch.allclose(model.visual_embedding.feature_mean, tiny.codebook.mean(0))
     assert len(tokenizer) == model.config.vocab_size
-    assert model.config.caption_attention == "masked"
+    assert model.config.caption_attention == "masked" and model.config.image_features == "discrete"
 
 
 def test_an_imported_model_can_train_by_the_other_attention(tiny, imported: Path) -> None:
-    prefix, tokenizer = initial_transformer(imported, "tiny", "prefix", captions(tiny), tiny.codebook)
-    masked, _ = initial_transformer(imported, "tiny", "masked", captions(tiny), tiny.codebook)
+    prefix, tokenizer = initial_transformer(
+        imported, "tiny", "prefix", "two_level", captions(tiny), tiny.codebook
+    )
+    masked, _ = initial_transformer(imported, "tiny", "masked", "two_level", captions(tiny), tiny.codebook)
     losses = [
         train_token(TOKEN, model, tokenizer, tiny.codebook, tiny.train, None, "cpu").history[-1][
             "caption_loss"
@@ -113,6 +119,7 @@ def test_what_does_not_fit_is_one_message(
             imported,
             "tiny",
             "prefix",
+            "two_level",
             change.get("captions", captions(tiny)),
             change.get("codebook", tiny.codebook),
         )
@@ -121,7 +128,9 @@ def test_what_does_not_fit_is_one_message(
 
 def test_a_few_unknown_characters_are_no_reason_to_stop(tiny, imported: Path) -> None:
     assert initial.MOST_UNKNOWN == 0.01
-    initial_transformer(imported, "tiny", "prefix", captions(tiny) * 30 + ["a red 凧."], tiny.codebook)
+    initial_transformer(
+        imported, "tiny", "prefix", "two_level", captions(tiny) * 30 + ["a red 凧."], tiny.codebook
+    )
 
 
 def test_data_of_another_size_than_the_model_are_named(tiny) -> None:

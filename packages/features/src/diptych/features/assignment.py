@@ -17,7 +17,7 @@ def nearest_codes(features: Tensor, centroids: Tensor) -> Tensor:
     centroids = centroids.float()
     # |f - c|^2 without |f|^2, which is the same for all centroids
     constants = centroids.square().sum(1)
-    codes = [
-        torch.addmm(constants, block, centroids.T, alpha=-2.0).argmin(1) for block in cells.split(_BLOCK)
-    ]
+    # an exported program does not know yet how many blocks there will be
+    blocks = [cells] if torch.compiler.is_exporting() else cells.split(_BLOCK)
+    codes = [torch.addmm(constants, block, centroids.T, alpha=-2.0).argmin(1) for block in blocks]
     return torch.cat(codes).view(features.shape[:-1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 from diptych.model.errors import UserError
@@ -12,6 +12,7 @@ CONFIG_FOLDER = Path(__file__).parent / "configs"
 SIZES = ("smoke", "toybox", "base")
 CODE_HEADS = ("linear", "features", "codebook")
 CAPTION_ATTENTIONS = ("prefix", "masked")
+IMAGE_FEATURES = ("two_level", "dense", "discrete")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class TransformerConfig:
         caption_attention: the scheme by which the weights were, or are to be, trained to caption: ``masked`` (the
             papers') or ``prefix`` (:mod:`diptych.model.transformer` explains both). Any weights fit either, so it
             can be changed; trainings and decoders follow it.
+        image_features: in the same way, what the weights were trained to see of pictures: ``two_level`` (UMT 3.2), or
+            ``dense`` or ``discrete``, with which the paper compares it (:mod:`diptych.model.image_features`).
     """
 
     hidden_size: int
@@ -63,6 +66,7 @@ class TransformerConfig:
     code_head: str
     initial_std: float
     caption_attention: str
+    image_features: str = "two_level"
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -86,6 +90,10 @@ class TransformerConfig:
         if self.caption_attention not in CAPTION_ATTENTIONS:
             raise UserError(
                 f"transformer config: caption_attention {self.caption_attention!r} is not one of {CAPTION_ATTENTIONS}"
+            )
+        if self.image_features not in IMAGE_FEATURES:
+            raise UserError(
+                f"transformer config: image_features {self.image_features!r} is not one of {IMAGE_FEATURES}"
             )
 
     @property
@@ -116,9 +124,10 @@ def read_config(path: Path, **sizes: int) -> TransformerConfig:
         written = written["transformer"]
     values = {**written, **sizes}
     names = {field.name for field in fields(TransformerConfig)}
-    if values.keys() != names:
+    needed = {field.name for field in fields(TransformerConfig) if field.default is MISSING}
+    if not needed <= values.keys() <= names:
         raise UserError(
-            f"{path}: unknown keys {sorted(values.keys() - names)}, missing keys {sorted(names - values.keys())}"
+            f"{path}: unknown keys {sorted(values.keys() - names)}, missing keys {sorted(needed - values.keys())}"
         )
     return TransformerConfig(**values)
 

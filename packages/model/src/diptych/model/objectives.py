@@ -40,7 +40,7 @@ def caption_loss(
     """Word-level loss (UMT equation 1) of several captions per image, which share one visual pass.
 
     Args:
-        features: grid features float ``[n, cells, D]``.
+        features: float ``[n, cells, D]`` of :func:`diptych.model.image_features.caption_input`.
         ids: int64 ``[n, c, t]``. Every token after ``[CLS]`` up to ``[SEP]`` is a target; padding is not.
     """
     ids = ids.flatten(0, 1)
@@ -74,7 +74,7 @@ def masked_caption_loss(
     the image and the words before it.
 
     Args:
-        features: grid features float ``[n, cells, D]``.
+        features: float ``[n, cells, D]`` of :func:`diptych.model.image_features.caption_input`.
         ids: int64 ``[n, c, t]``, c captions per image; they share the visual layers that no word reaches.
         positions: int64 ``[n, c]``, the word to predict (:func:`sample_positions`).
     """
@@ -109,11 +109,12 @@ def paint_loss(
     ids: Tensor,
     masked: Tensor,
     smoothing: float,
+    features: Tensor | None = None,
 ) -> Tensor:
     """Grid-level loss (UMT equation 3): codes int64 ``[n, cells]`` at ``masked`` (bool) from the other cells' codebook
-    vectors and the text int64 ``[n, t]``."""
+    vectors, or from their ``features`` float ``[n, cells, D]``, and the text int64 ``[n, t]``."""
     ids = ids[:, : int((ids != tokenizer.pad).sum(1).max())]
     text, bias = model.encode_text(ids, ids != tokenizer.pad)
-    visual = model.encode_visual(codebook[codes], masked)
+    visual = model.encode_visual(codebook[codes] if features is None else features, masked)
     logits = model.paint_logits(text, bias, visual, masked)
     return smoothed_cross_entropy(logits, codes[masked], smoothing)

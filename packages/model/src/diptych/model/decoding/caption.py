@@ -67,7 +67,7 @@ class PrefixNextWord:
 
     As long as there are equally many captions of every image, side by side, they share its visual keys and values.
 
-    ``prefix`` is from ``model.encode_visual_prefix(grid features [n, 64, D])``; ``length`` as in
+    ``prefix`` is from ``model.encode_visual_prefix(features [n, 64, D])``; ``length`` as in
     :func:`write_captions`.
     """
 
@@ -125,8 +125,8 @@ class MaskedNextWord:
 
 
 def encode_images(model: UnifiedTransformer, features: Tensor) -> list[Tensor]:
-    """Encode grid features float ``[n, 64, D]`` for captioning by the attention that the model's config names: the
-    visual states ``[n, 64, h]`` that every word reads (``prefix``: one for each cross-modality layer)."""
+    """Encode features float ``[n, 64, D]`` (:func:`diptych.model.image_features.caption_input`) for captioning by the
+    attention that the model's config names: the visual states ``[n, 64, h]`` that every word reads (``prefix``: one for each cross-modality layer)."""
     if model.config.caption_attention == "prefix":
         return model.encode_visual_prefix(features)
     return [model.encode_visual(features)]

@@ -40,7 +40,8 @@ def caption_images(
     """Caption images by the attention that the model's config names.
 
     Args:
-        features: grid features float ``[n, cells, D]``.
+        features: float ``[n, cells, D]``: the grid features, or what else the model captions by
+            (:func:`diptych.model.image_features.caption_input`).
         seeds: one whole number >= 0 per image, needed for sampling; the same seed gives an image the same captions in
             every batch.
 

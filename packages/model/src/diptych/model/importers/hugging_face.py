@@ -71,6 +71,7 @@ def import_lxmert(
         code_head=code_head_of(tensors),
         initial_std=values["initializer_range"],
         caption_attention=values.get("caption_attention", "masked"),
+        image_features=values.get("image_features", "two_level"),
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -168,6 +169,7 @@ def export_lxmert(
         "task_qa": False,
         "grid_size": config.grid_size,
         "caption_attention": config.caption_attention,
+        "image_features": config.image_features,
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")

@@ -94,7 +94,7 @@ d.paint("two red kites over the sea.")[0].image.save("painting.png")
 
 Parts: the transformer ({sizes[0]:.1f} M parameters, {config.caption_attention} attention), the image generator
 ({sizes[1]:.1f} M, {painter.image_size}x{painter.image_size} pixels), a codebook of {config.codebook_size:,} codes, the detector
-whose 8x8 grid features the captioner reads. Matrices are stored as {facts.weights}.{programs} `sha256sum -c SHA256SUMS`
+whose 8x8 grid features the captioner reads{" by their codes" if config.image_features == "discrete" else ""}. Matrices are stored as {facts.weights}.{programs} `sha256sum -c SHA256SUMS`
 verifies all files, and so does loading.
 
 ## Data

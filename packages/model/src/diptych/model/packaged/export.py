@@ -30,6 +30,7 @@ from diptych.model.decoding.decode import caption_images, paint_captions
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.decoding.schedules import schedule_counts
 from diptych.model.errors import UserError
+from diptych.model.image_features import caption_input
 from diptych.model.image_generator import ImageGenerator
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.transformer import UnifiedTransformer
@@ -43,13 +44,18 @@ Program = Callable[..., Tensor]
 class Captioner(nn.Module):
     """The likeliest word at one position of each caption."""
 
-    def __init__(self, model: UnifiedTransformer, tokenizer: CaptionTokenizer) -> None:
+    def __init__(self, model: UnifiedTransformer, tokenizer: CaptionTokenizer, codebook: Tensor) -> None:
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
+        self.codebook: Tensor | None
+        self.register_buffer("codebook", codebook if model.config.image_features == "discrete" else None)
 
     def forward(self, features: Tensor, ids: Tensor, position: Tensor) -> Tensor:
         """Features float ``[n, 64, D]``, ids int64 ``[n, length]``, position int64 ``[n]`` to words int64 ``[n]``."""
-        model, images = self.model, encode_images(self.model, features)
+        model = self.model
+        if self.codebook is not None:
+            features = caption_input(model.config, self.codebook, features)
+        images = encode_images(model, features)
         if model.config.caption_attention == "prefix":
             states = model.caption_states(ids, model.visual_keys_values(images))
             before = (position - 1)[:, None, None].expand(-1, 1, states.shape[2])
@@ -166,13 +172,14 @@ def export_programs(
     length, cells = captioning.length, model.config.cells
     ids = tokenizer.encode(captions, length)
     greedy = PaintOptions(steps=painting.steps, schedule=painting.schedule, guidance=painting.guidance)
-    wanted_ids = caption_images(model, tokenizer, features, CaptionOptions(length=length)).ids
+    seen = caption_input(model.config, codebook, features)
+    wanted_ids = caption_images(model, tokenizer, seen, CaptionOptions(length=length)).ids
     wanted_codes = paint_captions(model, tokenizer, codebook, ids, greedy).codes
 
     folder.mkdir(parents=True, exist_ok=True)
     two = torch.zeros(2, cells, dtype=torch.int64)
     captioner = exported(
-        Captioner(model, tokenizer),
+        Captioner(model, tokenizer, codebook),
         (features[:2], wanted_ids[:2], torch.tensor([1, 2])),
         folder / CAPTIONER_FILE,
     )

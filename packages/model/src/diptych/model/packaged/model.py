@@ -25,6 +25,7 @@ from diptych.model.decoding.options import CaptionOptions, PaintOptions, with_ch
 from diptych.model.decoding.paint import FixedCells, Paintings
 from diptych.model.decoding.rerank import rerank as pick_best
 from diptych.model.errors import UserError
+from diptych.model.image_features import caption_input
 from diptych.model.image_generator import load_image_generator
 from diptych.model.image_inference import InferenceImageGenerator
 from diptych.model.inference import InferenceTransformer
@@ -349,7 +350,7 @@ class Diptych:
         images = [read_picture(item, number) for number, item in enumerate(items)]
         ids = self.tokenizer.encode(texts, self.config.captioning.length).to(self.device)
         with self._inference():
-            encoded = encode_images(self.transformer, self._features(images))
+            encoded = encode_images(self.transformer, self._caption_input(images))
             return word_attention(self.transformer, self.tokenizer, encoded, ids)
 
     # Captions to pictures
@@ -540,6 +541,10 @@ class Diptych:
                 features[numbers] = self.detector.grid_features(batch).half().float()
         return features
 
+    def _caption_input(self, images: Sequence[Image.Image]) -> Tensor:
+        """What captioning sees of the images, float32 ``[n, 64, D]``."""
+        return caption_input(self.transformer.config, self.codebook, self._features(images))
+
     def _codes(self, images: Sequence[Image.Image]) -> Tensor:
         features = self._features(images)
         with torch.autocast(self.device.type, enabled=False):  # near centroids are told apart in float32
@@ -594,8 +599,8 @@ class Diptych:
     ) -> list[Caption]:
         count = options.samples
         with self._inference():
-            features = self._features(images)
-            written = caption_images(self.transformer, self.tokenizer, features, options, seeds)
+            seen = self._caption_input(images)
+            written = caption_images(self.transformer, self.tokenizer, seen, options, seeds)
         numbers, scores = list(range(count)) * len(images), None
         if rerank:
             with self._scoring() as scorer:
@@ -611,7 +616,7 @@ class Diptych:
         attentions: list[WordAttention] | None = None
         if return_attention:
             with self._inference():
-                encoded = encode_images(self.transformer, features)
+                encoded = encode_images(self.transformer, seen)
                 each = len(written.ids) // len(images)
                 encoded = [states.repeat_interleave(each, 0) for states in encoded]
                 attentions = word_attention(self.transformer, self.tokenizer, encoded, written.ids)

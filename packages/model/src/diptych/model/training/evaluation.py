@@ -11,6 +11,7 @@ from torch import Tensor
 from diptych.features.order import epoch_order
 from diptych.model.decoding.caption import decode_captions, encode_images
 from diptych.model.decoding.paint import paint_codes
+from diptych.model.image_features import caption_input, caption_rows, painting_shows_features
 from diptych.model.objectives import (
     caption_loss,
     masked_caption_loss,
@@ -97,8 +98,10 @@ class TokenEvaluation:
             self.positions = sample_positions(tokenizer, self.captions)
         self.keys = [val.keys[image] for image in images[: config.samples]]
         self.prompts = prompts[: config.samples]
-        self.features = torch.from_numpy(val.grid(images))
+        self.seen = torch.from_numpy(caption_rows(model.config, val)(images))
         self.codes = torch.from_numpy(val.codes(images))
+        shows_features = painting_shows_features(model.config)
+        self.features = torch.from_numpy(val.grid(images)) if shows_features else None
 
     @torch.no_grad()
     def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -106,23 +109,24 @@ class TokenEvaluation:
         ``prompt`` (one of the image's captions) and the ``codes`` painted from it (64 whole numbers)."""
         device = self.codebook.device
         sums = {"val_caption_loss": [0.0, 0], "val_paint_loss": [0.0, 0]}
-        for start in range(0, len(self.features), BATCH_SIZE):
+        for start in range(0, len(self.codes), BATCH_SIZE):
             rows = slice(start, start + BATCH_SIZE)
             captions, masked = self.captions[rows].to(device), self.masked[rows].to(device)
-            features, codes = on_device(self.features[rows], device), on_device(self.codes[rows], device)
+            seen, codes = self._seen(rows), on_device(self.codes[rows], device)
+            shown = None if self.features is None else on_device(self.features[rows], device)
             smoothing = self.training.label_smoothing
             with autocast_context(device, self.training.precision):
                 if self.model.config.caption_attention == "masked":
                     positions = self.positions[rows].to(device)
                     words = masked_caption_loss(
-                        self.model, self.tokenizer, features, captions, positions, smoothing
+                        self.model, self.tokenizer, seen, captions, positions, smoothing
                     )
                     trained = positions.numel()
                 else:
-                    words = caption_loss(self.model, self.tokenizer, features, captions, smoothing)
+                    words = caption_loss(self.model, self.tokenizer, seen, captions, smoothing)
                     trained = int((captions[..., 1:] != self.tokenizer.pad).sum())
                 cells = paint_loss(
-                    self.model, self.tokenizer, self.codebook, codes, captions[:, 0], masked, smoothing
+                    self.model, self.tokenizer, self.codebook, codes, captions[:, 0], masked, smoothing, shown
                 )
             counts = trained, int(masked.sum())
             for total, loss, count in zip(sums.values(), (words, cells), counts, strict=True):
@@ -130,14 +134,20 @@ class TokenEvaluation:
                 total[1] += count
         return {name: total / count for name, (total, count) in sums.items()}, self._samples(device)
 
+    def _seen(self, rows: slice) -> Tensor:
+        """What captioning sees of these images."""
+        return caption_input(
+            self.model.config, self.codebook, on_device(self.seen[rows], self.codebook.device)
+        )
+
     def _samples(self, device: torch.device) -> list[dict[str, Any]]:
         count = len(self.keys)
         if count == 0:
             return []
-        features = on_device(self.features[:count], device)
+        seen = self._seen(slice(count))
         with autocast_context(device, self.training.precision):
             length = self.training.caption_length
-            images = encode_images(self.model, features)
+            images = encode_images(self.model, seen)
             written = decode_captions(self.model, self.tokenizer, images, length).ids
             painted = paint_codes(
                 self.model,

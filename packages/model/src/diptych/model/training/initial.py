@@ -19,7 +19,13 @@ MOST_UNKNOWN = 0.01
 
 
 def random_transformer(
-    network: str, caption_attention: str, captions: Sequence[str], min_count: int, codebook: Tensor, seed: int
+    network: str,
+    caption_attention: str,
+    image_features: str,
+    captions: Sequence[str],
+    min_count: int,
+    codebook: Tensor,
+    seed: int,
 ) -> tuple[UnifiedTransformer, CaptionTokenizer]:
     """Build the named size ``network`` for a codebook float32 ``[K, D]`` and a vocabulary from training captions
     (:func:`diptych.model.tokenizer.build_tokenizer`)."""
@@ -27,18 +33,25 @@ def random_transformer(
     codes, width = codebook.shape
     torch.manual_seed(seed)
     config = named_config(network, vocab_size=len(tokenizer), codebook_size=codes, feature_dim=width)
-    model = UnifiedTransformer(replace(config, caption_attention=caption_attention))
+    model = UnifiedTransformer(
+        replace(config, caption_attention=caption_attention, image_features=image_features)
+    )
     model.set_codebook(codebook)
     return model, tokenizer
 
 
 def initial_transformer(
-    folder: Path, network: str, caption_attention: str, captions: Sequence[str], codebook: Tensor
+    folder: Path,
+    network: str,
+    caption_attention: str,
+    image_features: str,
+    captions: Sequence[str],
+    codebook: Tensor,
 ) -> tuple[UnifiedTransformer, CaptionTokenizer]:
     """Load the model directory ``folder`` to train it further on these ``captions`` and this codebook.
 
-    Its sizes must be those of ``network``; ``caption_attention`` may differ from what it was trained with. What else its
-    config decides (dropout, the kind of code head) stays. So do the statistics of its visual input, which for imported
+    Its sizes must be those of ``network``; ``caption_attention`` and ``image_features`` may differ from what it was trained
+    with. What else its config decides (dropout, the kind of code head) stays. So do the statistics of its visual input, which for imported
     checkpoints are the identity.
 
     Raises:
@@ -74,5 +87,5 @@ def initial_transformer(
             f"initial: the vocabulary of {folder} lacks {unknown} of {words} words of the training captions; is it of "
             "another language, or cased?"
         )
-    model.config = replace(model.config, caption_attention=caption_attention)
+    model.config = replace(model.config, caption_attention=caption_attention, image_features=image_features)
     return model, tokenizer

@@ -14,6 +14,7 @@ from diptych.features.order import batch_indices
 from diptych.model.decoding.caption import encode_images, next_word_of, write_captions
 from diptych.model.decoding.noise import sample_seeds
 from diptych.model.errors import UserError
+from diptych.model.image_features import caption_input, caption_rows
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import check_codebook
 from diptych.model.sequence_objectives import Scorer, clip_loss, feature_loss, relaxed_painting, scst_losses
@@ -33,7 +34,7 @@ from diptych.model.training.loop import (
 )
 from diptych.model.training.processes import current_processes
 from diptych.model.training.sequence_evaluation import SequenceEvaluation, SequenceEvaluationConfig
-from diptych.model.training.token import check_data, paint_pieces
+from diptych.model.training.token import check_data, paint_pieces, read_to_paint
 from diptych.model.transformer import UnifiedTransformer
 
 
@@ -155,7 +156,7 @@ def scst_parts(
     reward: CaptionReward,
     share: float,
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """SCST loss of captions sampled by their images' seeds, times ``share``, in the parts of :func:`scst_losses`; the
+    """SCST loss of captions, of images that show these ``features``, sampled by their images' seeds, times ``share``, in the parts of :func:`scst_losses`; the
     mean rewards come with the first.
 
     Sampling and scoring both run without dropout, so the scored policy is the one that was sampled. The greedy caption
@@ -234,12 +235,17 @@ class SequenceSteps:
         return task, batch_indices(len(self.train), self.batch_sizes[task], seed, task_step).tolist()
 
     def read(self, step: int) -> list[Tensor]:
-        """Read grid features for SCST and the loss on features, codes for painting, nothing for the CLIP loss."""
+        """Read what captioning sees for SCST, what token-level painting does, grid features for the loss on features and
+        nothing for the CLIP loss."""
         task, indices = self.plan(step)
-        if task == "clip" and self.config.painting_loss == "clip":
+        rows, device = self.rows[task], self.codebook.device
+        if task == "scst":
+            return read_rows(caption_rows(self.model.config, self.train), indices, rows, device)
+        if task == "paint":
+            return read_to_paint(self.model, self.train, indices, rows, device)
+        if self.config.painting_loss == "clip":
             return []
-        read = self.train.codes if task == "paint" else self.train.grid
-        return read_rows(read, indices, self.rows[task], self.codebook.device)
+        return read_rows(self.train.grid, indices, rows, device)
 
     def pieces(self, step: int, data: list[Tensor]) -> list[Piece]:
         """Draw captions, masks and the seeds of sampled captions."""
@@ -267,12 +273,14 @@ class SequenceSteps:
             share = len(features) / len(indices)
 
             def loss() -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-                grid = on_device(features, self.codebook.device)
+                seen = caption_input(
+                    self.model.config, self.codebook, on_device(features, self.codebook.device)
+                )
                 return scst_parts(
                     self.config,
                     self.model,
                     self.tokenizer,
-                    grid,
+                    seen,
                     indices[rows],
                     seeds[rows],
                     self.reward,

@@ -18,6 +18,7 @@ from diptych.features.order import epoch_order
 from diptych.model.decoding.caption import decode_captions, encode_images
 from diptych.model.decoding.paint import paint_codes
 from diptych.model.errors import UserError
+from diptych.model.image_features import caption_input, caption_rows
 from diptych.model.precision import autocast_context
 from diptych.model.sequence_objectives import Scorer
 from diptych.model.tokenizer import CaptionTokenizer
@@ -100,7 +101,7 @@ class SequenceEvaluation:
         captions = CaptionTable(val, tokenizer, training.caption_length, self.images)
         self.prompts = torch.stack([ids[0] for ids in captions.ids])
         self.texts = [texts[0] for texts in captions.texts]
-        self.features = torch.from_numpy(val.grid(self.images))
+        self.seen = torch.from_numpy(caption_rows(model.config, val)(self.images))
         known = {"val_cider_d"}
         if config.stopping and inspect is None and not set(config.stopping.watched) <= known:
             raise UserError(
@@ -119,8 +120,9 @@ class SequenceEvaluation:
         for start in range(0, len(self.images), BATCH_SIZE):
             rows = slice(start, start + BATCH_SIZE)
             prompts = self.prompts[rows].to(device)
+            seen = caption_input(self.model.config, self.codebook, on_device(self.seen[rows], device))
             with autocast_context(device, self.training.precision):
-                images = encode_images(self.model, on_device(self.features[rows], device))
+                images = encode_images(self.model, seen)
                 length = self.training.caption_length
                 written = decode_captions(self.model, self.tokenizer, images, length).ids
                 codes = paint_codes(

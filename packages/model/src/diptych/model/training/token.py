@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diptych.features.order import batch_indices
 from diptych.model.errors import UserError
+from diptych.model.image_features import caption_input, caption_rows, painting_shows_features
 from diptych.model.objectives import (
     caption_loss,
     masked_caption_loss,
@@ -116,13 +117,12 @@ def paint_pieces(
     captions: CaptionTable,
     indices: list[int],
     pieces: list[slice],
-    codes: list[Tensor],
+    data: list[Tensor],
     batch_loss: Callable[..., Tensor] = paint_loss,
 ) -> list[Piece]:
     """A painting step: one caption for each of the images ``indices``, a mask ratio for each, some texts dropped.
 
-    ``pieces`` are this process's rows of the batch, ``codes`` (int64 ``[n, cells]``) what was read of each of them.
-    The loss is the mean over the masked cells of the whole batch; ``batch_loss`` is :func:`paint_loss` or, compiled, the
+    ``pieces`` are this process's rows of the batch, ``data`` what :func:`read_to_paint` has read of them. The loss is the mean over the masked cells of the whole batch; ``batch_loss`` is :func:`paint_loss` or, compiled, the
     same function.
     """
     ids = captions.choose(indices, 1)[0][:, 0]
@@ -130,24 +130,42 @@ def paint_pieces(
     masked = sample_mask(len(indices), model.config.cells, config.least_masked)
     device = codebook.device
 
-    def piece(rows: slice, codes: Tensor) -> Piece:
+    def piece(rows: slice, codes: Tensor, *features: Tensor) -> Piece:
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
             targets, texts, hidden = on_device(codes, device), ids[rows].to(device), masked[rows].to(device)
+            shown = [on_device(part, device) for part in features]
             with autocast_context(device, config.precision):
-                mean = batch_loss(model, tokenizer, codebook, targets, texts, hidden, config.label_smoothing)
+                mean = batch_loss(
+                    model, tokenizer, codebook, targets, texts, hidden, config.label_smoothing, *shown
+                )
             return mean, {"paint_loss": mean.detach()}
 
         return Piece(int(masked[rows].sum()) / int(masked.sum()), len(codes), loss)
 
-    return [piece(rows, part) for rows, part in zip(pieces, codes, strict=True)]
+    codes, features = data[: len(pieces)], data[len(pieces) :]
+    return [
+        piece(rows, *parts)
+        for rows, *parts in zip(pieces, codes, *([features] if features else []), strict=True)
+    ]
+
+
+def read_to_paint(
+    model: UnifiedTransformer,
+    train: TrainingShards,
+    indices: list[int],
+    pieces: list[slice],
+    device: torch.device,
+) -> list[Tensor]:
+    """Read the codes of each of ``pieces`` and, where visible cells show them, after all codes the grid features."""
+    data = read_rows(train.codes, indices, pieces, device)
+    if painting_shows_features(model.config):
+        data += read_rows(train.grid, indices, pieces, device)
+    return data
 
 
 class TokenSteps:
-    """The steps of token-level training (:class:`diptych.model.training.loop.Steps`).
-
-    Two-level features (UMT 3.2): captioning reads the dense grid features, painting reads and predicts codes, shown
-    as codebook vectors.
-    """
+    """The steps of token-level training (:class:`diptych.model.training.loop.Steps`); what either task sees of pictures
+    is the rule of :mod:`diptych.model.image_features`."""
 
     def __init__(
         self,
@@ -182,11 +200,12 @@ class TokenSteps:
         return False, batch_indices(count, config.paint_batch_size, config.seed + 1, step - before).tolist()
 
     def read(self, step: int) -> list[Tensor]:
-        """Read grid features or codes, a tensor for each of this process's pieces."""
+        """Read grid features, codes or both of this process's pieces."""
         captioning, indices = self.plan(step)
+        device = self.codebook.device
         if captioning:
-            return read_rows(self.train.grid, indices, self.caption_rows, self.codebook.device)
-        return read_rows(self.train.codes, indices, self.paint_rows, self.codebook.device)
+            return read_rows(caption_rows(self.model.config, self.train), indices, self.caption_rows, device)
+        return read_to_paint(self.model, self.train, indices, self.paint_rows, device)
 
     def pieces(self, step: int, data: list[Tensor]) -> list[Piece]:
         """Draw captions and masks."""
@@ -218,7 +237,8 @@ class TokenSteps:
 
         def piece(rows: slice, features: Tensor) -> Piece:
             def loss() -> tuple[Tensor, dict[str, Tensor]]:
-                data: list[Tensor] = [on_device(features, device), ids[rows].to(device)]
+                seen = caption_input(self.model.config, self.codebook, on_device(features, device))
+                data: list[Tensor] = [seen, ids[rows].to(device)]
                 batch_loss = self.caption_loss
                 if positions is not None:
                     data.append(positions[rows].to(device))
