@@ -1,9 +1,10 @@
 """Compare two trainings of the image generator: with the adversarial game, and by reconstruction alone.
 
 `python -m pipelines.compare_image_generators [--steps N]` is no stage: it reads what the stages up to `judge` have made
-and the `image_generator` section of params.yaml, trains the same network twice from the same weights, on the same
-batches, for equally many steps, and measures both on the val split. It writes comparison/ (a page and two contact
-sheets) and metrics/compare_image_generators.json. Stopped, it goes on where it stood.
+and the `image_generator` section of params.yaml. The stage's own network is one side; the other is trained here, from the
+same weights, on the same batches, for equally many steps. Another number of steps trains both. Both are measured on
+the val split. It writes comparison/ (a page and two contact sheets) and metrics/compare_image_generators.json. Stopped,
+it goes on where it stood.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def main() -> None:
                 f"params.yaml: {NAME}.training.game: expected a section to compare with, found null"
             )
         stages.prepare_process(stage.threads)
-        compare(stage, with_steps(params, steps or params.training.steps))
+        length = steps or params.training.steps
+        compare(stage, with_steps(params, length), own=length == params.training.steps)
 
 
 def with_steps(params: ImageGeneratorParams, steps: int) -> ImageGeneratorParams:
@@ -70,8 +72,8 @@ def with_steps(params: ImageGeneratorParams, steps: int) -> ImageGeneratorParams
     return dataclasses.replace(params, training=dataclasses.replace(training, steps=steps, game=game))
 
 
-def compare(stage: Stage, params: ImageGeneratorParams) -> None:
-    """Both trainings, one after the other; what is finished is not trained again."""
+def compare(stage: Stage, params: ImageGeneratorParams, own: bool) -> None:
+    """Both trainings, one after the other; what is finished is not trained again, nor, with `own`, what the stage made."""
     versions = {
         "reconstruction": dataclasses.replace(
             params, training=dataclasses.replace(params.training, game=None)
@@ -98,8 +100,12 @@ def compare(stage: Stage, params: ImageGeneratorParams) -> None:
     sheets = {}
     real: Tensor | None = None
     for name, version in versions.items():
-        minutes = trained(stage, version, folder / name)
-        generator = load_image_generator(folder / name / "model", stage.device)
+        if own and version is params:
+            model, facts = Path(f"models/{NAME}"), json.loads(Path(f"metrics/stages/{NAME}.json").read_text())
+            minutes = float(facts["minutes"])
+        else:
+            model, minutes = folder / name / "model", trained(stage, version, folder / name)
+        generator = load_image_generator(model, stage.device)
         painted = reconstruct(generator, val, indices, stage.device)
         if real is None:
             real = val.images(indices, generator.config.image_size)
