@@ -1,28 +1,18 @@
-"""A CLIP of our own or a pretrained one, in a stage's folder: what the scorer, the judge and their readers share."""
+"""A CLIP of our own or a pretrained one, in the folder of the stage `scorer` or `judge`, for its readers."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from diptych.eval.clip import (
     Clip,
-    ClipConfig,
-    ClipTrainingConfig,
-    build_clip,
     load_clip,
     load_pretrained_clip,
-    save_clip,
-    train_clip,
 )
 from diptych.eval.errors import UserError
 from diptych.features.files import sha256_of
-
-if TYPE_CHECKING:
-    from diptych.features.shards import ShardDataset
-    from diptych.model.checkpoints import TrainingCheckpoints
 
 POINTER = "pretrained.json"
 
@@ -33,37 +23,6 @@ class PretrainedClip:
 
     model_name: str
     checkpoint: str
-
-
-def write_clip(
-    folder: Path,
-    network: ClipConfig | PretrainedClip,
-    training: ClipTrainingConfig | None,
-    train: ShardDataset,
-    seed: int,
-    checkpoints: TrainingCheckpoints,
-    device: str,
-    description: str,
-) -> list[dict[str, float]]:
-    """Train a CLIP on `train` into `folder`, or write there which pretrained one it is; returns the history."""
-    if isinstance(network, PretrainedClip):
-        load_pretrained_clip(network.model_name, network.checkpoint, "cpu")  # a wrong name should fail here
-        folder.mkdir(parents=True)
-        pointer = {**asdict(network), "sha256": sha256_of(Path(network.checkpoint))}
-        (folder / POINTER).write_text(json.dumps(pointer, indent=2) + "\n", encoding="utf-8")
-        return []
-    if training is None:
-        raise UserError(
-            f"params.yaml: {description}: a network that is not pretrained needs a training section"
-        )
-    captions = [train.captions(index) for index in range(len(train))]
-    clip = build_clip(network, captions, seed)
-    history = train_clip(
-        training, clip, lambda indices: train.images(indices, network.image_size), captions, checkpoints, device,
-        description,
-    )  # fmt: skip
-    save_clip(clip, folder)
-    return history
 
 
 def pretrained_name(folder: Path) -> str | None:

@@ -8,7 +8,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from diptych.eval.clip import ClipConfig, ClipTrainingConfig
+from diptych.eval.clip import ClipConfig
+from diptych.eval.clip_training import ClipTrainingConfig
 from diptych.eval.inspector import (
     InspectorConfig,
     InspectorTrainingConfig,
@@ -17,7 +18,8 @@ from diptych.eval.inspector import (
     train_inspector,
 )
 from diptych.features.shards import ShardDataset
-from pipelines.clips import PretrainedClip, write_clip
+from pipelines.clip_training import write_clip
+from pipelines.clips import PretrainedClip
 from pipelines.stage import Stage, prepare_process, run
 
 SHARDS = Path("data/shards")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from diptych.eval.clip import ClipConfig, ClipTrainingConfig
+from diptych.eval.clip import ClipConfig
+from diptych.eval.clip_training import ClipTrainingConfig
 from diptych.features.shards import ShardDataset
-from pipelines.clips import PretrainedClip, write_clip
+from pipelines.clip_training import write_clip
+from pipelines.clips import PretrainedClip
 from pipelines.stage import Stage, run
 
 

@@ -13,16 +13,18 @@ from torch.nn.functional import normalize
 from diptych.eval.clip import (
     Clip,
     ClipConfig,
-    ClipTrainingConfig,
     build_clip,
-    hard_contrastive_loss,
     load_clip,
     load_pretrained_clip,
     save_clip,
+)
+from diptych.eval.clip_score import PROMPT
+from diptych.eval.clip_training import (
+    ClipTrainingConfig,
+    hard_contrastive_loss,
     swapped_texts,
     train_clip,
 )
-from diptych.eval.clip_score import PROMPT
 from diptych.eval.errors import UserError
 from diptych.eval.precision import autocast_context
 from diptych.eval.retrieval import r_precision
@@ -88,7 +90,12 @@ def test_learns_what_drawn_pictures_show(drawn, drawn_test) -> None:
 
 @pytest.fixture
 def drawn_words(tmp_path: Path) -> str:
-    lists = {"nouns": [["disc"], ["box"]], "verbs": [], "colors": [["red"], ["green"], ["blue"]], "numbers": []}
+    lists = {
+        "nouns": [["disc"], ["box"]],
+        "verbs": [],
+        "colors": [["red"], ["green"], ["blue"]],
+        "numbers": [],
+    }
     path = tmp_path / "words.json"
     path.write_text(json.dumps(lists))
     return str(path)
@@ -112,7 +119,11 @@ def test_swapped_texts_differ_in_a_word_of_a_category_that_is_there(drawn_words)
     swaps = [Swaps(words, category) for category in ("nouns", "verbs", "colors", "numbers")]
     text = "a red disc on the left ."
     found = swapped_texts(text, swaps, 50, np.random.default_rng(0))
-    assert set(found) == {text.replace("disc", "box"), text.replace("red", "green"), text.replace("red", "blue")}
+    assert set(found) == {
+        text.replace("disc", "box"),
+        text.replace("red", "green"),
+        text.replace("red", "blue"),
+    }
     assert len(found) == 50
     assert swapped_texts("nothing .", swaps, 5, np.random.default_rng(0)) == []
 
