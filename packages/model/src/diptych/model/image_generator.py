@@ -38,6 +38,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from diptych.model.errors import UserError
 from diptych.model.weights import unpack_weights
+from diptych.model.winograd import LearningConvolution
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 SIZES = ("smoke", "toybox", "toybox_128", "base")
@@ -197,10 +198,10 @@ class ResidualBlock(nn.Module):
         expanded = channels_out * 4 if self.shuffle else channels_out
         self.norm1 = AdaptiveInstanceNorm(config, channels_in)
         self.noise1 = SpatialNoise() if config.noise else nn.Identity()
-        self.convolution1 = normalised(nn.Conv2d(channels_in, expanded, 3, padding=1))
+        self.convolution1 = normalised(LearningConvolution(channels_in, expanded))
         self.norm2 = AdaptiveInstanceNorm(config, channels_out)
         self.noise2 = SpatialNoise() if config.noise else nn.Identity()
-        self.convolution2 = normalised(nn.Conv2d(channels_out, channels_out, 3, padding=1))
+        self.convolution2 = normalised(LearningConvolution(channels_out, channels_out))
         self.shortcut = normalised(nn.Conv2d(channels_in, channels_out, 1))
 
     def forward(self, features: Tensor, modulation: Tensor) -> Tensor:
