@@ -39,70 +39,80 @@ OF_TILE = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, 
 
 
 class LearningConvolution(nn.Conv2d):
-    """A 3x3 convolution with padding 1, an ordinary one but where it learns on a CPU and `WinogradConvolution` pays."""
+    """A 3x3 convolution with padding 1, an ordinary one but where it learns on a CPU and `WinogradConvolution` pays.
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__(channels_in, channels_out, 3, padding=1)
+    shuffle: its result goes through `functional.pixel_shuffle(..., 2)`.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, groups: int = 1, shuffle: bool = False) -> None:
+        super().__init__(channels_in, channels_out, 3, padding=1, groups=groups)
+        self.shuffle = shuffle
 
     def forward(self, features: Tensor) -> Tensor:
-        """[n, C_in, H, W] -> [n, C_out, H, W]."""
+        """[n, C_in, H, W] -> [n, C_out, H, W], or [n, C_out / 4, 2H, 2W] where it shuffles."""
         weight = self.weight
         if (
             torch.is_grad_enabled()
             and weight.requires_grad
+            and self.groups == 1
             and min(self.in_channels, self.out_channels) >= SMALLEST_CHANNELS
             and features.shape[2] % TILE == features.shape[3] % TILE == 0
             and features.dtype == weight.dtype == torch.float32
             and features.device.type == "cpu"
             and not torch.is_autocast_enabled("cpu")
         ):
-            return WinogradConvolution.apply(features, weight, self.bias)
-        return super().forward(features)
+            return WinogradConvolution.apply(features, weight, self.bias, 2 if self.shuffle else 1)
+        result = super().forward(features)
+        return functional.pixel_shuffle(result, 2) if self.shuffle else result
 
 
 class WinogradConvolution(torch.autograd.Function):
-    """`functional.conv2d(features, weight, bias, padding=1)` of a 3x3 kernel; the result is channels-last.
+    """`functional.pixel_shuffle(functional.conv2d(features, weight, bias, padding=1), factor)` of a 3x3 kernel.
 
-    features: [n, C_in, H, W] with H and W multiples of 4; weight: [C_out, C_in, 3, 3]; bias: [C_out].
+    features: [n, C_in, H, W] with H and W multiples of 4; weight: [C_out, C_in, 3, 3]; bias: [C_out]; factor: 1 leaves
+    the pixels where they are. The result is channels-last. Its pixels are put in their places once, shuffled or not.
     """
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, factor: int) -> Tensor:
         count, channels_in, height, width = features.shape
-        channels_out = len(weight)
-        tiles = (count, height // TILE, width // TILE)
+        rows, columns, channels_out = height // TILE, width // TILE, len(weight)
         padded = functional.pad(features.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
         windows = padded.unfold(1, WINDOW, TILE).unfold(2, WINDOW, TILE).permute(4, 5, 0, 1, 2, 3)
         points = transformed(OF_WINDOW, windows.reshape(WINDOW, WINDOW, -1)).view(WINDOW**2, -1, channels_in)
-        kernels = transformed(OF_KERNEL, weight.permute(2, 3, 0, 1).reshape(3, 3, -1))
-        kernels = kernels.view(WINDOW**2, channels_out, channels_in)
+        # channels that pixel shuffle takes apart become [place in the cell, channel], so that channels stay together
+        kernels = weight.view(-1, factor**2, channels_in, 3, 3).permute(3, 4, 1, 0, 2).reshape(3, 3, -1)
+        kernels = transformed(OF_KERNEL, kernels).view(WINDOW**2, channels_out, channels_in)
         ctx.save_for_backward(points, kernels)
+        ctx.factor = factor
         found = torch.bmm(points, kernels.mT).view(WINDOW, WINDOW, -1)
-        found = transformed(OF_TILE, found).view(TILE, TILE, *tiles, channels_out)
-        pixels = found.permute(2, 3, 0, 4, 1, 5).reshape(count, height, width, channels_out)
-        return pixels.add_(bias).permute(0, 3, 1, 2)
+        found = transformed(OF_TILE, found).view(TILE, TILE, count, rows, columns, factor, factor, -1)
+        found += bias.view(-1, factor, factor).permute(1, 2, 0)
+        pixels = found.permute(2, 3, 0, 5, 4, 1, 6, 7).reshape(count, height * factor, width * factor, -1)
+        return pixels.permute(0, 3, 1, 2)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:  # type: ignore[override]
-        points, kernels = ctx.saved_tensors
-        count, channels_out, height, width = gradient.shape
-        rows, columns, channels_in = height // TILE, width // TILE, points.shape[2]
-        gradient = gradient.permute(0, 2, 3, 1)
-        of_tiles = gradient.reshape(count, rows, TILE, columns, TILE, channels_out).permute(2, 4, 0, 1, 3, 5)
-        of_found = transformed(OF_TILE, of_tiles.reshape(TILE, TILE, -1), transposed=True)
-        of_found = of_found.view(WINDOW**2, -1, channels_out)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:  # type: ignore[override]
+        (points, kernels), factor = ctx.saved_tensors, ctx.factor
+        count, _, height, width = gradient.shape
+        rows, columns = height // factor // TILE, width // factor // TILE
+        channels_out, channels_in = kernels.shape[1:]
+        of_tiles = gradient.permute(0, 2, 3, 1).reshape(count, rows, TILE, factor, columns, TILE, factor, -1)
+        of_tiles = of_tiles.permute(2, 5, 0, 1, 4, 3, 6, 7).reshape(TILE, TILE, -1)
+        of_found = transformed(OF_TILE, of_tiles, transposed=True).view(WINDOW**2, -1, channels_out)
 
         of_kernels = torch.bmm(of_found.mT, points).view(WINDOW, WINDOW, -1)
         of_weight = transformed(OF_KERNEL, of_kernels, transposed=True)
-        of_weight = of_weight.view(3, 3, channels_out, channels_in).permute(2, 3, 0, 1)
-        of_bias = gradient.sum((0, 1, 2))
+        of_weight = of_weight.view(3, 3, factor**2, -1, channels_in).permute(3, 2, 0, 1, 4)
+        of_weight = of_weight.reshape(channels_out, 3, 3, channels_in).permute(0, 3, 1, 2)
+        of_bias = of_tiles.reshape(-1, factor**2, channels_out // factor**2).sum(0).T.reshape(-1)
         if not ctx.needs_input_grad[0]:
-            return None, of_weight, of_bias
+            return None, of_weight, of_bias, None
         of_points = torch.bmm(of_found, kernels).view(WINDOW, WINDOW, -1)
         of_windows = transformed(OF_WINDOW, of_points, transposed=True)
         pixels = overlapped(of_windows.view(WINDOW, WINDOW, count, rows, columns, channels_in))
-        return pixels.permute(0, 3, 1, 2), of_weight, of_bias
+        return pixels.permute(0, 3, 1, 2), of_weight, of_bias, None
 
 
 def transformed(matrix: tuple[tuple[float, ...], ...], squares: Tensor, transposed: bool = False) -> Tensor:
