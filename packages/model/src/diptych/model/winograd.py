@@ -36,6 +36,8 @@ OF_KERNEL = (
     (0, 0, 1),
 )
 OF_TILE = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
+# The point (1, 1) of 6x6: what stands there adds to every pixel of the tile, as a bias does.
+ALL_PIXELS = WINDOW + 1
 
 
 class LearningConvolution(nn.Conv2d):
@@ -85,9 +87,10 @@ class WinogradConvolution(torch.autograd.Function):
         kernels = transformed(OF_KERNEL, kernels).view(WINDOW**2, channels_out, channels_in)
         ctx.save_for_backward(points, kernels)
         ctx.factor = factor
-        found = torch.bmm(points, kernels.mT).view(WINDOW, WINDOW, -1)
-        found = transformed(OF_TILE, found).view(TILE, TILE, count, rows, columns, factor, factor, -1)
-        found += bias.view(-1, factor, factor).permute(1, 2, 0)
+        found = torch.bmm(points, kernels.mT)
+        found[ALL_PIXELS] += bias.view(-1, factor**2).T.reshape(-1)
+        found = transformed(OF_TILE, found.view(WINDOW, WINDOW, -1))
+        found = found.view(TILE, TILE, count, rows, columns, factor, factor, -1)
         pixels = found.permute(2, 3, 0, 5, 4, 1, 6, 7).reshape(count, height * factor, width * factor, -1)
         return pixels.permute(0, 3, 1, 2)
 
@@ -106,7 +109,7 @@ class WinogradConvolution(torch.autograd.Function):
         of_weight = transformed(OF_KERNEL, of_kernels, transposed=True)
         of_weight = of_weight.view(3, 3, factor**2, -1, channels_in).permute(3, 2, 0, 1, 4)
         of_weight = of_weight.reshape(channels_out, 3, 3, channels_in).permute(0, 3, 1, 2)
-        of_bias = of_tiles.reshape(-1, factor**2, channels_out // factor**2).sum(0).T.reshape(-1)
+        of_bias = of_found[ALL_PIXELS].sum(0).view(factor**2, -1).T.reshape(-1)
         if not ctx.needs_input_grad[0]:
             return None, of_weight, of_bias, None
         of_points = torch.bmm(of_found, kernels).view(WINDOW, WINDOW, -1)
