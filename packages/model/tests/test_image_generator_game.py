@@ -108,6 +108,39 @@ def test_each_player_gets_the_gradient_of_its_own_loss() -> None:
     assert discriminator.training
 
 
+def test_one_pass_over_the_painted_pictures_gives_the_gradients_of_two() -> None:
+    torch.manual_seed(0)
+    discriminator = Discriminator(GAME.discriminator, 32, codebook(16))
+    other = copy.deepcopy(discriminator)
+    real, painted = torch.rand(2, 3, 3, 32, 32) * 2 - 1
+    codes = torch.randint(4, (3, 64))
+
+    canvas = painted.clone().requires_grad_()
+    _, players = play(GAME, discriminator, canvas, real, codes)
+    sum(players).backward()
+
+    both = other(torch.cat([real, painted]))  # its power iteration; the pass for the generator makes none
+    hinge = (1 - both.verdicts[:3]).clamp(min=0).mean() + (1 + both.verdicts[3:]).clamp(min=0).mean()
+    read = 2 * functional.cross_entropy(both.code_logits.mT, torch.cat([codes, codes]))
+    (GAME.adversarial_weight * hinge + GAME.code_weight * read).backward()
+    judged = other.eval()(expected := painted.clone().requires_grad_())
+    matched = sum(
+        functional.huber_loss(found, maps[:3].detach())
+        for found, maps in zip(judged.features, both.features, strict=True)
+    )
+    code = functional.cross_entropy(judged.code_logits.mT, codes)
+    loss = GAME.code_weight * code + GAME.feature_weight * matched
+    loss = loss - GAME.adversarial_weight * judged.verdicts.mean()
+    (gradient,) = torch.autograd.grad(loss, expected)
+
+    assert canvas.grad is not None
+    torch.testing.assert_close(canvas.grad, gradient, rtol=1e-4, atol=1e-7)
+    for weight, plain in zip(discriminator.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(weight.grad, plain.grad, rtol=1e-4, atol=1e-6)
+    for buffer, plain in zip(discriminator.buffers(), other.buffers(), strict=True):
+        assert torch.equal(buffer, plain)
+
+
 def test_the_discriminator_learns_once_the_warm_start_is_over() -> None:
     game = dataclasses.replace(GAME, warm_start_steps=20, learning_rate=1e-2)
     record = train_image_generator(

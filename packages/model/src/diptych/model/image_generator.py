@@ -38,6 +38,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from diptych.model.errors import UserError
 from diptych.model.weights import unpack_weights
+from diptych.model.winograd import LearningConvolution
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 SIZES = ("smoke", "toybox", "toybox_128", "base")
@@ -197,10 +198,10 @@ class ResidualBlock(nn.Module):
         expanded = channels_out * 4 if self.shuffle else channels_out
         self.norm1 = AdaptiveInstanceNorm(config, channels_in)
         self.noise1 = SpatialNoise() if config.noise else nn.Identity()
-        self.convolution1 = normalised(nn.Conv2d(channels_in, expanded, 3, padding=1))
+        self.convolution1 = normalised(LearningConvolution(channels_in, expanded, shuffle=self.shuffle))
         self.norm2 = AdaptiveInstanceNorm(config, channels_out)
         self.noise2 = SpatialNoise() if config.noise else nn.Identity()
-        self.convolution2 = normalised(nn.Conv2d(channels_out, channels_out, 3, padding=1))
+        self.convolution2 = normalised(LearningConvolution(channels_out, channels_out))
         self.shortcut = normalised(nn.Conv2d(channels_in, channels_out, 1))
 
     def forward(self, features: Tensor, modulation: Tensor) -> Tensor:
@@ -210,10 +211,7 @@ class ResidualBlock(nn.Module):
         hidden = functional.leaky_relu(
             self.noise1(self.norm1(features, modulation)), LEAKY_SLOPE, inplace=True
         )
-        if self.shuffle:
-            hidden = functional.pixel_shuffle(self.convolution1(hidden), 2)
-        else:
-            hidden = self.convolution1(resize(hidden, size))
+        hidden = self.convolution1(hidden if self.shuffle else resize(hidden, size))
         hidden = functional.leaky_relu(self.noise2(self.norm2(hidden, modulation)), LEAKY_SLOPE, inplace=True)
         # A 1x1 convolution and bilinear upsampling commute; this order costs a quarter.
         return self.convolution2(hidden) + resize(self.shortcut(features), size)
@@ -241,9 +239,9 @@ class ImageGenerator(nn.Module):
         self.register_buffer("feature_scale", torch.ones(()))
         self.bottleneck = nn.Conv2d(config.feature_dim, config.bottleneck_channels, 1)
         groups = config.stem_groups
-        self.stem = normalised(nn.Conv2d(config.bottleneck_channels, first, 3, padding=1, groups=groups))
+        self.stem = normalised(LearningConvolution(config.bottleneck_channels, first, groups))
         self.modulation = normalised(
-            nn.Conv2d(config.bottleneck_channels, config.modulation_channels, 3, padding=1, groups=groups)
+            LearningConvolution(config.bottleneck_channels, config.modulation_channels, groups)
         )
         self.grid_blocks = nn.ModuleList(
             ResidualBlock(config, first, first, upsample=False) for _ in range(config.grid_blocks)

@@ -7,14 +7,14 @@ them, in which a discriminator learns along: hinge loss, AC-GAN over the codes, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.parametrize import cached
 
 from diptych.features.order import batch_indices, epoch_order
 from diptych.model.discriminator import Discriminator, DiscriminatorConfig, Judgement
@@ -265,47 +265,47 @@ def play(
     The generator's loss reaches `painted` alone, the discriminator's its own weights alone.
     painted and real: float [n, 3, S, S] in -1..1; codes: int64 [n, 64], of both.
     """
-    count = len(real)
-    both = discriminator(torch.cat([real, painted.detach()]))
-    with frozen(discriminator):
-        judged = discriminator(painted)
+    painted, canvas = painted.detach().requires_grad_(), painted
+    with cached():  # one power iteration, and the same weights for both
+        of_real, judged = discriminator(real), discriminator(painted)
     terms = {
         "adversarial": -judged.verdicts.mean(),
         "code": code_loss(judged, codes),
-        "feature_matching": feature_distance(
-            judged.features, [maps[:count].detach() for maps in both.features]
-        ),
+        "feature_matching": feature_distance(judged.features, [maps.detach() for maps in of_real.features]),
     }
-    hinge = (
-        functional.relu(1 - both.verdicts[:count]).mean() + functional.relu(1 + both.verdicts[count:]).mean()
-    )
-    # the mean over both kinds, twice: equation 3 adds the real and the painted pictures' means
-    read = 2 * code_loss(both, torch.cat([codes, codes]))
     weights = {
         "adversarial": config.adversarial_weight,
         "code": config.code_weight,
         "feature_matching": config.feature_weight,
     }
+    generator_loss = weighted_sum(terms, weights)
+    # taken here, so that one pass over the painted pictures serves both players
+    (gradient,) = torch.autograd.grad(generator_loss, painted, retain_graph=True)
+    hinge = functional.relu(1 - of_real.verdicts).mean() + functional.relu(1 + judged.verdicts).mean()
+    read = code_loss(of_real, codes) + terms["code"]
     players = (
-        weighted_sum(terms, weights),
+        WithGradient.apply(canvas, generator_loss.detach(), gradient),
         config.adversarial_weight * hinge + config.code_weight * read,
     )
     return {**terms, "discriminator_hinge": hinge, "discriminator_code": read}, players
 
 
+class WithGradient(torch.autograd.Function):
+    """A scalar `value` whose gradient with respect to `source` is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return outer * ctx.saved_tensors[0], None, None
+
+
 def code_loss(judgement: Judgement, codes: Tensor) -> Tensor:
     """Cross-entropy of the codes int64 [n, 64], a mean over cells (D.5, equation 3)."""
     return functional.cross_entropy(judgement.code_logits.flatten(0, 1), codes.flatten())
-
-
-@contextmanager
-def frozen(discriminator: Discriminator) -> Iterator[None]:
-    """Inside the block gradients pass through it to its input and not to its weights, and its spectral norms stay."""
-    discriminator.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        discriminator.train().requires_grad_(True)
 
 
 def collapse(history: list[dict[str, float]]) -> str | None:
