@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from diptych.eval.captions.java import NotRun, find_java
+from pipelines.ablations.item import Table1Params
 from pipelines.params import PARAMS_FILE, Machine, ParameterError, provided_by, read_params, read_section
 
 SHARED = ("seed", "machine")
+# of pipelines/ablations/dvc.yaml, whose stages share it
+ABLATIONS = {"table1": Table1Params}
 MADE_BY_STAGES = ("models/detector", "data/features")
 
 
 def check_params(params: Mapping[str, Any], stages: list[str], path: Path = PARAMS_FILE) -> None:
     """Raise ParameterError for the first section that is unknown, missing or wrong."""
     for name in params:
-        if name not in (*stages, *SHARED):
-            raise ParameterError(f"{path}: {name}: unknown section (known: {', '.join((*stages, *SHARED))})")
+        if name not in (known := (*stages, *SHARED, *ABLATIONS)):
+            raise ParameterError(f"{path}: {name}: unknown section (known: {', '.join(known)})")
     machine = read_section(Machine, "machine", params, path)
     seed = read_section(int, "seed", params, path)
     if seed < 0:
@@ -31,6 +34,8 @@ def check_params(params: Mapping[str, Any], stages: list[str], path: Path = PARA
     for stage in stages:
         kind = get_type_hints(importlib.import_module(f"pipelines.{stage}").main)["params"]
         read_section(kind, stage, params, path, provided)
+    for name, section in ABLATIONS.items():
+        read_section(section, name, params, path, provided)
 
 
 def check_sources(params: Mapping[str, Any]) -> None:

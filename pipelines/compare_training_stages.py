@@ -17,12 +17,11 @@ import statistics
 from pathlib import Path
 
 from diptych.eval.figures import flat_values
-from diptych.features.shards import ShardDataset
 from diptych.model.pretrained import save_transformer
 from pipelines import stage as stages
-from pipelines.evaluate import EMBEDDINGS, EvaluateParams, measure
-from pipelines.generate import GenerateParams, draw, generate, write_rows
+from pipelines.evaluate import EMBEDDINGS
 from pipelines.stage import Stage
+from pipelines.test_set import measure_model
 from pipelines.train_sequence import TrainSequenceParams, train
 
 NAME = "compare_training_stages"
@@ -73,18 +72,8 @@ def measured(file: Path, transformer: Path) -> dict[str, float]:
     """Figures of a model on the test set, kept in `file`. The seeds of decoding and of R-precision are the same for all."""
     if file.is_file():
         return json.loads(file.read_text())
-    stage, generation = stages.read_stage("generate", GenerateParams)
-    _, evaluation = stages.read_stage("evaluate", EvaluateParams)
-    wanted = generation.sets["test"]
-    splits = dict.fromkeys((*wanted.caption.splits, *wanted.paint.splits))
-    shards = {split: ShardDataset(Path("data/shards"), split) for split in splits}
-    keys = {split: dataset.keys for split, dataset in shards.items()}
-    to_caption, to_paint = (draw(sample, keys, stage.seed) for sample in (wanted.caption, wanted.paint))
-    file.parent.mkdir(parents=True, exist_ok=True)
     generated = file.with_suffix(".parquet")
-    write_rows(generated, generate(stage, generation, shards, to_caption, to_paint, transformer))
-    figures, _ = measure(stage, evaluation, generated, unseen=Path("none"))
-    metrics = flat_values(figures)
+    metrics = flat_values(measure_model(transformer, generated).figures)
     generated.unlink()
     unfinished = file.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(metrics))

@@ -21,9 +21,8 @@ import numpy as np
 
 from diptych.eval.captions.facts import names_object
 from diptych.eval.captions.metrics import measure_captions
-from diptych.eval.clip_score import clip_scores
 from diptych.eval.figures import Figure, flat_values, mean_figure, table, write_figures
-from diptych.eval.images import ImageSettings, TextEmbeddings, measure_images
+from diptych.eval.images import ImageSettings, measure_images
 from diptych.eval.inception import Inception
 from diptych.eval.inspector import PARTS, Inspector, load_inspector, main_and_second
 from diptych.eval.objects import object_figures
@@ -103,19 +102,28 @@ def measure(
     params: EvaluateParams,
     generated: Path,
     unseen: Path = GENERATED / f"{COMPOSITIONAL}.parquet",
+    embeddings: Path = EMBEDDINGS,
 ) -> tuple[list[Figure], list[dict[str, Any]]]:
     """All figures of a set that `generate` wrote, those of `unseen` (where there is one) about its main objects, and for
-    each picture of the set a row with `image_id` and the verdicts `caption_right` and `painted_right`."""
+    each picture of the set a row with `image_id`, the verdicts `caption_right` and `painted_right`, and its part in those
+    figures of captions and paintings that are means over pictures, by the figures' names.
+
+    Where nothing was captioned or nothing was painted, the figures of that are missing. embeddings: folder of what
+    networks made of pictures, which several measurements may share.
+    """
     inspector = read_inspector(stage.device)
     rows, known = read_texts(generated), read_manifest(MANIFEST)
     facts = facts_of(known, (row["image_id"] for row in rows))
     captioned = [row for row in rows if row["caption"] is not None]
-    named = main_facts(captioned, facts)
-    for row, fact in zip(captioned, named, strict=True):
-        row["caption_right"] = fact
-    figures = caption_figures(stage, params, captioned, facts, known)
-    figures.append(share("caption.main_fact", named, stage.seed))
-    figures += picture_figures(stage, params, generated, rows, facts, inspector)
+    figures: list[Figure] = []
+    if captioned:
+        named = main_facts(captioned, facts)
+        for row, fact in zip(captioned, named, strict=True):
+            row["caption_right"] = fact
+        figures += caption_figures(stage, params, captioned, facts, known)
+        figures.append(share("caption.main_fact", named, stage.seed))
+    if any(row["prompt"] is not None for row in rows):
+        figures += picture_figures(stage, params, generated, rows, facts, inspector, embeddings)
     if inspector and unseen.is_file():
         figures += unseen_figures(stage, params, inspector, unseen, known)
     return figures, rows
@@ -124,14 +132,16 @@ def measure(
 def caption_figures(
     stage: Stage,
     params: EvaluateParams,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[dict[str, Any]],
     facts: Mapping[str, dict[str, Any]],
     known: pa.Table,
 ) -> list[Figure]:
-    """The papers' caption metrics and statistics, against the references of these pictures."""
+    """The papers' caption metrics and statistics, against the references of these pictures; adds to each row its part in
+    them."""
     import pyarrow.compute as pc
 
     training = known.filter(pc.equal(known["split"], "train"))["captions"]
+    each: dict[str, dict[str, float]] = {}
     figures = measure_captions(
         {row["image_id"]: row["caption"] for row in rows},
         {row["image_id"]: facts[row["image_id"]]["captions"] for row in rows},
@@ -140,7 +150,10 @@ def caption_figures(
         spice=params.corenlp is not None,
         training=pc.list_flatten(training).to_pylist(),
         seed=stage.seed,
+        each=each,
     )
+    for row in rows:
+        row |= {f"caption.{name}": values[row["image_id"]] for name, values in each.items()}
     mends = {"meteor": "evaluate.java", "spice": "evaluate.java and evaluate.corenlp"}
     return [
         dataclasses.replace(
@@ -160,9 +173,10 @@ def picture_figures(
     rows: Sequence[dict[str, Any]],
     facts: Mapping[str, dict[str, Any]],
     inspector: Inspector | None,
+    embeddings: Path,
 ) -> list[Figure]:
-    """Figures of paintings, reconstructions and real pictures; adds to each painting's row its verdicts and
-    `painted_score`, the judge's CLIPScore (0..2.5) of the painting and its own sentence."""
+    """Figures of paintings, reconstructions and real pictures; adds to each painting's row its verdicts, its part in the
+    figures of paintings, and `painted_score`, the judge's CLIPScore (0..2.5) of the painting and its own sentence."""
     painted = [number for number, row in enumerate(rows) if row["prompt"] is not None]
     prompts = [rows[number]["prompt"] for number in painted]
     objects = [facts[rows[number]["image_id"]]["objects"] or [] for number in painted]
@@ -171,19 +185,23 @@ def picture_figures(
     others = [inspecting(inspector)] if inspector else []
     settings = image_settings(stage, params)
     clips = {name: read_clip(Path(f"models/{name}"), stage.device) for name in ("judge", "scorer")}
-    texts = {name: TextEmbeddings(clip, settings.batch_size) for name, clip in clips.items()}
+    each: dict[str, np.ndarray] = {}
     figures, embedded = measure_images(
         kinds,
         dict.fromkeys(kinds, prompts),
         clips,
         read_words(params.words),
         settings,
-        EMBEDDINGS,
+        embeddings,
         inception=Inception(Path(params.inception), stage.device) if params.inception else None,
         frechet_clips=("judge",),
         others=[*others, *([finder.encoder()] if finder else [])],
-        texts=texts,
+        each=each,
     )
+    for place, number in enumerate(painted):
+        rows[number] |= {
+            name: float(values[place]) for name, values in each.items() if name.startswith("painted.")
+        }
     for kind in KINDS if finder else ():
         assert finder is not None
         found = embedded[kind].rows("objects")
@@ -200,17 +218,10 @@ def picture_figures(
                 "painted_class_right": bool(right["main_class"][place]),
                 "painted_color_right": bool(right["main_color"][place]),
             }
-    for number, score in zip(painted, own_scores(texts["judge"], embedded["painted"], prompts), strict=True):
-        rows[number]["painted_score"] = score
+    for number in painted:
+        score = rows[number]["painted.clip_score_judge"]
+        rows[number]["painted_score"] = None if math.isnan(score) else score  # of a damaged picture
     return figures
-
-
-def own_scores(texts: TextEmbeddings, embedded: Embedded, prompts: Sequence[str]) -> list[float | None]:
-    """The judge's CLIPScore of each picture and its sentence; None for a damaged picture."""
-    import torch
-
-    scores = clip_scores(torch.from_numpy(embedded.rows("judge")), texts(prompts)).tolist()
-    return [None if math.isnan(score) else score for score in scores]
 
 
 def unseen_figures(

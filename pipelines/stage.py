@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,6 +37,8 @@ TRAINING_STORE = Path(".cache/training")
 # sha256 of pictures and features that were read, so that no file is hashed again while it stays the same
 FILE_FACTS = Path(".cache/files.jsonl")
 UNFINISHED_STORE = Path(".cache/unfinished")
+# where set, how many cores a process may take: several that run side by side share them
+CORES_VARIABLE = "DIPTYCH_CORES"
 # Small files that say everything about a large folder beside or inside them, sha256 sums included.
 STANDS_FOR = {
     "data/dataset/images": "data/dataset/scenes.parquet",
@@ -46,12 +48,18 @@ STANDS_FOR = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of one stage: what it may read besides its own section, and how it writes."""
+    """One run of one stage: what it may read besides its own section, and how it writes.
+
+    params: raw values of what its pipeline file lists as the stage's parameters. item: of a stage that is a matrix, its
+    keys and their values; the name is then that of the item, `ablations/token@ours-0`.
+    """
 
     name: str
     seed: int
     machine: Machine
-    params: Mapping[str, Any]  # raw values of the sections that dvc.yaml lists for this stage
+    params: Mapping[str, Any]
+    pipeline: Path = Path("dvc.yaml")
+    item: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def threads(self) -> int:
@@ -84,16 +92,16 @@ class Stage:
         final = Path(path)
         partial = final.with_name(f".partial-{final.name}")
         final.parent.mkdir(parents=True, exist_ok=True)
-        _remove(partial)
+        remove(partial)
         try:
             yield partial
             if (
                 final.is_dir()
             ):  # a folder cannot be replaced in one step; DVC has removed it already in a normal run
-                _remove(final)
+                remove(final)
             os.replace(partial, final)
         finally:
-            _remove(partial)
+            remove(partial)
 
     @contextlib.contextmanager
     def resumable_folder(self, path: str) -> Iterator[Path]:
@@ -107,7 +115,7 @@ class Stage:
         yield folder
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.is_dir():  # as in `write`
-            _remove(final)
+            remove(final)
         try:
             os.replace(folder, final)
         except OSError as error:
@@ -115,7 +123,7 @@ class Stage:
                 raise
             with self.write(path) as partial:  # `.cache` is on another file system
                 shutil.copytree(folder, partial)
-        _remove(UNFINISHED_STORE / self.name)
+        remove(UNFINISHED_STORE / self.name)
 
     def write_metrics(self, path: str, values: Mapping[str, float]) -> None:
         """Flat JSON for `dvc metrics show`: names to numbers. JSON has no NaN: a figure about nothing is left out."""
@@ -145,9 +153,14 @@ class Stage:
         return TrainingCheckpoints(self.training_folder / part if part else self.training_folder)
 
     @property
+    def training_store(self) -> Path:
+        """`.cache/training/<stage>`: the states of trainings of this stage."""
+        return TRAINING_STORE / self.name
+
+    @property
     def training_folder(self) -> Path:
         """`.cache/training/<stage>/<key>`."""
-        return TRAINING_STORE / self.name / _key_of_inputs(self)
+        return self.training_store / _key_of_inputs(self)
 
 
 def run(name: str, kind: type[T], main: Callable[[Stage, T], None]) -> None:
@@ -156,9 +169,9 @@ def run(name: str, kind: type[T], main: Callable[[Stage, T], None]) -> None:
         stage, params = read_stage(name, kind)
         prepare_process(stage.threads)
         main(stage, params)
-        if (TRAINING_STORE / name).exists():  # hashing the inputs again only where a training left something
-            _remove(stage.training_folder)
-        stage.write_metrics(f"metrics/stages/{name}.json", _cost())
+        if stage.training_store.exists():  # hashing the inputs again only where a training left something
+            remove(stage.training_folder)
+        stage.write_metrics(f"metrics/stages/{name}.json", cost_so_far())
 
 
 def read_stage(name: str, kind: type[T]) -> tuple[Stage, T]:
@@ -191,8 +204,9 @@ def one_line_errors(name: str) -> Iterator[None]:
 
 
 def available_cores() -> int:
-    """Cores this process may run on (a container or `taskset` may allow fewer than the machine has)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may run on (a container, `taskset` or what started it may allow fewer than the machine has)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, int(os.environ.get(CORES_VARIABLE, cores)))
 
 
 def commit() -> str:
@@ -268,7 +282,7 @@ def _fail(name: str, message: str, status: int = 1) -> None:
     sys.exit(status)
 
 
-def _cost() -> dict[str, float]:
+def cost_so_far() -> dict[str, float]:
     """Wall minutes and peak memory of this process and its largest child (GiB) so far."""
     import psutil
 
@@ -283,14 +297,15 @@ def _cost() -> dict[str, float]:
 
 
 def _key_of_inputs(stage: Stage) -> str:
-    """sha256 over the stage's parameters and the content of every dependency that dvc.yaml lists for it."""
+    """sha256 over the stage's parameters and the content of every dependency that its pipeline file lists for it."""
     from ruamel.yaml import YAML
 
     settings = [stage.params, stage.machine.precision, stage.device]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    params = read_params()
-    for dep in YAML(typ="safe").load(Path("dvc.yaml"))["stages"][stage.name]["deps"]:
-        # `${section.key}` stands for a parameter, as it does for DVC
+    params = {**read_params(), "item": stage.item}
+    entry = stage.name.rpartition("/")[2].partition("@")[0]
+    for dep in YAML(typ="safe").load(stage.pipeline)["stages"][entry]["deps"]:
+        # `${section.key}` stands for a parameter or for a key of the item, as it does for DVC
         dep = re.sub(r"\$\{(\w+)\.(\w+)\}", lambda key: params[key[1]][key[2]], dep)
         root = Path(STANDS_FOR.get(dep, dep))
         files = (
@@ -304,7 +319,7 @@ def _key_of_inputs(stage: Stage) -> str:
     return digest.hexdigest()[:32]
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -55,15 +55,19 @@ def main(stage: Stage, params: TrainSequenceParams) -> None:
 
 
 def train(
-    stage: Stage, params: TrainSequenceParams, device: str, part: str = ""
+    stage: Stage,
+    params: TrainSequenceParams,
+    device: str,
+    part: str = "",
+    start: Path = Path("models/token"),
 ) -> tuple[tuple[UnifiedTransformer, CaptionTokenizer, Tensor], Record]:
-    """models/token trained further, its tokenizer and codebook, and what the training leaves besides. Image generator and
+    """The model directory `start` trained further, its tokenizer and codebook, and what the training leaves besides. Image generator and
     scorer stay as they are.
 
     part: names the training where there are several.
     """
     train, val = (ShardDataset(SHARDS, split) for split in ("train", "val"))
-    model, tokenizer, codebook = load_transformer(Path("models/token"))
+    model, tokenizer, codebook = load_transformer(start)
     generator = load_image_generator(Path("models/image_generator"), device)
     scorer = read_clip(Path("models/scorer"), device)
     config = params.training

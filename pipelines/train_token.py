@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from diptych.features.codebook import load_codebook
 from diptych.features.shards import ShardDataset
@@ -15,6 +15,13 @@ from diptych.model.training.processes import current_processes
 from diptych.model.training.token import TokenTrainingConfig, train_token
 from pipelines.processes import run, training_device
 from pipelines.stage import Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diptych.model.tokenizer import CaptionTokenizer
+    from diptych.model.training.loop import Record
+    from diptych.model.transformer import UnifiedTransformer
 
 SHARDS = Path("data/shards")
 
@@ -47,10 +54,30 @@ class TrainTokenParams:
 
 def main(stage: Stage, params: TrainTokenParams) -> None:
     """Train on the train split; write the model directory, the histories, and captions and paintings made meanwhile."""
+    with training_device(stage) as device:
+        model, record = train(stage, params, device)
+        if current_processes().rank > 0:
+            return
+        with stage.write("models/token") as folder:
+            save_transformer(folder, *model)
+        # Apart, because a cell without a number would be drawn as zero.
+        stage.write_history("plots/train_token.csv", record.history)
+        stage.write_history("plots/train_token_val.csv", record.evaluations)
+        write_samples(stage, record.samples, val_shards(params))
+
+
+def val_shards(params: TrainTokenParams) -> ShardDataset | None:
+    """What is measured and shown meanwhile."""
+    return ShardDataset(SHARDS, "val") if params.training.evaluation else None
+
+
+def train(
+    stage: Stage, params: TrainTokenParams, device: str
+) -> tuple[tuple[UnifiedTransformer, CaptionTokenizer, Tensor], Record]:
+    """A trained model, its tokenizer and codebook, and what the training leaves besides."""
     import torch
 
     train = ShardDataset(SHARDS, "train")
-    val = ShardDataset(SHARDS, "val") if params.training.evaluation else None
     codebook = torch.from_numpy(load_codebook(Path("data/codebook")))
     captions = [caption for index in range(len(train)) for caption in train.captions(index)]
     if params.initial is None:
@@ -72,26 +99,18 @@ def main(stage: Stage, params: TrainTokenParams) -> None:
             captions,
             codebook,
         )
-    with training_device(stage) as device:
-        record = train_token(
-            params.training,
-            model,
-            tokenizer,
-            codebook,
-            train,
-            stage.checkpoints(),
-            device,
-            val,
-            stage.machine.compile,
-        )
-        if current_processes().rank > 0:
-            return
-        with stage.write("models/token") as folder:
-            save_transformer(folder, model, tokenizer, codebook)
-        # Apart, because a cell without a number would be drawn as zero.
-        stage.write_history("plots/train_token.csv", record.history)
-        stage.write_history("plots/train_token_val.csv", record.evaluations)
-        write_samples(stage, record.samples, val)
+    record = train_token(
+        params.training,
+        model,
+        tokenizer,
+        codebook,
+        train,
+        stage.checkpoints(),
+        device,
+        val_shards(params),
+        stage.machine.compile,
+    )
+    return (model, tokenizer, codebook), record
 
 
 def write_samples(stage: Stage, samples: Sequence[Mapping[str, Any]], val: ShardDataset | None) -> None:

@@ -1,4 +1,4 @@
-"""dvc.yaml lists for every stage exactly the package modules that the stage runs."""
+"""Both dvc.yaml list for every stage exactly the package modules that the stage runs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from ruamel.yaml import YAML
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STAGES = YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"]
+ABLATIONS = YAML(typ="safe").load(REPOSITORY / "pipelines/ablations/dvc.yaml")["stages"]
 TOYBOX = YAML(typ="safe").load(REPOSITORY / "pipelines/conf/profile/toybox.yaml")
 PACKAGES = {
     f"diptych.{name}": REPOSITORY / f"packages/{name}/src/diptych/{name}"
     for name in ("features", "eval", "model")
 }
 # The runner reads parameters and catches errors for all stages; dvc.yaml leaves it out on purpose.
-RUNNER = {"pipelines.stage", "pipelines.params", "pipelines.profile", "pipelines"}
+RUNNER = {
+    "pipelines.stage", "pipelines.params", "pipelines.profile", "pipelines", "pipelines.ablations.item",
+    "pipelines.ablations",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +57,26 @@ def modules_run_by(module: str, graph: grimp.ImportGraph) -> set[str]:
 @pytest.mark.parametrize("stage", STAGES)
 def test_dependencies_are_the_modules_a_stage_runs(stage: str, graph: grimp.ImportGraph) -> None:
     assert STAGES[stage]["cmd"] == f"python -m pipelines.{stage}"
-    needed = {file_of(module) for module in modules_run_by(f"pipelines.{stage}", graph)}
+    check_dependencies(stage, STAGES[stage], f"pipelines.{stage}", graph)
+
+
+@pytest.mark.parametrize("stage", ABLATIONS)
+def test_dependencies_are_the_modules_an_ablation_runs(stage: str, graph: grimp.ImportGraph) -> None:
+    entry = ABLATIONS[stage]
+    keys = " ".join(f"${{item.{key}}}" for key in entry.get("matrix", ()))
+    assert entry["cmd"] == f"python -m pipelines.ablations.{stage} {keys}".strip()
+    check_dependencies(stage, entry, f"pipelines.ablations.{stage}", graph)
+
+
+def check_dependencies(stage: str, entry: dict, module: str, graph: grimp.ImportGraph) -> None:
+    """The stage lists the modules that `module` runs, and no others."""
+    needed = {file_of(name) for name in modules_run_by(module, graph)}
     needed = {path for path in needed if path.exists() and path.stat().st_size}  # no or empty __init__.py
 
     listed: set[Path] = set()
-    for dep in STAGES[stage]["deps"]:
+    for dep in entry["deps"]:
+        if dep.startswith("ablations/"):
+            continue
         dep = re.sub(r"\$\{(\w+)\.(\w+)\}", lambda key: TOYBOX[key[1]][key[2]], dep)
         if not dep.startswith(("packages/", "pipelines/")):
             continue
@@ -75,7 +94,7 @@ def test_dependencies_are_the_modules_a_stage_runs(stage: str, graph: grimp.Impo
 
 def test_no_output_persists() -> None:
     """DVC accepts old content of a persisting output as new (docs: side stores replace it)."""
-    for stage, entry in STAGES.items():
+    for stage, entry in [*STAGES.items(), *ABLATIONS.items()]:
         for out in [*entry.get("outs", []), *entry.get("metrics", []), *entry.get("plots", [])]:
             assert not (isinstance(out, dict) and any(o.get("persist") for o in out.values())), stage
 

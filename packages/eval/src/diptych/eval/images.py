@@ -61,6 +61,7 @@ def measure_images(
     frechet_clips: Sequence[str] | None = None,
     others: Sequence[Encoder] = (),
     texts: Mapping[str, TextEmbeddings] | None = None,
+    each: dict[str, np.ndarray] | None = None,
 ) -> tuple[list[Figure], dict[str, Embedded]]:
     """Figures of every kind of pictures, and what the networks made of them; one pass over the pictures of a kind.
 
@@ -68,7 +69,8 @@ def measure_images(
     None where there is none; a kind without captions gets no CLIPScore and no R-precision. frechet_clips: names of
     the clips in whose space Frechet distances are taken; all by default. others: encoders that are run in the same pass.
     store: folder of embeddings (:func:`diptych.eval.pictures.embed`). texts: what each clip makes of captions, for callers
-    that want more of it; made here by default.
+    that want more of it; made here by default. each: a dict that takes the values of single pictures, float64 [n] by
+    figure, of the figures that are means of them; NaN where a picture has no part in it.
 
     Names begin with the kind: `fid`, `fid_blur_K` and `inception_score` by Inception; for every clip NAME
     `clip_score_NAME`, `r_precision_NAME`, `r_precision_hard_NAME` (the mean of its categories),
@@ -95,7 +97,7 @@ def measure_images(
     texts = texts or {name: TextEmbeddings(clip, settings.batch_size) for name, clip in clips.items()}
     figures: list[Figure] = []
     for kind in kinds:
-        measure = _Kind(kind, embedded[kind], embedded[reference], settings)
+        measure = _Kind(kind, embedded[kind], embedded[reference], settings, {} if each is None else each)
         if kind != reference:
             figures += measure.distances(
                 "fid", "inception", radii, inception is not None and _model(inception), FEATURES
@@ -179,6 +181,7 @@ class _Kind:
     embedded: Embedded
     reference: Embedded
     settings: ImageSettings
+    each: dict[str, np.ndarray]
 
     def distances(
         self, name: str, encoder: str, radii: Sequence[float], model: str | bool, width: int | None
@@ -246,7 +249,9 @@ class _Kind:
         images = torch.from_numpy(self.embedded.rows(name)[chosen])
         embeddings = encode(texts)
 
-        def figure(each: str, values: np.ndarray, **facts: Any) -> Figure:
+        def figure(each: str, values: np.ndarray, of: Sequence[int] = chosen, **facts: Any) -> Figure:
+            self.each[f"{self.kind}.{each}"] = np.full(len(self.embedded.names), np.nan)
+            self.each[f"{self.kind}.{each}"][list(of)] = values
             return mean_figure(
                 f"{self.kind}.{each}", values, settings.seed, settings.resamples, resize=settings.rule, model=model,
                 reference_sha256=sha256_of_json(texts), scale=100.0, **facts,
@@ -264,11 +269,12 @@ class _Kind:
             figures.append(not_run(f"{self.kind}.{names[1]}", reason, len(chosen)))
         if words is None:
             return [*figures, not_run(f"{self.kind}.{names[2]}", "needs word lists", len(chosen))]
-        return [*figures, *self._hard(name, images, embeddings, texts, encode, words, figure)]
+        return [*figures, *self._hard(name, chosen, images, embeddings, texts, encode, words, figure)]
 
     def _hard(
         self,
         name: str,
+        chosen: Sequence[int],
         images: Tensor,
         embeddings: Tensor,
         texts: list[str],
@@ -290,9 +296,9 @@ class _Kind:
             wrong = encode([text for one in swapped for text in one.negatives])
             wins = hard_wins(images, embeddings, swapped, wrong)
             wins_of.append(wins)
-            figures.append(
-                figure(each, wins, detail=f"{_negatives(swapped)} negatives, words '{words.name}'")
-            )
+            of = [chosen[one.index] for one in swapped]
+            detail = f"{_negatives(swapped)} negatives, words '{words.name}'"
+            figures.append(figure(each, wins, of, detail=detail))
         full = f"{self.kind}.r_precision_hard_{name}"
         if not wins_of:
             return [not_run(full, f"no caption holds a word of the lists '{words.name}'"), *figures]

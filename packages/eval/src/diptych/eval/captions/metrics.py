@@ -40,6 +40,7 @@ def measure_captions(
     training: Sequence[str] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
+    each: dict[str, dict[str, float]] | None = None,
 ) -> list[Figure]:
     """bleu_1 .. bleu_4, meteor, rouge_l, cider_d, spice and statistics of one caption per picture.
 
@@ -51,6 +52,9 @@ def measure_captions(
     words by `tokenize`, which the figures' `model` says. "never" does not look for it, "needed" raises
     UserError without it. corenlp: the folder with SPICE's jars, where a missing one is an error; without it
     :func:`find_corenlp` looks for them. spice: False does not look.
+
+    each: a dict that takes the values of single pictures, by figure and picture id, of the figures that are means of them:
+    rouge_l, cider_d and spice.
 
     Raises UserError where there is no prediction, and for a prediction without reference.
     """
@@ -84,11 +88,18 @@ def measure_captions(
     reference_lines = [[" ".join(caption) for caption in several] for several in truth]
     figures = _bleu(lines, reference_lines, seed, facts)
     figures.append(_meteor(runtime, missing, lines, reference_lines, seed, facts))
-    figures.append(_rouge(lines, reference_lines, seed, facts))
-    figures.append(mean_figure("cider_d", CiderD(truth).score(candidates)[1], seed, scale=100, **facts))
+    single = {
+        "rouge_l": np.array(_rouge(lines, reference_lines)),
+        "cider_d": np.asarray(CiderD(truth).score(candidates)[1]),
+    }
+    figures += [mean_figure(name, values, seed, scale=100, **facts) for name, values in single.items()]
+    if each is not None:
+        each |= {
+            name: dict(zip(predictions, values.tolist(), strict=True)) for name, values in single.items()
+        }
     spoken = dict(zip(predictions, lines, strict=True)), dict(zip(predictions, reference_lines, strict=True))
     if spice:
-        figures.append(_spice(runtime, missing, corenlp, *spoken, seed, facts))
+        figures.append(_spice(runtime, missing, corenlp, *spoken, seed, facts, each))
     else:
         figures.append(not_run("spice", "SPICE is turned off", len(candidates)))
     if java == "needed":
@@ -154,14 +165,12 @@ def _bleu(
     ]
 
 
-def _rouge(candidates: list[str], references: list[list[str]], seed: int, facts: dict[str, Any]) -> Figure:
+def _rouge(candidates: list[str], references: list[list[str]]) -> list[float]:
+    """ROUGE-L of each caption."""
     from pycocoevalcap.rouge.rouge import Rouge
 
     metric = Rouge()
-    scores = [
-        metric.calc_score([line], several) for line, several in zip(candidates, references, strict=True)
-    ]
-    return mean_figure("rouge_l", scores, seed, scale=100, **facts)
+    return [metric.calc_score([line], several) for line, several in zip(candidates, references, strict=True)]
 
 
 def _meteor(
@@ -197,6 +206,7 @@ def _spice(
     references: Mapping[str, Sequence[str]],
     seed: int,
     facts: dict[str, Any],
+    each: dict[str, dict[str, float]] | None,
 ) -> Figure:
     """SPICE of lines of PTB words, as COCO's evaluation gives them to it."""
     if java is None:
@@ -212,6 +222,8 @@ def _spice(
     except NotRun as error:
         return not_run("spice", str(error), len(predictions))
     values = [score for score in scores.values() if not math.isnan(score)]
+    if each is not None:
+        each["spice"] = dict(scores)
     return mean_figure(
         "spice", values, seed, scale=100, **{**facts, "model": "SPICE 1.0, Stanford CoreNLP 3.6.0"}
     )

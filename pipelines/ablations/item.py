@@ -1,0 +1,97 @@
+"""Runs one item of a matrix of pipelines/ablations/dvc.yaml, as pipelines/stage.py runs a stage.
+
+Like that module it decides how an item runs, not what it computes, and no stage lists it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines import stage as stages
+from pipelines.params import Machine, ParameterError, at_least, read_params, read_section
+from pipelines.stage import Stage
+
+PIPELINE = Path("pipelines/ablations/dvc.yaml")
+OUTPUTS = "ablations"
+
+
+@dataclass(frozen=True)
+class Table1Params:
+    """The section table1 of params.yaml.
+
+    seeds: of initial weights, data order and sampling of both stages; a training of every row for each.
+
+    token_steps, sequence_steps: of ours in stage 1 and 2; null: those of train_token and train_sequence. resamples: of the
+    bootstrap. examples: painted captions that the page shows.
+    """
+
+    seeds: tuple[int, ...]
+    token_steps: int | None
+    sequence_steps: int | None
+    resamples: int
+    examples: int
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "token_steps", "sequence_steps", "resamples", "examples")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(
+                f"seeds must be different whole numbers from 0 on, at least one, are {list(self.seeds)}"
+            )
+
+
+def run(definition: str, keys: tuple[str, ...], main: Callable[[Stage, Table1Params], None]) -> None:
+    """Run `python -m pipelines.ablations.<definition> VALUE ...`, a value of the item for each of its `keys`.
+
+    The stage that `main` gets has the item's seed where it has one, else the pipeline's. What it cost is an output too:
+    ablations/costs/<item>.json.
+    """
+    values = sys.argv[1:]
+    shown = "-".join(values)
+    with stages.one_line_errors(f"{definition} {shown}".strip()):
+        if len(values) != len(keys):
+            raise ParameterError(
+                f"usage: python -m pipelines.ablations.{definition} {' '.join(keys).upper()}"
+            )
+        stage = read_item(definition, dict(zip(keys, values, strict=True)))
+        stages.prepare_process(stage.threads)
+        main(stage, read_section(Table1Params, "table1", read_params()))
+        if stage.training_store.exists():
+            stages.remove(stage.training_folder)
+        stage.write_metrics(
+            f"{OUTPUTS}/costs/{'_'.join(filter(None, (definition, shown)))}.json", stages.cost_so_far()
+        )
+
+
+def read_item(definition: str, item: Mapping[str, str]) -> Stage:
+    """One item as a stage. Raises ParameterError where a value or the parameter file is wrong."""
+    from ruamel.yaml import YAML
+
+    params = read_params()
+    seed = read_section(int, "seed", params)
+    if "seed" in item:
+        if not item["seed"].isdigit():
+            raise ParameterError(f"seed must be a whole number from 0 on, is {item['seed']!r}")
+        seed = int(item["seed"])
+    listed = YAML(typ="safe").load(PIPELINE)["stages"][definition].get("params", [])
+    return Stage(
+        f"ablations/{definition}@{'-'.join(item.values())}",
+        seed,
+        read_section(Machine, "machine", params),
+        {key: value_of(params, key) for key in listed},
+        PIPELINE,
+        item,
+    )
+
+
+def value_of(params: Mapping[str, Any], key: str) -> Any:
+    """The value of `section.key`. Raises ParameterError where there is none."""
+    value: Any = params
+    for name in key.split("."):
+        if not isinstance(value, Mapping) or name not in value:
+            raise ParameterError(f"params.yaml: {key} is missing: `make profile PROFILE=toybox` restores it")
+        value = value[name]
+    return value

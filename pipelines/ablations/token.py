@@ -1,0 +1,53 @@
+"""Stage 1 of one row and seed: token-level training as `train_token`, changed where the row differs from ours."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from diptych.model.pretrained import save_transformer
+from diptych.model.training.token import TokenTrainingConfig, caption_steps_before
+from pipelines import train_token
+from pipelines.ablations.item import OUTPUTS, Table1Params, run
+from pipelines.ablations.trainings import TRAININGS, Tasks
+from pipelines.params import ParameterError
+from pipelines.stage import Stage, read_stage
+from pipelines.train_token import TrainTokenParams
+
+
+def main(stage: Stage, table: Table1Params) -> None:
+    """Write ablations/models/token_ROW-SEED and the training's history."""
+    row, seed = stage.item["row"], stage.seed
+    _, section = read_stage("train_token", TrainTokenParams)
+    params = token_params(row, section, table.token_steps, seed)
+    if params.training.steps == 0:
+        raise ParameterError(
+            f"params.yaml: train_token.training.caption_share {section.training.caption_share} leaves no step to row {row}"
+        )
+    model, record = train_token.train(stage, params, stage.device)
+    with stage.write(f"{OUTPUTS}/models/token_{row}-{seed}") as folder:
+        save_transformer(folder, *model)
+    stage.write_history(f"{OUTPUTS}/histories/token_{row}-{seed}.csv", record.history)
+
+
+def token_params(row: str, params: TrainTokenParams, steps: int | None, seed: int) -> TrainTokenParams:
+    """The section train_token as this row's stage 1 takes it. steps: of ours, null those of the section.
+
+    Nothing is measured meanwhile: validation changes no weight, and costs time.
+    """
+    training, ours = TRAININGS[row], params.training
+    ours = replace(ours, steps=steps or ours.steps, seed=seed, evaluation=None)
+    captions = caption_steps_before(ours.steps, ours.caption_share)
+    own: dict[Tasks, TokenTrainingConfig] = {
+        "both": ours,
+        "captions": replace(ours, steps=captions, caption_share=1.0),
+        "paintings": replace(ours, steps=ours.steps - captions, caption_share=0.0),
+    }
+    return replace(
+        params,
+        image_features=training.image_features or params.image_features,
+        training=own[training.tasks],
+    )
+
+
+if __name__ == "__main__":
+    run("token", ("row", "seed"), main)

@@ -1,0 +1,62 @@
+"""Caption, paint and measure the test set with any model, as `generate` and `evaluate` do with models/sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diptych.features.shards import ShardDataset
+from pipelines import stage as stages
+from pipelines.evaluate import EMBEDDINGS, EvaluateParams, measure
+from pipelines.generate import GenerateParams, draw, generate, write_rows
+
+if TYPE_CHECKING:
+    from diptych.eval.figures import Figure
+    from diptych.model.decoding.options import PaintOptions
+
+
+@dataclass(frozen=True)
+class Measured:
+    """figures: of the set. rows: what each picture has to do with them (`pipelines.evaluate.measure`)."""
+
+    figures: list[Figure]
+    rows: list[dict[str, Any]]
+
+
+def measure_model(
+    transformer: Path,
+    table: Path,
+    *,
+    captions: bool = True,
+    paintings: bool = True,
+    paint: PaintOptions | None = None,
+    embeddings: Path = EMBEDDINGS,
+) -> Measured:
+    """Write the table of captions and paintings that the model directory `transformer` makes of the test set, and measure
+    it. The seeds of decoding and of R-precision are the pipeline's, the same for all models.
+
+    paint: other options than those of the section `generate`. embeddings: as of `pipelines.evaluate.measure`.
+    """
+    stage, generation = stages.read_stage("generate", GenerateParams)
+    _, evaluation = stages.read_stage("evaluate", EvaluateParams)
+    if paint is not None:
+        generation = replace(generation, paint=paint)
+    shards, to_caption, to_paint = test_set(generation, stage.seed)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    batches = generate(
+        stage, generation, shards, to_caption if captions else set(), to_paint if paintings else set(), transformer
+    )  # fmt: skip
+    write_rows(table, batches)
+    return Measured(*measure(stage, evaluation, table, unseen=Path("none"), embeddings=embeddings))
+
+
+def test_set(params: GenerateParams, seed: int) -> tuple[Mapping[str, ShardDataset], set[str], set[str]]:
+    """The shards of the set that `evaluate` measures, and the ids of its pictures to caption and to paint."""
+    wanted = params.sets["test"]
+    splits = dict.fromkeys((*wanted.caption.splits, *wanted.paint.splits))
+    shards = {split: ShardDataset(Path("data/shards"), split) for split in splits}
+    keys = {split: dataset.keys for split, dataset in shards.items()}
+    to_caption, to_paint = (draw(sample, keys, seed) for sample in (wanted.caption, wanted.paint))
+    return shards, to_caption, to_paint
