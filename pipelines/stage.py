@@ -125,10 +125,14 @@ class Stage:
                 shutil.copytree(folder, partial)
         remove(UNFINISHED_STORE / self.name)
 
-    def write_metrics(self, path: str, values: Mapping[str, float]) -> None:
-        """Flat JSON for `dvc metrics show`: names to numbers. JSON has no NaN: a figure about nothing is left out."""
+    def write_metrics(self, path: str, values: Mapping[str, float | str]) -> None:
+        """Flat JSON for `dvc metrics show`: names to numbers or words. JSON has no NaN: a figure about nothing is left out."""
         with self.write(path) as partial:
-            rounded = {name: round(value, 6) for name, value in values.items() if math.isfinite(value)}
+            rounded = {
+                name: value if isinstance(value, str) else round(value, 6)
+                for name, value in values.items()
+                if isinstance(value, str) or math.isfinite(value)
+            }
             partial.write_text(json.dumps(rounded, indent=2) + "\n", encoding="utf-8")
 
     def write_history(self, path: str, rows: Sequence[Mapping[str, float]]) -> None:

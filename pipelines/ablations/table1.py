@@ -1,0 +1,372 @@
+"""The paper's table 1 in miniature, with intervals and a verdict on each claim, from what `measured` has left."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from diptych.eval.paired import (
+    Difference,
+    Verdict,
+    all_of,
+    better,
+    not_worse,
+    picture_difference,
+    seed_difference,
+)
+from diptych.eval.report.comparison import (
+    Cell,
+    ComparedFigure,
+    ComparisonPage,
+    ComparisonTable,
+    JudgedClaim,
+    write_comparison_page,
+)
+from pipelines.ablations.item import OUTPUTS, Table1Params, run
+from pipelines.ablations.table import (
+    CLAIMS,
+    COLUMNS,
+    PAPER,
+    PAPER_COLUMNS,
+    TABLE,
+    Claim,
+    Column,
+    Comparison,
+    models,
+)
+from pipelines.params import ParameterError
+from pipelines.stage import Stage
+
+MEASURED = Path(OUTPUTS) / "measured"
+
+
+@dataclass(frozen=True)
+class RowValues:
+    """What was measured of a row. parameters: of all its models. values: by column, one for each seed. reasons: by column,
+    why there are none. pictures: by column that is a mean over pictures, float64 [seeds, pictures, parts]."""
+
+    parameters: int
+    values: Mapping[str, Sequence[float]]
+    reasons: Mapping[str, str]
+    pictures: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A comparison and what came of it. difference: ours - the other row, positive where ours is better. verdict: None where
+    another comparison counts in its place, or the figure is missing."""
+
+    comparison: Comparison
+    difference: Difference | None
+    verdict: Verdict | None
+
+
+def main(stage: Stage, params: Table1Params) -> None:
+    """Write metrics/table1.json and ablations/table1/index.html."""
+    seeds = measured_seeds(params.seeds)
+    rows = {name: read_row(name, seeds) for name in TABLE}
+    differences = {
+        name: {column: difference(rows, name, column, stage.seed, params.resamples) for column in COLUMNS}
+        for name in TABLE
+        if name != "ours"
+    }
+    claims = {name: judge(claim, rows, differences) for name, claim in CLAIMS.items()}
+    verdicts = {name: verdict_of(judged) for name, judged in claims.items()}
+    stage.write_metrics("metrics/table1.json", flat(rows, differences, verdicts, seeds))
+    with stage.write(f"{OUTPUTS}/table1") as folder:
+        write_comparison_page(page(rows, differences, claims, seeds, params), folder / "index.html")
+    for name, verdict in verdicts.items():
+        print(f"claim.{name}: {verdict}")
+
+
+def measured_seeds(wanted: Sequence[int]) -> list[int]:
+    """The seeds of which all models are measured. Raises ParameterError where there is none."""
+    found = [
+        seed
+        for seed in wanted
+        if all((MEASURED / f"{model}-{seed}" / "figures.json").is_file() for model in models())
+    ]
+    if not found:
+        raise ParameterError(f"{MEASURED}: no seed of {list(wanted)} has all its rows: run `make table1`")
+    return found
+
+
+# Reading
+
+
+def read_row(name: str, seeds: Sequence[int]) -> RowValues:
+    """Figures and values of pictures of one row."""
+    row = TABLE[name]
+    values: dict[str, list[float]] = {}
+    reasons: dict[str, str] = {}
+    pictures: dict[str, np.ndarray] = {}
+    for column, what in COLUMNS.items():
+        model = row.captions if column.startswith("caption.") else row.paintings
+        records = [read_figure(model, seed, column) for seed in seeds]
+        missing = [reason for value, reason in records if value is None]
+        if missing:
+            reasons[column] = missing[0] or "not measured"
+            continue
+        values[column] = [value for value, _ in records if value is not None]
+        if what.over == "pictures":
+            pictures[column] = np.stack([read_pictures(model, seed, column, what) for seed in seeds])
+    parameters = sum(
+        int((MEASURED / f"{model}-{seeds[0]}" / "parameters.txt").read_text()) for model in row.models
+    )
+    return RowValues(parameters, values, reasons, pictures)
+
+
+def read_figure(model: str, seed: int, column: str) -> tuple[float | None, str | None]:
+    """A figure's value, or None and why."""
+    records = json.loads((MEASURED / f"{model}-{seed}" / "figures.json").read_text(encoding="utf-8"))
+    for record in records:
+        if record["name"] == column:
+            return record["value"], record["reason"]
+    return None, "these data have no such figure"
+
+
+def read_pictures(model: str, seed: int, column: str, what: Column) -> np.ndarray:
+    """Values of single pictures, float64 [pictures, parts], in the order of the test set; NaN where a picture has none."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(MEASURED / f"{model}-{seed}" / "pictures.parquet")
+    parts = [name for name in what.parts or (column,) if name in table.column_names]
+    return np.stack([table[name].to_numpy().astype(np.float64) for name in parts], 1)
+
+
+# Statistics
+
+
+def difference(
+    rows: Mapping[str, RowValues], name: str, column: str, seed: int, resamples: int
+) -> Difference | None:
+    """The row minus ours; None where a figure is missing."""
+    row, ours = rows[name], rows["ours"]
+    if column not in row.values or column not in ours.values:
+        return None
+    if column in row.pictures:
+        return picture_difference(row.pictures[column], ours.pictures[column], seed, resamples)
+    return seed_difference(row.values[column], ours.values[column])
+
+
+def judge(
+    claim: Claim,
+    rows: Mapping[str, RowValues],
+    differences: Mapping[str, Mapping[str, Difference | None]],
+) -> list[Judged]:
+    """The verdict of each comparison of a claim."""
+    oriented: dict[Comparison, Difference] = {}
+    gains: dict[Comparison, float] = {}
+    for comparison in claim.comparisons:
+        found = differences[comparison.row][comparison.column]
+        if found is None:
+            continue
+        gain = -found if COLUMNS[comparison.column].higher_is_better else found
+        oriented[comparison] = gain
+        gains[comparison] = gain.value / scale_of(rows, comparison)
+    most = [each for each in oriented if each.wanted == "better where most"]
+    chosen = max(most, key=gains.__getitem__) if most else None
+    judged = []
+    for comparison in claim.comparisons:
+        gain_of = oriented.get(comparison)
+        verdict: Verdict | None = None
+        if gain_of is None:
+            verdict = "undecided"
+        elif comparison.wanted == "not worse":
+            verdict = not_worse(gain_of, comparison.margin * scale_of(rows, comparison))
+        elif comparison.wanted == "better" or comparison is chosen:
+            verdict = better(gain_of)
+        judged.append(Judged(comparison, gain_of, verdict))
+    return judged
+
+
+def scale_of(rows: Mapping[str, RowValues], comparison: Comparison) -> float:
+    """The other row's mean, of which margins are shares."""
+    return abs(statistics.mean(rows[comparison.row].values[comparison.column])) or 1.0
+
+
+def verdict_of(judged: Sequence[Judged]) -> Verdict:
+    """Of a claim, from those of its comparisons that count."""
+    return all_of([each.verdict for each in judged if each.verdict is not None])
+
+
+# Writing
+
+
+def flat(
+    rows: Mapping[str, RowValues],
+    differences: Mapping[str, Mapping[str, Difference | None]],
+    verdicts: Mapping[str, Verdict],
+    seeds: Sequence[int],
+) -> dict[str, float | str]:
+    """Names to numbers, and the claims' verdicts: `ROW.COLUMN.mean`, `.std`, and `.difference`, `.low`, `.high` to ours."""
+    found: dict[str, float | str] = {f"claim.{name}": verdict for name, verdict in verdicts.items()}
+    found["seeds"] = len(seeds)
+    for name, row in rows.items():
+        found[f"{name}.parameters"] = row.parameters
+        for column, values in row.values.items():
+            found[f"{name}.{column}.mean"] = statistics.mean(values)
+            if len(values) > 1:
+                found[f"{name}.{column}.std"] = statistics.stdev(values)
+            gap = differences.get(name, {}).get(column)
+            if gap is not None:
+                bounds = {"difference": gap.value, "low": gap.low, "high": gap.high}
+                found |= {
+                    f"{name}.{column}.{key}": value for key, value in bounds.items() if value is not None
+                }
+    return found
+
+
+def page(
+    rows: Mapping[str, RowValues],
+    differences: Mapping[str, Mapping[str, Difference | None]],
+    claims: Mapping[str, Sequence[Judged]],
+    seeds: Sequence[int],
+    params: Table1Params,
+) -> ComparisonPage:
+    """The page: claims, our table, the paper's, paintings of the first seed."""
+    note = (
+        f"{len(seeds)} trainings of every row, seeds {', '.join(map(str, seeds))}: mean ± standard deviation over seeds; below, "
+        "the difference to ours on the same seeds and pictures with its 95% interval. Means over pictures: a bootstrap that "
+        "draws seeds, then pictures. B@4, METEOR and FID, which are figures of all pictures together: Student's interval over "
+        "seeds. docs/ablations.md says what so few seeds can and cannot show."
+    )
+    missing = {
+        COLUMNS[column].title: reason for row in rows.values() for column, reason in row.reasons.items()
+    }
+    if missing:
+        note += " Not run: " + "; ".join(f"{title}: {reason}" for title, reason in missing.items()) + "."
+    waiting = [seed for seed in params.seeds if seed not in seeds]
+    title = "Table 1 in miniature"
+    if waiting:
+        title += f" (seeds {', '.join(map(str, waiting))} are not finished)"
+    ours = ComparisonTable(
+        "Measured here",
+        note,
+        ["", "parameters", *(f"{c.title} {'↑' if c.higher_is_better else '↓'}" for c in COLUMNS.values())],
+        [
+            (
+                TABLE[name].title,
+                [
+                    (f"{row.parameters / 1e6:.2f}M", ""),
+                    *(shown(row, differences.get(name, {}).get(c), c) for c in COLUMNS),
+                ],
+            )
+            for name, row in rows.items()
+        ],
+    )
+    paper = ComparisonTable(
+        "The paper's table 1",
+        "Huang et al. 2021, on MSCOCO; FID in Inception's space, R-precision by CLIP.",
+        ["", *PAPER_COLUMNS],
+        [
+            (TABLE[name].title, [(f"{v:.0f}M" if n == 0 else f"{v:.1f}", "") for n, v in enumerate(values)])
+            for name, values in PAPER.items()
+        ],
+    )
+    gallery = examples(seeds[0])
+    return ComparisonPage(
+        title,
+        "The ablations of Unifying Multimodal Transformer on the data of this pipeline. Every verdict is computed from the "
+        "intervals by the rule that stands beside it. A claim holds when all of its comparisons hold and fails when one "
+        "fails, that is, when a whole interval is on the wrong side; otherwise it is undecided.",
+        [ours, paper],
+        [claim_shown(CLAIMS[name], judged, rows) for name, judged in claims.items()],
+        f"The first {len(gallery)} captions of the test split, painted by the models of seed {seeds[0]}.",
+        ["real", *(row.title for row in TABLE.values())],
+        gallery,
+    )
+
+
+def shown(row: RowValues, gap: Difference | None, column: str) -> Cell:
+    """Mean and deviation of a cell, and below them the difference to ours."""
+    what = COLUMNS[column]
+    if column not in row.values:
+        return "–", ""
+    values = row.values[column]
+    text = number(statistics.mean(values), what)
+    if len(values) > 1:
+        text += f" ± {number(statistics.stdev(values), what)}"
+    return text, "" if gap is None else interval_shown(gap, what)
+
+
+def number(value: float, what: Column, sign: str = "") -> str:
+    """In the papers' scale."""
+    return f"{value * what.scale:{sign}.{what.digits}f}"
+
+
+def interval_shown(gap: Difference, what: Column) -> str:
+    """A difference with its interval."""
+    text = number(gap.value, what, "+")
+    if gap.low is not None and gap.high is not None:
+        text += f" [{number(gap.low, what, '+')}, {number(gap.high, what, '+')}]"
+    return text
+
+
+def claim_shown(claim: Claim, judged: Sequence[Judged], rows: Mapping[str, RowValues]) -> JudgedClaim:
+    """A claim as text, with a likely reason for every comparison that keeps it from holding."""
+    figures, reasons = [], []
+    for each in judged:
+        comparison, what = each.comparison, COLUMNS[each.comparison.column]
+        name = f"{what.title}, {TABLE[comparison.row].title}"
+        rule = {
+            "not worse": f"at most {comparison.margin:.1%} of it worse",
+            "better": "better: the interval excludes zero",
+            "better where most": "better, where the relative gain is the largest of these",
+        }[comparison.wanted]
+        cells = [
+            number(statistics.mean(row.values[comparison.column]), what)
+            if comparison.column in row.values
+            else "–"
+            for row in (rows["ours"], rows[comparison.row])
+        ]
+        gap = "not measured"
+        if each.difference is not None:
+            share = each.difference.value / scale_of(rows, comparison)
+            gap = f"{interval_shown(each.difference, what)}, {share:+.1%}"
+        figures.append(ComparedFigure(name, rule, cells[0], cells[1], gap, each.verdict or ""))
+        if each.verdict in ("fails", "undecided"):
+            reasons.append(f"{name}: {reason(each, claim, rows)}")
+    return JudgedClaim(claim.text, verdict_of(judged), figures, reasons)
+
+
+def reason(each: Judged, claim: Claim, rows: Mapping[str, RowValues]) -> str:
+    """Why a comparison may not hold."""
+    if each.difference is None:
+        return "it was not measured."
+    if each.difference.low is None or each.difference.high is None:
+        return "one seed has no interval; measure more of them."
+    gain = each.difference.value / scale_of(rows, each.comparison)
+    width = (each.difference.high - each.difference.low) / 2 / scale_of(rows, each.comparison)
+    if each.verdict == "undecided" and gain > 0:
+        return f"ours is {gain:.1%} better, within ± {width:.1%}: too few seeds or pictures to tell."
+    likely = claim.likely[each.comparison.column, each.comparison.row]
+    return f"ours is {abs(gain):.1%} {'better' if gain > 0 else 'worse'}, within ± {width:.1%}. Likely, {likely}."
+
+
+def examples(seed: int) -> list[tuple[str, list[tuple[str, bytes | None]]]]:
+    """Prompts, and what the rows have painted of them; the real picture first."""
+    import pyarrow.parquet as pq
+
+    tables = {
+        row.title: pq.read_table(MEASURED / f"{row.paintings}-{seed}" / "examples.parquet").to_pylist()
+        for row in TABLE.values()
+    }
+    first = tables[TABLE["ours"].title]
+    return [
+        (
+            prompt["prompt"],
+            [("real", prompt["real"]), *((title, rows[number]["painted"]) for title, rows in tables.items())],
+        )
+        for number, prompt in enumerate(first)
+        if prompt["prompt"] is not None
+    ]
+
+
+if __name__ == "__main__":
+    run("table1", (), main)
