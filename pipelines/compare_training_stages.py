@@ -2,9 +2,9 @@
 
 `python -m pipelines.compare_training_stages [--seeds 0 1 2]` is no stage: it reads what the stages up to `train_token`
 have made and the sections `train_sequence`, `generate` and `evaluate` of params.yaml, trains models/token further once
-for each seed, and measures all on the test set as `evaluate` does. It writes metrics/compare_training_stages.json: every
-figure of the token-level model, and mean, standard deviation and gain of the sequence-level ones. Stopped, it goes on
-where it stood.
+for each seed, and measures all on the test set as `evaluate` does. With the pipeline's own seed the stage `train_sequence`
+has trained it already, if it has run. It writes metrics/compare_training_stages.json: every figure of the token-level model,
+and mean, standard deviation and gain of the sequence-level ones. Stopped, it goes on where it stood.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pipelines.test_set import measure_model
 from pipelines.train_sequence import TrainSequenceParams, train
 
 NAME = "compare_training_stages"
+STAGE_S_OWN = Path("models/sequence")
 
 
 def main() -> None:
@@ -47,6 +48,8 @@ def compare(stage: Stage, params: TrainSequenceParams, seeds: list[int]) -> None
         seeded = dataclasses.replace(stage, seed=seed)
         training = dataclasses.replace(params.training, seed=seed)
         model = folder / f"model-{seed}"
+        if seed == stage.seed and STAGE_S_OWN.is_dir():
+            model = STAGE_S_OWN
         if not model.is_dir():
             result, _ = train(
                 seeded, dataclasses.replace(params, training=training), stage.device, f"comparison/{seed}"
