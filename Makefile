@@ -5,6 +5,7 @@
 # make bench    measure: ours against the papers' way, both sides in turns, into benchmarks/results
 # make compare-generators  the image generator with and without the adversarial game, in comparison/ (after make run)
 # make compare-stages      stage 2 against stage 1 over three seeds, in metrics/ (after make run)
+# make table1   the paper's table 1 in miniature, every row over three seeds: ablations/table1/index.html (docs/ablations.md)
 # make compare-attentions  masked against prefix captions over three seeds, in benchmarks/results (after make run)
 # make doctor   what this machine and clone lack to run, and what to do
 # make team-cache  share outputs and features with other clones: make team-cache DIRECTORY=/srv/diptych (docs/team-cache.md)
@@ -25,7 +26,7 @@ PIPELINE := dvc dvc-ssh hydra-core ruamel.yaml psutil
 TOOLS := ruff mypy import-linter pytest pytest-xdist h5py scipy selenium httpx2 torch-fidelity
 PIP_INSTALL := python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test smoke profile bench compare-generators compare-stages compare-attentions doctor team-cache clean lint setup
+.PHONY: run test smoke profile bench table1 compare-generators compare-stages compare-attentions doctor team-cache clean lint setup
 
 run: $(VENV)/.complete
 	@python -m pipelines.check
@@ -52,6 +53,10 @@ compare-generators: $(VENV)/.complete
 
 compare-stages: $(VENV)/.complete
 	python -m pipelines.compare_training_stages
+
+table1: $(VENV)/.complete
+	@python -m pipelines.check
+	@python -m pipelines.ablations $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS))
 
 compare-attentions: $(VENV)/.complete
 	python -m benchmarks.attention
@@ -92,4 +97,4 @@ $(VENV)/.complete-tools: $(VENV)/.complete
 	@touch $(VENV)/.complete $@
 
 clean:
-	rm -rf $(VENV) data/{dataset,features,codebook,shards,generated,evaluation.parquet} models plots report comparison metrics/stages .cache/training .cache/unfinished .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) data/{dataset,features,codebook,shards,generated,evaluation.parquet} models plots report ablations comparison metrics/stages .cache/training .cache/unfinished .mypy_cache .pytest_cache .ruff_cache

@@ -23,6 +23,7 @@ MADE = (
     "metrics/",
     "plots/",
     "report/",
+    "ablations/",
     "comparison/",
     ".cache/",
     ".venv/",

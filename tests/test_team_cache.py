@@ -101,7 +101,7 @@ def test_what_a_clone_has_made_moves_into_the_shared_directory(first: Clone, dir
     assert not (first.folder / ".dvc/cache").exists()
     assert (first.folder / ".cache/features").readlink() == directory / "features"
     assert list((directory / "features").glob("*/part-*.parquet"))
-    assert do(first, "dvc", "status").printed.strip() == "Data and pipelines are up to date."
+    assert do(first, "dvc", "status", "dvc.yaml").printed.strip() == "Data and pipelines are up to date."
     settings = do(first, "dvc", "config", "--list", "--local").printed.splitlines()
     assert {f"cache.dir={directory / 'dvc'}", "cache.shared=group"} <= set(settings)
     assert first.run("git", "status", "--short").stdout == "", "nothing that is the team's changed"

@@ -20,13 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.ablations.item import OUTPUTS, PIPELINE, Table1Params
-from pipelines.ablations.table import models
+from pipelines.ablations.table import SAMPLER_TITLES, models
 from pipelines.ablations.trainings import TRAININGS
 from pipelines.params import Machine, ParameterError, read_params, read_section
 from pipelines.stage import CORES_VARIABLE, available_cores, one_line_errors
 
 NAME = "table1"
-SHARED = ("shard", "image_generator", "scorer", "judge", "detector")
+# the last for the samplers, which paint with the pipeline's own model
+SHARED = ("shard", "image_generator", "scorer", "judge", "detector", "train_sequence")
 LOGS = Path(".cache/ablations/logs")
 # what DVC says when another `dvc repro` holds the lock for longer than it waits
 BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
@@ -35,7 +36,7 @@ STOP_SECONDS = 20.0
 # a training on the default run's data, at its largest
 GIB_PER_JOB = 6
 # how long items take compared with each other, until some have run
-WEIGHTS = {"token": 6.0, "sequence": 3.0, "features": 3.0, "measured": 1.0}
+WEIGHTS = {"token": 6.0, "sequence": 3.0, "features": 3.0, "measured": 1.0, "sampler": 1.0}
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def main() -> None:
         print(f"{NAME}: what all rows share", flush=True)
         if subprocess.run(["dvc", "repro", *SHARED], check=False).returncode:
             raise ParameterError("a stage that all rows share failed, see above")
-        items, gpus = work(seeds), gpu_count(machine)
+        items, gpus = [*work(seeds), *samplers()], gpu_count(machine)
         jobs = arguments.jobs or default_jobs(gpus, len(items))
         run_items(items, jobs, gpus, available_cores())
         run_items([Item("table1")], 1, gpus, available_cores())
@@ -113,6 +114,11 @@ def work(seeds: Sequence[int]) -> list[Item]:
             made_by[f"sequence_{row}"] = name
         items += [Item(f"measured@{model}-{seed}", (made_by[model],)) for model in models()]
     return items
+
+
+def samplers() -> list[Item]:
+    """One item for each sampler."""
+    return [Item(f"sampler@{name}") for name in SAMPLER_TITLES]
 
 
 def gpu_count(machine: Machine) -> int:

@@ -108,6 +108,22 @@ class Claim:
     likely: Mapping[tuple[str, str], str]
 
 
+# X-LXMERT's samplers: name of the stage's item, and in its tables 4 and 6
+SAMPLER_TITLES = {
+    "mask_predict_1": "mask-predict-1",
+    "mask_predict_4": "mask-predict-4",
+    "mask_predict_10": "mask-predict-10",
+    "rows": "top left to bottom right",
+    "random": "random",
+    "random_200": "random-200",
+    "easiest": "easiest first",
+}
+SAMPLER_COLUMNS: dict[str, Column] = {
+    **{name: column for name, column in COLUMNS.items() if name.startswith("painted.")},
+    **{f"painted.r_precision_hard_{category}_judge": Column(f"hard, {category}") for category in CATEGORIES},
+    "painted.seconds": Column("seconds", 1.0, higher_is_better=False, over="set", digits=4),
+}
+
 CIDER_D, CLIP_SCORE, EASY = "caption.cider_d", "painted.clip_score_judge", "painted.r_precision_judge"
 # "within 2%" is what was asked for; two-level features promise more, no loss at all, so half of that is allowed: about what
 # CIDEr-D of one training differs from the next's

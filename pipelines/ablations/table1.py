@@ -7,9 +7,18 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from diptych.eval.claims_page import (
+    Cell,
+    ClaimsPage,
+    ComparedFigure,
+    ComparisonTable,
+    JudgedClaim,
+    write_claims_page,
+)
 from diptych.eval.paired import (
     Difference,
     Verdict,
@@ -19,20 +28,14 @@ from diptych.eval.paired import (
     picture_difference,
     seed_difference,
 )
-from diptych.eval.report.comparison import (
-    Cell,
-    ComparedFigure,
-    ComparisonPage,
-    ComparisonTable,
-    JudgedClaim,
-    write_comparison_page,
-)
 from pipelines.ablations.item import OUTPUTS, Table1Params, run
 from pipelines.ablations.table import (
     CLAIMS,
     COLUMNS,
     PAPER,
     PAPER_COLUMNS,
+    SAMPLER_COLUMNS,
+    SAMPLER_TITLES,
     TABLE,
     Claim,
     Column,
@@ -42,7 +45,7 @@ from pipelines.ablations.table import (
 from pipelines.params import ParameterError
 from pipelines.stage import Stage
 
-MEASURED = Path(OUTPUTS) / "measured"
+MEASURED, SAMPLED = Path(OUTPUTS) / "measured", Path(OUTPUTS) / "samplers"
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Judged:
 
 
 def main(stage: Stage, params: Table1Params) -> None:
-    """Write metrics/table1.json and ablations/table1/index.html."""
+    """Write metrics/table1.json, metrics/samplers.json and ablations/table1/index.html."""
     seeds = measured_seeds(params.seeds)
     rows = {name: read_row(name, seeds) for name in TABLE}
     differences = {
@@ -78,8 +81,19 @@ def main(stage: Stage, params: Table1Params) -> None:
     claims = {name: judge(claim, rows, differences) for name, claim in CLAIMS.items()}
     verdicts = {name: verdict_of(judged) for name, judged in claims.items()}
     stage.write_metrics("metrics/table1.json", flat(rows, differences, verdicts, seeds))
+    samplers = read_samplers()
+    stage.write_metrics(
+        "metrics/samplers.json",
+        {
+            f"samplers.{name}.{column}": record["value"]
+            for name, records in samplers.items()
+            for column, record in records.items()
+            if record["value"] is not None
+        },
+    )
     with stage.write(f"{OUTPUTS}/table1") as folder:
-        write_comparison_page(page(rows, differences, claims, seeds, params), folder / "index.html")
+        shown_page = page(rows, differences, claims, seeds, params, sampler_table(samplers))
+        write_claims_page(shown_page, folder / "index.html")
     for name, verdict in verdicts.items():
         print(f"claim.{name}: {verdict}")
 
@@ -137,6 +151,15 @@ def read_pictures(model: str, seed: int, column: str, what: Column) -> np.ndarra
     table = pq.read_table(MEASURED / f"{model}-{seed}" / "pictures.parquet")
     parts = [name for name in what.parts or (column,) if name in table.column_names]
     return np.stack([table[name].to_numpy().astype(np.float64) for name in parts], 1)
+
+
+def read_samplers() -> dict[str, dict[str, dict[str, Any]]]:
+    """Records of figures by sampler and name."""
+    found = {}
+    for name in SAMPLER_TITLES:
+        records = json.loads((SAMPLED / f"{name}.json").read_text(encoding="utf-8"))
+        found[name] = {record["name"]: record for record in records if record["name"] in SAMPLER_COLUMNS}
+    return found
 
 
 # Statistics
@@ -228,7 +251,8 @@ def page(
     claims: Mapping[str, Sequence[Judged]],
     seeds: Sequence[int],
     params: Table1Params,
-) -> ComparisonPage:
+    samplers: ComparisonTable,
+) -> ClaimsPage:
     """The page: claims, our table, the paper's, paintings of the first seed."""
     note = (
         f"{len(seeds)} trainings of every row, seeds {', '.join(map(str, seeds))}: mean ± standard deviation over seeds; below, "
@@ -270,16 +294,39 @@ def page(
         ],
     )
     gallery = examples(seeds[0])
-    return ComparisonPage(
+    return ClaimsPage(
         title,
         "The ablations of Unifying Multimodal Transformer on the data of this pipeline. Every verdict is computed from the "
         "intervals by the rule that stands beside it. A claim holds when all of its comparisons hold and fails when one "
         "fails, that is, when a whole interval is on the wrong side; otherwise it is undecided.",
-        [ours, paper],
+        [ours, paper, samplers],
         [claim_shown(CLAIMS[name], judged, rows) for name, judged in claims.items()],
         f"The first {len(gallery)} captions of the test split, painted by the models of seed {seeds[0]}.",
         ["real", *(row.title for row in TABLE.values())],
         gallery,
+    )
+
+
+def sampler_table(samplers: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> ComparisonTable:
+    """X-LXMERT's tables 4 and 6 in miniature."""
+
+    def cell(records: Mapping[str, Mapping[str, Any]], column: str) -> Cell:
+        record, what = records.get(column), SAMPLER_COLUMNS[column]
+        if record is None or record["value"] is None:
+            return "–", ""
+        bounds = [record["low"], record["high"]]
+        below = "" if None in bounds else " .. ".join(number(bound, what) for bound in bounds)
+        return number(record["value"], what), below
+
+    return ComparisonTable(
+        "Samplers, as in X-LXMERT's tables 4 and 6",
+        "models/sequence, with the guidance of generate.paint; below a figure its 95% interval over pictures. Seconds: the codes "
+        "of one painting in a batch.",
+        ["", *(f"{c.title} {'↑' if c.higher_is_better else '↓'}" for c in SAMPLER_COLUMNS.values())],
+        [
+            (SAMPLER_TITLES[name], [cell(records, column) for column in SAMPLER_COLUMNS])
+            for name, records in samplers.items()
+        ],
     )
 
 

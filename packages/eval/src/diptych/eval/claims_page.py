@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .pictures import data_uri
+from .report.pictures import data_uri
 
 Cell = tuple[str, str]
 """A value and what stands below it, smaller."""
@@ -48,7 +48,7 @@ class ComparisonTable:
 
 
 @dataclass(frozen=True)
-class ComparisonPage:
+class ClaimsPage:
     """What the page shows; what is empty is left out. gallery: a prompt and, for each of `gallery_columns`, its name and a
     picture as PNG or JPEG, or None."""
 
@@ -61,17 +61,17 @@ class ComparisonPage:
     gallery: Sequence[tuple[str, Sequence[tuple[str, bytes | None]]]] = ()
 
 
-def write_comparison_page(page: ComparisonPage, path: Path) -> None:
+def write_claims_page(page: ClaimsPage, path: Path) -> None:
     """Write the self-contained page to `path`, whole or not at all; all text from outside is escaped."""
     environment = Environment(
-        loader=PackageLoader("diptych.eval.report", "."),
+        loader=PackageLoader("diptych.eval", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["data_uri"] = data_uri
-    text = environment.get_template("comparison.html.j2").render(page=page)
+    text = environment.get_template("claims_page.html.j2").render(page=page)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_text(text, encoding="utf-8")

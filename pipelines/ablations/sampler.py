@@ -1,0 +1,82 @@
+"""X-LXMERT's tables 4 and 6 in miniature: models/sequence painting the test split by one sampler, without any training."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from diptych.eval.figures import Figure, write_figures
+from diptych.model.decoding.decode import paint_captions
+from diptych.model.decoding.options import PaintOptions
+from diptych.model.precision import autocast_context
+from diptych.model.pretrained import load_transformer
+from pipelines.ablations.item import OUTPUTS, Table1Params, run
+from pipelines.generate import GenerateParams
+from pipelines.params import ParameterError
+from pipelines.stage import UNFINISHED_STORE, Stage, read_stage
+from pipelines.test_set import measure_model, test_set
+
+TRANSFORMER = Path("models/sequence")
+EMBEDDINGS = UNFINISHED_STORE / "ablations" / "embeddings"
+# of a grid of 8 x 8 cells: 200 steps are 136 more than there are cells
+SAMPLERS: dict[str, PaintOptions] = {
+    "mask_predict_1": PaintOptions(steps=1),
+    "mask_predict_4": PaintOptions(steps=4),
+    "mask_predict_10": PaintOptions(steps=10),
+    "rows": PaintOptions(method="rows"),
+    "random": PaintOptions(method="random"),
+    "random_200": PaintOptions(method="random", extra_steps=136),
+    "easiest": PaintOptions(method="easiest"),
+}
+
+
+def main(stage: Stage, table: Table1Params) -> None:
+    """Write ablations/samplers/SAMPLER.json: the figures of the paintings, and `painted.seconds` of one."""
+    name = stage.item["sampler"]
+    if name not in SAMPLERS:
+        raise ParameterError(f"{name}: no such sampler (known: {', '.join(SAMPLERS)})")
+    _, generation = read_stage("generate", GenerateParams)
+    options = replace(SAMPLERS[name], guidance=generation.paint.guidance)
+    generated = UNFINISHED_STORE / "ablations" / f"{name}.parquet"
+    measured = measure_model(TRANSFORMER, generated, captions=False, paint=options, embeddings=EMBEDDINGS)
+    generated.unlink()
+    seconds, count = seconds_per_painting(stage, generation, options)
+    figures = [*measured.figures, Figure("painted.seconds", seconds, count)]
+    with stage.write(f"{OUTPUTS}/samplers/{name}.json") as path:
+        write_figures(figures, path)
+
+
+def seconds_per_painting(
+    stage: Stage, generation: GenerateParams, options: PaintOptions
+) -> tuple[float, int]:
+    """Time that codes of one painting take in a batch of test captions, and how many these are: on a CPU that of the
+    processor, which what runs beside does not change; on a GPU that of the clock."""
+    import torch
+
+    model, tokenizer, codebook = load_transformer(TRANSFORMER, stage.device)
+    shards, _, to_paint = test_set(generation, stage.seed)
+    prompts = [
+        dataset.captions(index)[0]
+        for dataset in shards.values()
+        for index, key in enumerate(dataset.keys)
+        if key in to_paint
+    ][: generation.batch_size]
+    ids = tokenizer.encode(prompts, generation.caption.length).to(stage.device)
+    gpu = stage.device.startswith("cuda")
+    clock = time.perf_counter if gpu else time.process_time
+
+    def paint(rows: int) -> float:
+        begin = clock()
+        with torch.inference_mode(), autocast_context(stage.device, stage.machine.precision):
+            paint_captions(model, tokenizer, codebook, ids[:rows], options, list(range(rows)))
+        if gpu:
+            torch.cuda.synchronize()
+        return clock() - begin
+
+    paint(min(2, len(prompts)))
+    return paint(len(prompts)) / len(prompts), len(prompts)
+
+
+if __name__ == "__main__":
+    run("sampler", ("sampler",), main)
