@@ -1,0 +1,361 @@
+"""The paper's table 1: rows, their cost, the driver that runs them, the verdicts and the page."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pipeline_clone import REPOSITORY, Clone
+from ruamel.yaml import YAML
+
+from pipelines.ablations import __main__ as driver
+from pipelines.ablations import table1
+from pipelines.ablations.item import Table1Params
+from pipelines.ablations.sampler import SAMPLERS
+from pipelines.ablations.sequence import sequence_params
+from pipelines.ablations.table import CLAIMS, COLUMNS, SAMPLER_TITLES, TABLE, models
+from pipelines.ablations.token import token_params
+from pipelines.ablations.trainings import TRAININGS, tasks_of
+from pipelines.params import Machine, ParameterError, provided_by, read_params, read_section
+from pipelines.profile import write_profile
+from pipelines.stage import Stage
+from pipelines.train_sequence import TrainSequenceParams
+from pipelines.train_token import TrainTokenParams
+
+MATRICES = YAML(typ="safe").load(REPOSITORY / "pipelines/ablations/dvc.yaml")["stages"]
+BLACK_PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c6360000000020001e221bc330000000049"
+    "454e44ae426082"
+)
+
+
+@pytest.fixture
+def sections(tmp_path: Path) -> tuple[TrainTokenParams, TrainSequenceParams]:
+    """train_token and train_sequence of the default profile."""
+    write_profile("toybox", tmp_path / "params.yaml")
+    params = read_params(tmp_path / "params.yaml")
+    provided = provided_by(read_section(Machine, "machine", params), 0)
+    token = read_section(TrainTokenParams, "train_token", params, provided=provided)
+    return token, read_section(TrainSequenceParams, "train_sequence", params, provided=provided)
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [None, 333])
+def test_two_models_of_one_task_cost_what_ours_costs(sections, steps: int | None) -> None:
+    token, sequence = sections
+    rows = {row: token_params(row, token, steps, 7).training for row in ("ours", "captions", "paintings")}
+    assert rows["ours"].steps == (steps or token.training.steps)
+    assert rows["captions"].steps + rows["paintings"].steps == rows["ours"].steps
+    assert rows["captions"].steps == int(rows["ours"].steps * token.training.caption_share)
+    assert (rows["captions"].caption_share, rows["paintings"].caption_share) == (1, 0)
+    second = {row: sequence_params(row, sequence, steps, 7).training for row in rows}
+    assert second["captions"].steps + second["paintings"].steps == second["ours"].steps
+    assert set(second["captions"].cycle) == {"scst"} and set(second["paintings"].cycle) == {"clip", "paint"}
+    assert {config.seed for config in (*rows.values(), *second.values())} == {7}
+
+
+def test_rows_differ_from_ours_in_one_thing(sections) -> None:
+    token, sequence = sections
+    assert token_params("ours", token, None, token.training.seed).image_features == "two_level"
+    assert [token_params(row, token, None, 0).image_features for row in ("dense", "discrete")] == [
+        "dense",
+        "discrete",
+    ]
+    ours = sequence_params("ours", sequence, None, sequence.training.seed)
+    assert ours == sequence
+    features = sequence_params("features", sequence, None, 0).training
+    assert features.painting_loss == "features" and features.steps == ours.training.steps
+
+
+def test_a_model_of_one_task_is_stopped_by_its_own_figures(sections) -> None:
+    _, sequence = sections
+    for row, watched in (("captions", ("val_cider_d",)), ("paintings", ("val_main_object",))):
+        training = sequence_params(row, sequence, None, 0).training
+        assert training.evaluation and training.evaluation.stopping
+        assert training.evaluation.stopping.watched == watched
+        assert sequence.training.evaluation
+        times = training.steps / training.evaluation.every
+        assert times == pytest.approx(sequence.training.steps / sequence.training.evaluation.every, abs=0.5)
+
+
+def test_the_driver_runs_the_whole_matrix_in_order() -> None:
+    items = driver.work([0, 5])
+    wanted = {
+        f"{name}@{'-'.join(filter(None, (value, str(seed))))}"
+        for name in ("token", "sequence", "features", "measured")
+        for value in next((v for k, v in MATRICES[name]["matrix"].items() if k != "seed"), [""])
+        for seed in (0, 5)
+    }
+    assert {item.name for item in items} == wanted and len(items) == len(wanted)
+    for place, item in enumerate(items):
+        assert set(item.needs) <= {earlier.name for earlier in items[:place]}
+    assert {item.name for item in driver.samplers()} == {
+        f"sampler@{name}" for name in MATRICES["sampler"]["matrix"]["sampler"]
+    }
+    assert list(SAMPLERS) == list(SAMPLER_TITLES) and set(models()) == set(
+        MATRICES["measured"]["matrix"]["model"]
+    )
+    assert {tasks_of(model) for model in models()} == {"both", "captions", "paintings"}
+    assert {training.token for training in TRAININGS.values()} == set(MATRICES["token"]["matrix"]["row"])
+
+
+@pytest.mark.parametrize("seeds", [(), (1, 1), (-1,)])
+def test_wrong_seeds_are_named(seeds) -> None:
+    with pytest.raises(ValueError, match="seeds must be different whole numbers"):
+        Table1Params(seeds, None, None, 10, 1)
+
+
+# --- the driver, with a stand-in for dvc ------------------------------------------------------------------------------
+
+STAND_IN = """#!/bin/sh
+item=${3##*:}
+[ -e "$item.done" ] && echo "Stage $item didn't change, skipping" && exit 0
+if [ -e "$item.busy" ]; then rm "$item.busy"; echo "ERROR: Unable to acquire lock"; exit 1; fi
+echo "Running stage '$item'"
+echo "$item" >> ran
+case $item in *dense*) echo "token dense 0: params.yaml: no such thing"; echo "ERROR: failed to reproduce '$item'"; exit 1;; esac
+sleep ${PAUSE:-0}
+echo "$DIPTYCH_CORES" > "$item.done"
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, where `dvc` is a script that notes what ran; rows named dense fail."""
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin/dvc"
+    script.write_text(STAND_IN)
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_failed_item_leaves_the_others(stand_in: Path, capfd) -> None:
+    (stand_in / "token@ours-0.busy").touch()
+    with pytest.raises(
+        ParameterError, match=r"token@dense-0: token dense 0: params.yaml: no such thing"
+    ) as caught:
+        driver.run_items(driver.work([0]), 2, 0, 4)
+    assert "and 2 more" in str(caught.value) and "\n" not in str(caught.value)
+    ran = (stand_in / "ran").read_text().split()
+    assert "sequence@dense-0" not in ran and "measured@sequence_dense-0" not in ran
+    assert len(ran) == len(driver.work([0])) - 2 and len(set(ran)) == len(ran)
+    assert (stand_in / "token@ours-0.done").read_text().strip() == "2", "four cores for two items"
+    printed = capfd.readouterr()
+    assert "min left" in printed.out and "sequence@dense-0 not run" in printed.err
+
+
+def test_a_killed_driver_goes_on_where_it_was(stand_in: Path) -> None:
+    script = "from pipelines.ablations import __main__ as d; d.run_items([i for i in d.work([0]) if 'dense' not in i.name], 2, 0, 2)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
+    process = subprocess.Popen([sys.executable, "-c", script], env={**environment, "PAUSE": "0.3"})
+    deadline = time.monotonic() + 60
+    while len(list(stand_in.glob("*.done"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) != 0
+    before = {path.name for path in stand_in.glob("*.done")}
+    assert 3 <= len(before) < 15
+    time.sleep(1)
+    assert {path.name for path in stand_in.glob("*.done")} == before, "nothing goes on in the background"
+    (stand_in / "ran").unlink()
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    ran = (stand_in / "ran").read_text().split()
+    assert len(list(stand_in.glob("*.done"))) == 15
+    assert {f"{name}.done" for name in ran} | before == {path.name for path in stand_in.glob("*.done")}
+    assert not {f"{name}.done" for name in ran} & before, "what was done is not done again"
+
+
+# --- the table, on synthetic measurements -----------------------------------------------------------------------------
+
+
+def write_measured(gains: dict[str, dict[str, float]], seeds: int, noise: float = 0.02) -> None:
+    """Measurements in which ours is better than a row's models by `gains` in a column, a share of 1; elsewhere equal."""
+    generator = np.random.default_rng(0)
+    base = {column: generator.uniform(0.5, 1.5, (seeds, 60)) for column in COLUMNS}
+    for row in TABLE.values():
+        for model in row.models:
+            worse = next((g for name, g in gains.items() if model in TABLE[name].models), {})
+            for seed in range(seeds):
+                folder = Path(f"ablations/measured/{model}-{seed}")
+                folder.mkdir(parents=True, exist_ok=True)
+                records: list[dict[str, Any]] = []
+                columns: dict[str, Any] = {"image_id": [f"{number}" for number in range(60)]}
+                for column, what in COLUMNS.items():
+                    own = base[column][seed] - worse.get(column, 0.0) + generator.normal(0, noise, 60)
+                    for name in what.parts or (column,):
+                        columns[name] = own
+                    missing = column in ("caption.meteor", "caption.spice")
+                    value, reason = (None, "no Java") if missing else (float(own.mean()), None)
+                    records.append({"name": column, "value": value, "reason": reason})
+                (folder / "figures.json").write_text(json.dumps(records))
+                (folder / "parameters.txt").write_text("1000\n")
+                pq.write_table(pa.table(columns), folder / "pictures.parquet")
+                rows = [
+                    {
+                        "image_id": "0",
+                        "prompt": "a <red> kite",
+                        "caption": "c",
+                        "painted": BLACK_PNG,
+                        "real": BLACK_PNG,
+                    }
+                ]
+                pq.write_table(pa.Table.from_pylist(rows), folder / "examples.parquet")  # fmt: skip
+    Path("ablations/samplers").mkdir(parents=True, exist_ok=True)
+    for name in SAMPLER_TITLES:
+        record = {"name": "painted.seconds", "value": 0.5, "low": None, "high": None}
+        Path(f"ablations/samplers/{name}.json").write_text(json.dumps([record]))
+
+
+def made_table(tmp_path: Path, seeds: int) -> dict[str, Any]:
+    machine = Machine(1, 0, "cpu", "float32", 1.0, "features")
+    table1.main(
+        Stage("ablations/table1", 0, machine, {}), Table1Params(tuple(range(seeds)), None, None, 200, 1)
+    )
+    return json.loads((tmp_path / "metrics/table1.json").read_text())
+
+
+GOOD = {
+    "dense": {"painted.clip_score_judge": 0.1},
+    "without_sequence": {"caption.cider_d": 0.1, "painted.clip_score_judge": 0.1},
+    "without_clip": {"painted.clip_score_judge": 0.1, "painted.r_precision_judge": 0.1},
+}
+
+
+def opposite(gains: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {row: {column: -gain for column, gain in columns.items()} for row, columns in gains.items()}
+
+
+@pytest.mark.parametrize(
+    ("gains", "noise", "seeds", "wanted"),
+    [
+        (GOOD, 0.02, 3, dict.fromkeys(CLAIMS, "holds")),
+        (
+            opposite({**GOOD, "without_unified": {"caption.cider_d": 0.1}}),
+            0.02,
+            3,
+            dict.fromkeys(CLAIMS, "fails"),
+        ),
+        ({}, 0.6, 3, dict.fromkeys(CLAIMS, "undecided")),
+        (GOOD, 0.02, 1, dict.fromkeys(CLAIMS, "undecided")),
+        # nothing is lost, so that no interval excludes zero
+        ({}, 0.02, 3, {"unified": "holds", "two_level": "undecided", "sequence_level": "undecided", "clip_loss": "undecided"}),
+    ],
+)  # fmt: skip
+def test_claims_have_three_outcomes(
+    gains, noise: float, seeds: int, wanted: dict[str, str], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_measured(gains, seeds, noise)
+    figures = made_table(tmp_path, seeds)
+    assert {name: figures[f"claim.{name}"] for name in CLAIMS} == wanted
+    assert figures["seeds"] == seeds and figures["without_unified.parameters"] == 2000
+    assert "ours.caption.meteor.mean" not in figures
+    page = (tmp_path / "ablations/table1/index.html").read_text()
+    assert "no Java" in page and "a &lt;red&gt; kite" in page and "http" not in page
+    for verdict in set(wanted.values()):
+        assert f'<span class="verdict {verdict}">{verdict}</span>' in page
+    assert ("Likely" in page or "too few" in page or "one seed has no interval" in page) == (
+        set(wanted.values()) != {"holds"}
+    )
+
+
+def test_unfinished_seeds_are_left_out_and_none_is_an_error(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ParameterError, match=r"no seed of \[0\] has all its rows: run `make table1`"):
+        made_table(tmp_path, 1)
+    write_measured({}, 2)
+    shutil.rmtree("ablations/measured/token_ours-1")
+    machine = Machine(1, 0, "cpu", "float32", 1.0, "features")
+    table1.main(Stage("ablations/table1", 0, machine, {}), Table1Params((0, 1), None, None, 50, 1))
+    assert json.loads(Path("metrics/table1.json").read_text())["seeds"] == 1
+    assert "seeds 1 are not finished" in Path("ablations/table1/index.html").read_text()
+
+
+# --- real items -------------------------------------------------------------------------------------------------------
+
+
+def run_item(clone: Clone, *item: str) -> None:
+    done = clone.run("python", "-m", f"pipelines.ablations.{item[0]}", *item[1:])
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_a_row_is_trained_measured_and_compared(finished_clone: Clone, tmp_path: Path) -> None:
+    """Both stages and the measurement of ours for two seeds; stand-ins for other rows are copies, equal to ours."""
+    clone = finished_clone.copy(tmp_path / "clone")
+    outputs = clone.folder / "ablations"
+    for seed in ("0", "1"):
+        run_item(clone, "token", "ours", seed)
+        run_item(clone, "sequence", "ours", seed)
+        run_item(clone, "measured", "sequence_ours", seed)
+        for model in models():
+            if model != "sequence_ours":
+                shutil.copytree(
+                    outputs / f"measured/sequence_ours-{seed}", outputs / f"measured/{model}-{seed}"
+                )
+    ours = digest(outputs / "models/token_ours-0")
+    assert ours == digest(clone.folder / "models/token"), "seed 0 of ours is the pipeline's own model"
+    assert ours != digest(outputs / "models/token_ours-1")
+    assert digest(outputs / "models/sequence_ours-0") == digest(clone.folder / "models/sequence")
+    run_item(clone, "sampler", "mask_predict_1")
+    for name in SAMPLER_TITLES:
+        if name != "mask_predict_1":
+            shutil.copy(outputs / "samplers/mask_predict_1.json", outputs / f"samplers/{name}.json")
+    run_item(clone, "table1")
+    figures = json.loads((clone.folder / "metrics/table1.json").read_text())
+    measured = json.loads((clone.folder / "metrics/evaluate.json").read_text())
+    records = json.loads((outputs / "measured/sequence_ours-0/figures.json").read_text())
+    assert {r["name"]: r["value"] for r in records}["caption.cider_d"] == pytest.approx(
+        measured["caption.cider_d"], abs=1e-6
+    )
+    assert figures["dense.caption.cider_d.difference"] == 0 == figures["dense.caption.cider_d.low"]
+    assert figures["claim.unified"] in ("holds", "undecided")
+    samplers = json.loads((clone.folder / "metrics/samplers.json").read_text())
+    assert samplers["samplers.mask_predict_1.painted.seconds"] > 0
+    shown = clone.run("dvc", "metrics", "show", "metrics/table1.json", "--json")
+    assert shown.returncode == 0 and "claim.unified" in shown.stdout
+    assert clone.repro() == [], "the pipeline knows nothing of it"
+    assert list((clone.folder / ".cache/training").rglob("*.pt")) == []
+
+
+def test_a_killed_row_goes_on(finished_clone: Clone, tmp_path: Path) -> None:
+    clones = [finished_clone.copy(tmp_path / name) for name in ("undisturbed", "killed")]
+    for clone in clones:
+        clone.set_params("table1.token_steps=300", "machine.checkpoint_seconds=0")
+    run_item(clones[0], "token", "dense", "1")
+    process = subprocess.Popen(
+        **clones[1].command("python", "-m", "pipelines.ablations.token", "dense", "1"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    store = clones[1].folder / ".cache/training/ablations/token@dense-1"
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(int(path.stem.split("-")[1]) >= 5 for path in store.rglob("checkpoint-*.pt")):
+            break
+        time.sleep(0.01)
+    assert process.poll() is None, "the row ended before it could be killed"
+    process.kill()
+    process.wait()
+    run_item(clones[1], "token", "dense", "1")
+    ends = [digest(clone.folder / "ablations/models/token_dense-1") for clone in clones]
+    assert ends[0] == ends[1] and list(store.rglob("*.pt")) == []
