@@ -35,7 +35,8 @@ class Machine:
     precision: "float32", "bfloat16"; "auto" takes bfloat16 where the hardware multiplies it natively.
     checkpoint_seconds: wall time between two savings of a training's state.
     feature_store: folder that keeps extracted features by key; share it between clones to extract once.
-    processes: processes that share the steps of the image generator's and the transformer's trainings; "auto" takes one a GPU, one without GPU.
+    processes: processes that share the steps of the image generator's and the transformer's trainings, and its threads; "auto"
+        takes one a GPU, and on a CPU two where there are two threads and 14 GiB of memory.
     compile: run the losses of token-level training through torch.compile; minutes at the start, no gain on CPUs.
     """
 

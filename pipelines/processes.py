@@ -24,6 +24,9 @@ from pipelines.params import ParameterError
 from pipelines.stage import Stage
 
 T = TypeVar("T")
+# Memory of a machine on whose CPU a training runs as two processes by itself: the machine's, not what happens to be free, so
+# that a run can be repeated to the last bit.
+GIB_FOR_TWO = 14
 
 
 def run(name: str, kind: type[T], main: Callable[[Stage, T], None]) -> None:
@@ -43,8 +46,18 @@ def run(name: str, kind: type[T], main: Callable[[Stage, T], None]) -> None:
 
 
 def process_count(stage: Stage) -> int:
-    """`machine.processes`, "auto" resolved: one for each GPU, one where there is none or where one is named."""
+    """`machine.processes`, "auto" resolved: one for each GPU, one where a GPU is named, and on a CPU two that share the
+    threads, if there are two and the machine has the memory for it.
+
+    The layers of Toybox are small: a second thread waits for the first most of the time, while a second process has half of
+    every batch to itself.
+    """
     wanted, device = stage.machine.processes, stage.device
+    if wanted == "auto" and device == "cpu":
+        import psutil
+
+        room = psutil.virtual_memory().total >= GIB_FOR_TWO * 2**30
+        return 2 if stage.threads > 1 and room else 1
     if wanted == 1 or (wanted == "auto" and device != "cuda"):
         return 1
     if device.startswith("cuda:"):
