@@ -329,3 +329,22 @@ print(sorted({{"ray", "faiss", "pyarrow", "PIL", "safetensors"}} & absent))
     captions, paintings, refused = done.stdout.splitlines()
     assert captions == "torch.Size([2, 8])" and paintings.startswith("torch.Size([1, ")
     assert "safetensors" not in refused and (find_spec("ray") is None or "ray" in refused)
+
+
+def test_the_codebook_s_statistics_do_not_depend_on_threads() -> None:
+    """A run's checkpoints are found by its initial weights: with another number of threads they have to be the same."""
+    generator = torch.Generator().manual_seed(0)
+    codebooks = [torch.rand(512, 128, generator=generator).exp() for _ in range(20)]
+    config = named_config("toybox", vocab_size=9, codebook_size=512, feature_dim=128)
+    model = UnifiedTransformer(config)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            for codebook in codebooks:
+                model.set_codebook(codebook)
+                embedding = model.visual_embedding
+                found.append(torch.cat([embedding.feature_mean, embedding.feature_scale[None]]))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(torch.stack(found[:20]), torch.stack(found[20:]))

@@ -257,11 +257,11 @@ class ImageGenerator(nn.Module):
         """Fixes the input's shift and scale: the codebook [K, D] gets zero mean and unit mean variance.
 
         One scale for all dimensions, so that dimensions that hardly vary stay small. Call it once, before
-        training.
+        training. Sums are float64: in float32 they would depend on the number of threads, and a checkpoint on it.
         """
-        centred = codebook.float() - codebook.float().mean(0)
-        self.feature_mean.copy_(codebook.float().mean(0))
-        self.feature_scale.copy_(centred.square().mean().sqrt().clamp(min=1e-6))
+        mean = codebook.double().mean(0)
+        self.feature_mean.copy_(mean)
+        self.feature_scale.copy_((codebook.double() - mean).square().mean().sqrt().clamp(min=1e-6))
 
     def forward(self, grid: Tensor) -> Tensor:
         """grid: float [n, 64, D], of any precision -> float32 [n, 3, S, S] in -1..1."""

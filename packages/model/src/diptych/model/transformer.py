@@ -400,11 +400,13 @@ class UnifiedTransformer(nn.Module):
     @torch.no_grad()
     def set_codebook(self, codebook: Tensor) -> None:
         """Take the statistics of the visual input, and the tied head's weights if any, from ``codebook`` (float
-        ``[K, D]``): the mean vector, and one scale, the root mean square of the deviations from it."""
+        ``[K, D]``): the mean vector, and one scale, the root mean square of the deviations from it.
+
+        Sums are float64: in float32 they would depend on the number of threads, and a checkpoint would belong to it."""
         embedding = self.visual_embedding
-        embedding.feature_mean.copy_(codebook.mean(0))
+        embedding.feature_mean.copy_(codebook.double().mean(0))
         deviations = codebook.to(embedding.feature_mean) - embedding.feature_mean
-        embedding.feature_scale.copy_(deviations.square().mean().sqrt().clamp(min=1e-6))
+        embedding.feature_scale.copy_(deviations.double().square().mean().sqrt().clamp(min=1e-6))
         if self.code_head.tied:
             self.code_head.codes.weight.copy_(deviations / embedding.feature_scale)
 
