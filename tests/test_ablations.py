@@ -161,7 +161,11 @@ def test_a_failed_item_leaves_the_others(stand_in: Path, capfd) -> None:
 
 
 def test_a_killed_driver_goes_on_where_it_was(stand_in: Path) -> None:
-    script = "from pipelines.ablations import __main__ as d; d.run_items([i for i in d.work([0]) if 'dense' not in i.name], 2, 0, 2)"
+    script = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits it ignored
+        "from pipelines.ablations import __main__ as d\n"
+        "d.run_items([i for i in d.work([0]) if 'dense' not in i.name], 2, 0, 2)"
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
     process = subprocess.Popen([sys.executable, "-c", script], env={**environment, "PAUSE": "0.3"})
     deadline = time.monotonic() + 60
