@@ -344,7 +344,7 @@ def shown(row: RowValues, gap: Difference | None, column: str) -> Cell:
 
 def number(value: float, what: Column, sign: str = "") -> str:
     """In the papers' scale."""
-    return f"{value * what.scale:{sign}.{what.digits}f}"
+    return f"{value * what.scale:{sign}z.{what.digits}f}"
 
 
 def interval_shown(gap: Difference, what: Column) -> str:
@@ -375,7 +375,7 @@ def claim_shown(claim: Claim, judged: Sequence[Judged], rows: Mapping[str, RowVa
         gap = "not measured"
         if each.difference is not None:
             share = each.difference.value / scale_of(rows, comparison)
-            gap = f"{interval_shown(each.difference, what)}, {share:+.1%}"
+            gap = f"{interval_shown(each.difference, what)}, {share:+z.1%}"
         figures.append(ComparedFigure(name, rule, cells[0], cells[1], gap, each.verdict or ""))
         if each.verdict in ("fails", "undecided"):
             reasons.append(f"{name}: {reason(each, claim, rows)}")
