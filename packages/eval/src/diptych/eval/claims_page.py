@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from .report.pictures import data_uri
+from .report.rendering import write_page
 
 Cell = tuple[str, str]
 """A value and what stands below it, smaller."""
@@ -63,16 +60,4 @@ class ClaimsPage:
 
 def write_claims_page(page: ClaimsPage, path: Path) -> None:
     """Write the self-contained page to `path`, whole or not at all; all text from outside is escaped."""
-    environment = Environment(
-        loader=PackageLoader("diptych.eval", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["data_uri"] = data_uri
-    text = environment.get_template("claims_page.html.j2").render(page=page)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    write_page(path, "diptych.eval", "claims_page.html.j2", {}, page=page)

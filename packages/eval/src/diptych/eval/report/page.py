@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from .charts import cluster_sizes, curves
 from .labels import VIEWS, flatten, shown
-from .pictures import data_uri
+from .rendering import write_page
 from .tables import caption_rows, category_bars, headline, not_run, papers, picture_rows
 
 
@@ -72,15 +69,6 @@ def write_report(inputs: ReportInputs, path: Path | str) -> None:
 
     Raises UserError for a target that is neither a number nor a share such as "x0.7".
     """
-    environment = Environment(
-        loader=PackageLoader("diptych.eval.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["data_uri"] = data_uri
-    environment.filters["shown"] = shown
     metrics = {
         f"{stage}.{name}": value
         for stage, tree in inputs.metrics.items()
@@ -88,7 +76,11 @@ def write_report(inputs: ReportInputs, path: Path | str) -> None:
     }
     records = {record["name"]: record for record in inputs.figures}
     hard = category_bars(records)
-    page = environment.get_template("page.html.j2").render(
+    write_page(
+        Path(path),
+        "diptych.eval.report",
+        "page.html.j2",
+        {"shown": shown},
         inputs=inputs,
         views=VIEWS,
         headline=headline(metrics, records, inputs.targets, inputs.ceilings),
@@ -105,8 +97,3 @@ def write_report(inputs: ReportInputs, path: Path | str) -> None:
         longest=max((stage["minutes"] for stage in inputs.stages), default=0) or 1,
         peak=max((stage["peak_memory_gib"] or 0 for stage in inputs.stages), default=0),
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, path)
