@@ -112,11 +112,7 @@ def not_worse(difference: Difference, margin: float) -> Verdict:
 
 def better(difference: Difference) -> Verdict:
     """Whether something is better: it holds when the whole interval is above zero, fails when it is below."""
-    if difference.low is None or difference.high is None:
-        return "undecided"
-    if difference.low > 0:
-        return "holds"
-    return "fails" if difference.high < 0 else "undecided"
+    return not_worse(difference, 0.0)
 
 
 def all_of(verdicts: Sequence[Verdict]) -> Verdict:
