@@ -60,7 +60,6 @@ def measure_images(
     inception: Inception | None = None,
     frechet_clips: Sequence[str] | None = None,
     others: Sequence[Encoder] = (),
-    texts: Mapping[str, TextEmbeddings] | None = None,
     each: dict[str, np.ndarray] | None = None,
 ) -> tuple[list[Figure], dict[str, Embedded]]:
     """Figures of every kind of pictures, and what the networks made of them; one pass over the pictures of a kind.
@@ -68,8 +67,7 @@ def measure_images(
     kinds: pictures by kind, `reference` among them. captions: for each kind the caption of each picture, without prompt,
     None where there is none; a kind without captions gets no CLIPScore and no R-precision. frechet_clips: names of
     the clips in whose space Frechet distances are taken; all by default. others: encoders that are run in the same pass.
-    store: folder of embeddings (:func:`diptych.eval.pictures.embed`). texts: what each clip makes of captions, for callers
-    that want more of it; made here by default. each: a dict that takes the values of single pictures, float64 [n] by
+    store: folder of embeddings (:func:`diptych.eval.pictures.embed`). each: a dict that takes the values of single pictures, float64 [n] by
     figure, of the figures that are means of them; NaN where a picture has no part in it.
 
     Names begin with the kind: `fid`, `fid_blur_K` and `inception_score` by Inception; for every clip NAME
@@ -94,7 +92,7 @@ def measure_images(
         kind: embed(pictures, encoders, settings, store, kind)
         for kind, pictures in sorted(kinds.items(), key=lambda item: item[0] != reference)
     }
-    texts = texts or {name: TextEmbeddings(clip, settings.batch_size) for name, clip in clips.items()}
+    texts = {name: _TextEmbeddings(clip, settings.batch_size) for name, clip in clips.items()}
     figures: list[Figure] = []
     for kind in kinds:
         measure = _Kind(kind, embedded[kind], embedded[reference], settings, {} if each is None else each)
@@ -156,7 +154,7 @@ def _blurred(name: str, radius: float) -> str:
     return f"{name}_blur_{radius:g}" if radius else name
 
 
-class TextEmbeddings:
+class _TextEmbeddings:
     """Texts behind PROMPT as unit vectors; each text is encoded once."""
 
     def __init__(self, clip: Clip, batch_size: int) -> None:
