@@ -93,9 +93,9 @@ def main() -> None:
         print(f"{NAME}: metrics/table1.json, {OUTPUTS}/table1/index.html")
 
 
-def one_line(log: Path) -> str:
-    """What went wrong, from an item's log: the line that stands alone, before DVC's own."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+def one_line(log: str) -> str:
+    """What went wrong, from the text of an item's log: the line that stands alone, before DVC's own."""
+    lines = [line.strip() for line in log.splitlines()]
     said = [line for line in lines if line and not line.startswith(("Running stage", ">", "Updating lock"))]
     own = [line for line in said if not line.startswith(("ERROR: failed to reproduce", "WARNING"))]
     return own[-1] if own else "it said nothing"
@@ -148,6 +148,7 @@ def run_items(items: Sequence[Item], jobs: int, gpus: int, cores: int) -> None:
     """
     LOGS.mkdir(parents=True, exist_ok=True)
     waiting, running = list(items), dict[int, Job]()
+    names = {item.name for item in items}
     done: set[str] = set()
     failed: dict[str, str] = {}
     progress = Progress(items, jobs)
@@ -156,7 +157,6 @@ def run_items(items: Sequence[Item], jobs: int, gpus: int, cores: int) -> None:
             for item in [each for each in waiting if failed.keys() & set(each.needs)]:
                 waiting.remove(item)
                 failed[item.name] = f"not run: it needs {' and '.join(item.needs)}"
-            names = {item.name for item in items}
             for slot in [number for number in range(jobs) if number not in running]:
                 ready = [item for item in waiting if set(item.needs) & names <= done]
                 if ready:
@@ -173,7 +173,7 @@ def run_items(items: Sequence[Item], jobs: int, gpus: int, cores: int) -> None:
                     time.sleep(BUSY_SECONDS)
                     running[slot] = start(job.item, slot, jobs, gpus, cores, job.tries + 1)
                 elif status:
-                    failed[job.item.name] = f"{one_line(job.log)} (all of it: {job.log})"
+                    failed[job.item.name] = f"{one_line(log)} (all of it: {job.log})"
                     progress.finished(job, "FAILED", failed[job.item.name])
                 else:
                     done.add(job.item.name)
