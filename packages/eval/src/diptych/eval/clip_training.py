@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from open_clip.loss import ClipLoss
 from torch import Tensor
 from torch.nn import functional
 
@@ -64,7 +63,6 @@ def train_clip(
     `images` returns pictures by index; `captions[i]` are the captions of picture i. "accuracy" is the share of pictures of a batch that find their own caption.
     """
     clip.to(device)
-    contrastive = ClipLoss()
     words = read_words(config.swapped_words) if config.swapped_words else None
     swaps = [Swaps(words, category) for category in CATEGORIES] if words else []
 
@@ -86,9 +84,7 @@ def train_clip(
         # CLIP (Radford et al. 2021, section 2.5) keeps the scale of the logits below 100.
         scale = clip.model.logit_scale.clamp(max=_MAX_LOGIT_SCALE).exp()
         losses = [
-            contrastive(image_embeddings, embeddings, scale)
-            if not len(wrong)
-            else hard_contrastive_loss(image_embeddings, embeddings, wrong, scale)
+            hard_contrastive_loss(image_embeddings, embeddings, wrong, scale)
             for embeddings in text_embeddings.unbind(1)
         ]
         with torch.no_grad():
@@ -115,7 +111,7 @@ def swapped_texts(text: str, swaps: Sequence[Swaps], count: int, generator: np.r
 
 def hard_contrastive_loss(images: Tensor, texts: Tensor, wrong: Tensor, scale: Tensor) -> Tensor:
     """CLIP's symmetric loss of unit vectors [n, E] in which every picture also refuses all of `wrong` [m, E]
-    (Yuksekgonul et al. 2023, section 4.1)."""
+    (Yuksekgonul et al. 2023, section 4.1); with none, CLIP's own (open_clip's `ClipLoss`)."""
     own = torch.arange(len(images), device=images.device)
     to_texts = scale * images @ torch.cat([texts, wrong]).T  # [n, n + m]
     to_images = to_texts[:, : len(texts)].T
