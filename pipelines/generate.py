@@ -78,12 +78,7 @@ def main(stage: Stage, params: GenerateParams) -> None:
     with stage.write("data/generated") as folder:
         folder.mkdir()
         for name, wanted in params.sets.items():
-            splits = dict.fromkeys((*wanted.caption.splits, *wanted.paint.splits))
-            shards = {split: ShardDataset(Path("data/shards"), split) for split in splits}
-            keys = {split: dataset.keys for split, dataset in shards.items()}
-            to_caption, to_paint = (
-                draw(sample, keys, stage.seed) for sample in (wanted.caption, wanted.paint)
-            )
+            shards, to_caption, to_paint = pictures_of(wanted, stage.seed)
             print(f"{name}: {len(to_caption)} pictures to caption, {len(to_paint)} to paint")
             write_rows(folder / f"{name}.parquet", generate(stage, params, shards, to_caption, to_paint))
 
@@ -108,6 +103,14 @@ def write_rows(path: Path, batches: Iterable[list[dict]]) -> None:
     with pq.ParquetWriter(path, schema, compression="none") as writer:
         for rows in batches:
             writer.write_table(pa.Table.from_pylist(rows, schema))
+
+
+def pictures_of(wanted: EvaluationSet, seed: int) -> tuple[dict[str, ShardDataset], set[str], set[str]]:
+    """The shards of a set, by their splits, and the ids of its pictures to caption and to paint."""
+    splits = dict.fromkeys((*wanted.caption.splits, *wanted.paint.splits))
+    shards = {split: ShardDataset(Path("data/shards"), split) for split in splits}
+    keys = {split: dataset.keys for split, dataset in shards.items()}
+    return shards, draw(wanted.caption, keys, seed), draw(wanted.paint, keys, seed)
 
 
 def draw(sample: Sample, keys: Mapping[str, Sequence[str]], seed: int) -> set[str]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diptych.features.shards import ShardDataset
 from pipelines import stage as stages
 from pipelines.evaluate import EMBEDDINGS, EvaluateParams, measure
-from pipelines.generate import GenerateParams, draw, generate, write_rows
+from pipelines.generate import GenerateParams, generate, pictures_of, write_rows
 
 if TYPE_CHECKING:
     from diptych.eval.figures import Figure
@@ -43,20 +41,10 @@ def measure_model(
     _, evaluation = stages.read_stage("evaluate", EvaluateParams)
     if paint is not None:
         generation = replace(generation, paint=paint)
-    shards, to_caption, to_paint = test_set(generation, stage.seed)
+    shards, to_caption, to_paint = pictures_of(generation.sets["test"], stage.seed)
     table.parent.mkdir(parents=True, exist_ok=True)
     batches = generate(
         stage, generation, shards, to_caption if captions else set(), to_paint if paintings else set(), transformer
     )  # fmt: skip
     write_rows(table, batches)
     return Measured(*measure(stage, evaluation, table, unseen=Path("none"), embeddings=embeddings))
-
-
-def test_set(params: GenerateParams, seed: int) -> tuple[Mapping[str, ShardDataset], set[str], set[str]]:
-    """The shards of the set that `evaluate` measures, and the ids of its pictures to caption and to paint."""
-    wanted = params.sets["test"]
-    splits = dict.fromkeys((*wanted.caption.splits, *wanted.paint.splits))
-    shards = {split: ShardDataset(Path("data/shards"), split) for split in splits}
-    keys = {split: dataset.keys for split, dataset in shards.items()}
-    to_caption, to_paint = (draw(sample, keys, seed) for sample in (wanted.caption, wanted.paint))
-    return shards, to_caption, to_paint

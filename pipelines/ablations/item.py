@@ -13,10 +13,12 @@ from typing import Any
 
 from pipelines import stage as stages
 from pipelines.params import Machine, ParameterError, at_least, read_params, read_section
-from pipelines.stage import Stage
+from pipelines.stage import UNFINISHED_STORE, Stage
 
 PIPELINE = Path("pipelines/ablations/dvc.yaml")
 OUTPUTS = "ablations"
+# what networks made of pictures, shared by all items: real pictures and reconstructions are the same for all models
+EMBEDDINGS = UNFINISHED_STORE / "ablations" / "embeddings"
 
 
 @dataclass(frozen=True)

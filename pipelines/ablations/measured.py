@@ -8,13 +8,10 @@ from typing import Any
 
 from diptych.eval.figures import write_figures
 from diptych.model.pretrained import load_transformer
-from pipelines.ablations.item import OUTPUTS, Table1Params, run
+from pipelines.ablations.item import EMBEDDINGS, OUTPUTS, Table1Params, run
 from pipelines.ablations.trainings import tasks_of
 from pipelines.stage import UNFINISHED_STORE, Stage
 from pipelines.test_set import measure_model
-
-# of real pictures and reconstructions all models have the same
-EMBEDDINGS = UNFINISHED_STORE / "ablations" / "embeddings"
 
 
 def main(stage: Stage, table: Table1Params) -> None:

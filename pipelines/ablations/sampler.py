@@ -11,14 +11,13 @@ from diptych.model.decoding.decode import paint_captions
 from diptych.model.decoding.options import PaintOptions
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import load_transformer
-from pipelines.ablations.item import OUTPUTS, Table1Params, run
-from pipelines.generate import GenerateParams
+from pipelines.ablations.item import EMBEDDINGS, OUTPUTS, Table1Params, run
+from pipelines.generate import GenerateParams, pictures_of
 from pipelines.params import ParameterError
 from pipelines.stage import UNFINISHED_STORE, Stage, read_stage
-from pipelines.test_set import measure_model, test_set
+from pipelines.test_set import measure_model
 
 TRANSFORMER = Path("models/sequence")
-EMBEDDINGS = UNFINISHED_STORE / "ablations" / "embeddings"
 # of a grid of 8 x 8 cells: 200 steps are 136 more than there are cells
 SAMPLERS: dict[str, PaintOptions] = {
     "mask_predict_1": PaintOptions(steps=1),
@@ -55,7 +54,7 @@ def seconds_per_painting(
     import torch
 
     model, tokenizer, codebook = load_transformer(TRANSFORMER, stage.device)
-    shards, _, to_paint = test_set(generation, stage.seed)
+    shards, _, to_paint = pictures_of(generation.sets["test"], stage.seed)
     prompts = [
         dataset.captions(index)[0]
         for dataset in shards.values()
