@@ -12,11 +12,11 @@ from diptych.eval.clip import ClipConfig
 from diptych.eval.clip_training import ClipTrainingConfig
 from diptych.eval.inspector import (
     InspectorConfig,
-    InspectorTrainingConfig,
     build_inspector,
     save_inspector,
     train_inspector,
 )
+from diptych.eval.training import PictureTrainingConfig
 from diptych.features.shards import ShardDataset
 from pipelines.clip_training import write_clip
 from pipelines.clips import PretrainedClip
@@ -31,7 +31,7 @@ class InspectorParams:
     """network: its sizes; training: its schedule."""
 
     network: InspectorConfig
-    training: InspectorTrainingConfig
+    training: PictureTrainingConfig
 
 
 @dataclass(frozen=True)

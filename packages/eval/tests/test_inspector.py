@@ -12,7 +12,6 @@ from diptych.eval.errors import UserError
 from diptych.eval.inspector import (
     Inspector,
     InspectorConfig,
-    InspectorTrainingConfig,
     build_inspector,
     load_inspector,
     main_and_second,
@@ -20,9 +19,10 @@ from diptych.eval.inspector import (
     save_inspector,
     train_inspector,
 )
+from diptych.eval.training import PictureTrainingConfig, spoilt
 
 CONFIG = InspectorConfig(image_size=32, channels=(12, 24, 32))
-TRAINING = InspectorTrainingConfig(
+TRAINING = PictureTrainingConfig(
     steps=150,
     batch_size=64,
     learning_rate=5e-3,
@@ -82,6 +82,31 @@ def test_resumed_training_ends_with_equal_weights(drawn, crashing_checkpoints) -
     train_inspector(config, resumed, lambda chosen: pictures[chosen], objects, crash)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_pictures_are_spoilt_as_the_settings_say() -> None:
+    torch.manual_seed(0)
+    pictures = torch.rand(64, 3, 8, 8)
+    nothing = dataclasses.replace(TRAINING, shift_pixels=0, brightness=0.0, blur=0.0, noise=0.0)
+
+    def spoil(**settings: float) -> torch.Tensor:
+        return spoilt(pictures, dataclasses.replace(nothing, **settings), np.random.default_rng(0))
+
+    assert torch.equal(spoil(), pictures)
+    ratios = spoil(brightness=0.2) / pictures
+    assert 0.8 <= float(ratios.min()) < 0.85 and 1.0 <= float(ratios[:, 0, 0, 0].max()) <= 1.2
+    blurred = spoil(blur=0.5)
+    untouched = (blurred == pictures).flatten(1).all(1)
+    assert 0.3 < float(untouched.float().mean()) < 0.7
+    assert float(blurred[~untouched].var()) < float(pictures[~untouched].var())
+    noise = (spoil(noise=0.1) - pictures).flatten(1).std(1)
+    assert float(noise.min()) < 0.02 and 0.07 < float(noise.max()) < 0.11
+
+
+@pytest.mark.parametrize("wrong", [{"shift_pixels": -1}, {"noise": -0.1}, {"brightness": 1.0}, {"blur": 1.5}])
+def test_impossible_spoiling_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        dataclasses.replace(TRAINING, **wrong)
 
 
 def test_the_second_object_differs_from_the_main_one_and_scenery_is_dropped() -> None:

@@ -21,7 +21,14 @@ from torch.nn import functional
 
 from diptych.eval.errors import UserError
 from diptych.eval.precision import autocast_context
-from diptych.eval.training import Checkpoints, ImageReader, TrainingConfig, batch_indices, shifted, train
+from diptych.eval.training import (
+    Checkpoints,
+    ImageReader,
+    PictureTrainingConfig,
+    batch_indices,
+    spoilt,
+    train,
+)
 
 FORMAT = "diptych-inspector/1"
 ROLES = ("main", "second")
@@ -41,20 +48,6 @@ class InspectorConfig:
 
     image_size: int
     channels: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class InspectorTrainingConfig(TrainingConfig):
-    """A schedule and how real pictures are spoilt, so that blurred, painted ones are read fairly.
-
-    shift_pixels: pictures move by up to so many pixels. brightness: a factor of 1 +- this. blur: share
-    of pictures (0..1) that are blurred. noise: largest standard deviation of added noise (pixels 0..1).
-    """
-
-    shift_pixels: int
-    brightness: float
-    blur: float
-    noise: float
 
 
 class _Block(nn.Module):
@@ -201,7 +194,7 @@ def build_inspector(config: InspectorConfig, objects: Sequence[Objects], seed: i
 
 
 def train_inspector(
-    config: InspectorTrainingConfig,
+    config: PictureTrainingConfig,
     inspector: Inspector,
     images: ImageReader,
     objects: Sequence[Objects],
@@ -214,7 +207,7 @@ def train_inspector(
 
     def loss_at(step: int, generator: np.random.Generator) -> dict[str, Tensor]:
         chosen = batch_indices(len(objects), config.batch_size, config.seed, step)
-        pictures = _spoil(images(chosen).to(device).float() / 255, config, generator)
+        pictures = spoilt(images(chosen).to(device).float() / 255, config, generator)
         with autocast_context(device, config.precision):
             logits = inspector(pictures)
         wanted = targets[torch.from_numpy(chosen).to(device)]
@@ -228,21 +221,6 @@ def train_inspector(
         return {"loss": torch.stack(losses).sum(), "main_object": (both[0] & both[1]).float().mean()}
 
     return train("inspector", inspector, config, loss_at, checkpoints)
-
-
-def _spoil(images: Tensor, config: InspectorTrainingConfig, generator: np.random.Generator) -> Tensor:
-    """Shift, dim or brighten, blur and add noise, each picture in its own way."""
-    count, device = len(images), images.device
-
-    def per_picture(low: float, high: float) -> Tensor:
-        return torch.from_numpy(generator.uniform(low, high, (count, 1, 1, 1)).astype(np.float32)).to(device)
-
-    images = shifted(images, config.shift_pixels, generator)
-    images = images * per_picture(1 - config.brightness, 1 + config.brightness)
-    blurred = functional.avg_pool2d(functional.pad(images, (1,) * 4, mode="replicate"), 3, stride=1)
-    strength = per_picture(0, 1) * (per_picture(0, 1) < config.blur)
-    images = images.lerp(blurred, strength)
-    return (images + torch.randn_like(images) * per_picture(0, config.noise)).clamp(0, 1)
 
 
 def save_inspector(inspector: Inspector, folder: Path | str) -> None:

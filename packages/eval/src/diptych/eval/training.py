@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from tqdm import tqdm
 
 from diptych.eval.errors import UserError
@@ -63,6 +64,30 @@ class TrainingConfig:
             return self.learning_rate * (step + 1) / self.warmup_steps
         share = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureTrainingConfig(TrainingConfig):
+    """A schedule and how real pictures are spoilt, so that blurred, grainy, painted ones are read fairly.
+
+    shift_pixels: pictures move by up to so many pixels; they are never flipped, because captions say left and right.
+    brightness: a factor of 1 +- this. blur: share of pictures (0..1) that are blurred, each by its own strength, a
+    3x3 mean at most. noise: largest standard deviation of added noise (pixels 0..1), drawn for each picture.
+    """
+
+    shift_pixels: int
+    brightness: float = 0.0
+    blur: float = 0.0
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shift_pixels < 0 or self.noise < 0:
+            raise UserError("shift_pixels and noise must be at least 0")
+        if not (0 <= self.brightness < 1 and 0 <= self.blur <= 1):
+            raise UserError(
+                f"brightness and blur must be within 0..1, are {self.brightness:g} and {self.blur:g}"
+            )
 
 
 def batch_indices(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:
@@ -146,12 +171,31 @@ def train(
     return history
 
 
+def spoilt(images: Tensor, config: PictureTrainingConfig, generator: np.random.Generator) -> Tensor:
+    """Float pictures [n, 3, H, W] in 0..1, each shifted, dimmed or brightened, blurred and noisy in its own way."""
+    count, device = len(images), images.device
+
+    def per_picture(low: float, high: float) -> Tensor:
+        return torch.from_numpy(generator.uniform(low, high, (count, 1, 1, 1)).astype(np.float32)).to(device)
+
+    images = shifted(images, config.shift_pixels, generator)
+    if config.brightness:
+        images = images * per_picture(1 - config.brightness, 1 + config.brightness)
+    if config.blur:
+        padded = functional.pad(images, (1,) * 4, mode="replicate")
+        strength = per_picture(0, 1) * (per_picture(0, 1) < config.blur)
+        images = images.lerp(functional.avg_pool2d(padded, 3, stride=1), strength)
+    if config.noise:
+        images = images + torch.randn_like(images) * per_picture(0, config.noise)
+    return images.clamp(0, 1)
+
+
 def shifted(images: Tensor, pixels: int, generator: np.random.Generator) -> Tensor:
     """Float pictures [n, 3, H, W], each moved by up to `pixels` either way; edges repeat."""
     if not pixels:
         return images
     height, width = images.shape[-2:]
-    padded = torch.nn.functional.pad(images, (pixels,) * 4, mode="replicate")
+    padded = functional.pad(images, (pixels,) * 4, mode="replicate")
     offsets = generator.integers(0, 2 * pixels + 1, size=(len(images), 2))
     moved = [
         picture[:, y : y + height, x : x + width] for picture, (y, x) in zip(padded, offsets, strict=True)
