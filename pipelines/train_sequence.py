@@ -121,4 +121,4 @@ def inspection(val: ShardDataset, device: str) -> Callable[[Tensor, list[int]], 
 
 
 if __name__ == "__main__":
-    run("train_sequence", TrainSequenceParams, main)
+    run("train_sequence", TrainSequenceParams, main, on_cpu=2)
