@@ -9,7 +9,7 @@ from pipelines.stage import Stage
 
 
 def main(stage: Stage, table: Table1Params) -> None:
-    """Write ablations/models/sequence_features-SEED and the training's histories."""
+    """Write ablations/models/sequence_features-SEED and the training's history."""
     train_row("features", stage, table)
 
 

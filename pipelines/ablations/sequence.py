@@ -6,16 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from diptych.model.pretrained import save_transformer
-from diptych.model.training.sequence import SequenceTrainingConfig
 from pipelines import train_sequence
 from pipelines.ablations.item import OUTPUTS, Table1Params, run
-from pipelines.ablations.trainings import TRAININGS, Tasks
+from pipelines.ablations.trainings import TRAININGS
 from pipelines.stage import Stage, read_stage
 from pipelines.train_sequence import TrainSequenceParams
 
 
 def main(stage: Stage, table: Table1Params) -> None:
-    """Write ablations/models/sequence_ROW-SEED and the training's histories."""
+    """Write ablations/models/sequence_ROW-SEED and the training's history."""
     train_row(stage.item["row"], stage, table)
 
 
@@ -29,7 +28,6 @@ def train_row(row: str, stage: Stage, table: Table1Params) -> None:
     with stage.write(f"{OUTPUTS}/models/sequence_{row}-{seed}") as folder:
         save_transformer(folder, *model)
     stage.write_history(f"{OUTPUTS}/histories/sequence_{row}-{seed}.csv", record.history)
-    stage.write_history(f"{OUTPUTS}/histories/sequence_{row}_val-{seed}.csv", record.evaluations)
 
 
 def sequence_params(
@@ -37,10 +35,10 @@ def sequence_params(
 ) -> TrainSequenceParams:
     """The section train_sequence as this row's stage 2 takes it. steps: of ours, null those of the section.
 
-    There are as many evaluations meanwhile as the section has; a model of one task is not stopped by figures of the other.
+    Nothing is measured meanwhile, and so nothing ends a training early: all rows take the steps that they are said to take.
     """
     training, section = TRAININGS[row], params.training
-    ours = replace(section, steps=steps or section.steps, seed=seed)
+    ours = replace(section, steps=steps or section.steps, seed=seed, evaluation=None)
     own = ours
     if training.tasks != "both":
         kept = ("scst",) if training.tasks == "captions" else ("clip", "paint")
@@ -52,22 +50,7 @@ def sequence_params(
         own = replace(ours, steps=count, **dropped)  # type: ignore[arg-type]
     if training.painting_loss:
         own = replace(own, painting_loss=training.painting_loss)
-    return replace(params, training=with_evaluation(own, section, training.tasks))
-
-
-def with_evaluation(
-    config: SequenceTrainingConfig, section: SequenceTrainingConfig, tasks: Tasks
-) -> SequenceTrainingConfig:
-    """`config` with the section's evaluation in its own number of steps, watching figures of these tasks only."""
-    evaluation = section.evaluation
-    if evaluation is None:
-        return config
-    every = max(1, round(evaluation.every * config.steps / section.steps))
-    stopping = evaluation.stopping
-    if stopping is not None and tasks != "both":
-        watched = tuple(name for name in stopping.watched if (name == "val_cider_d") == (tasks == "captions"))
-        stopping = replace(stopping, watched=watched) if watched else None
-    return replace(config, evaluation=replace(evaluation, every=every, stopping=stopping))
+    return replace(params, training=own)
 
 
 if __name__ == "__main__":
