@@ -240,13 +240,17 @@ def test_greedy_captions_do_not_change_what_is_sampled_beside_them(tiny):
     assert not together[:, 0].equal(together[:, 1])
 
 
-def test_the_weight_of_the_clip_loss_scales_its_gradient_alone(tiny):
-    config = dataclasses.replace(SEQUENCE, steps=1, scst_steps=0, paint_steps=0, clip_norm=1e9)
+@pytest.mark.parametrize(("task", "figure"), [("scst", "scst_reward"), ("clip", "clip_loss")])
+def test_the_weight_of_a_loss_scales_its_gradient_alone(tiny, task, figure):
+    others = {f"{name}_steps": 0 for name in ("scst", "clip", "paint") if name != task}
+    config = dataclasses.replace(SEQUENCE, steps=1, clip_norm=1e9, **others)
     (_, once), (_, thrice) = (
-        run_sequence(tiny, dataclasses.replace(config, clip_weight=weight), None) for weight in (1.0, 3.0)
+        run_sequence(tiny, dataclasses.replace(config, **{f"{task}_weight": weight}), None)
+        for weight in (1.0, 3.0)
     )
+    assert once[0]["gradient_norm"] > 0
     assert thrice[0]["gradient_norm"] == pytest.approx(3 * once[0]["gradient_norm"], rel=1e-4)
-    assert thrice[0]["clip_loss"] == pytest.approx(once[0]["clip_loss"])
+    assert thrice[0][figure] == pytest.approx(once[0][figure])
 
 
 def test_the_rate_of_stage_2_stays_or_falls(tiny):
@@ -258,7 +262,7 @@ def test_the_rate_of_stage_2_stays_or_falls(tiny):
     assert stays[-1]["learning_rate"] == config.learning_rate > 3 * falls[-1]["learning_rate"] > 0
 
 
-@pytest.mark.parametrize("wrong", [{"warmup_share": 1.5}, {"clip_weight": -1.0}])
+@pytest.mark.parametrize("wrong", [{"warmup_share": 1.5}, {"clip_weight": -1.0}, {"scst_weight": -1.0}])
 def test_a_setting_out_of_range_is_named(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         dataclasses.replace(SEQUENCE, **wrong)

@@ -64,8 +64,8 @@ class SequenceTrainingConfig(LoopConfig):
         samples_per_image: captions that SCST samples of each image [1].
         baseline: of a sample's reward: ``greedy``, the reward of the greedy caption [greedy], or ``mean``, that of the
             image's other samples.
-        clip_weight: of the loss of whole pictures [1]. All tasks share AdamW's estimate of the gradients' sizes, and this
-            task's gradient is the smallest by far: at 1 its steps are shorter than those of the others.
+        scst_weight, clip_weight: of the losses of captions and of whole pictures [1, 1]. All tasks share AdamW's estimate of
+            the gradients' sizes: a task whose gradient is smaller than the others' takes shorter steps.
         painting_loss: of whole pictures: ``clip`` [clip], or ``features``, the mean squared error to the real picture's
             grid features ("w/o CLIP-based loss" in UMT table 1).
         mask_predict_steps: k of painting [4].
@@ -96,6 +96,7 @@ class SequenceTrainingConfig(LoopConfig):
     baseline: Literal["greedy", "mean"] = "greedy"
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_share: float = 0.0
+    scst_weight: float = 1.0
     clip_weight: float = 1.0
     painting_loss: Literal["clip", "features"] = "clip"
     mask_predict_steps: int
@@ -120,8 +121,9 @@ class SequenceTrainingConfig(LoopConfig):
             raise UserError(f"least_masked must be in [0, 1), is {self.least_masked}")
         if not 0 <= self.warmup_share <= 1:
             raise UserError(f"warmup_share must be in [0, 1], is {self.warmup_share}")
-        if self.clip_weight < 0:
-            raise UserError(f"clip_weight must be at least 0, is {self.clip_weight}")
+        for name in ("scst_weight", "clip_weight"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must be at least 0, is {getattr(self, name)}")
         for name in ("sample_temperature", "paint_temperature", "gumbel_temperature"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be above 0, is {getattr(self, name)}")
@@ -156,8 +158,8 @@ def scst_parts(
     reward: CaptionReward,
     share: float,
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """SCST loss of captions, of images that show these ``features``, sampled by their images' seeds, times ``share``, in the parts of :func:`scst_losses`; the
-    mean rewards come with the first.
+    """SCST loss of captions, of images that show these ``features``, sampled by their images' seeds, times ``share`` and
+    ``scst_weight``, in the parts of :func:`scst_losses`; the mean rewards come with the first.
 
     Sampling and scoring both run without dropout, so the scored policy is the one that was sampled. The greedy caption
     and the samples of all images are decoded together, without gradients, through the cache; then the sampled words
@@ -187,7 +189,7 @@ def scst_parts(
         else:
             sampled, baselines = rewards, (rewards.sum(1, keepdim=True) - rewards) / (samples - 1)
         reported = {"scst_reward": sampled.mean(), f"{config.baseline}_reward": baselines.mean()}
-        advantages = (share * (sampled - baselines)).flatten()
+        advantages = (config.scst_weight * share * (sampled - baselines)).flatten()
         ids = ids.view(len(indices), rows, -1)[:, int(greedy) :].flatten(0, 1)
     for compute in scst_losses(model, tokenizer, images, ids, advantages, config.sample_temperature):
         with autocast_context(device, config.precision):
