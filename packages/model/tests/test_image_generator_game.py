@@ -407,6 +407,37 @@ def test_the_perceptual_encoder_sees_both_pictures_shifted_alike() -> None:
     assert perceptual_loss(encoder, painted, real).item() == perceptual_loss(encoder, painted, real).item()
 
 
+def test_the_discriminator_sees_both_pictures_shifted_alike_and_its_gradient_comes_back_in_place() -> None:
+    torch.manual_seed(0)
+    discriminator = Discriminator(GAME.discriminator, 32, codebook(16))
+    real, painted = torch.rand(2, 3, 3, 32, 32) * 2 - 1
+    codes = torch.randint(4, (3, 64))
+
+    def gradient(shift: int, pictures: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        canvas = pictures.clone().requires_grad_()
+        _, (loss, _) = play(
+            dataclasses.replace(GAME, shift=shift), copy.deepcopy(discriminator), canvas, others, codes
+        )
+        return torch.autograd.grad(loss, canvas)[0]
+
+    found = set()
+    for _ in range(8):
+        moved = gradient(1, painted, real)
+        places = [
+            (down, right)
+            for down in range(2)
+            for right in range(2)
+            if torch.allclose(
+                moved.roll((down, right), (2, 3)),
+                gradient(0, painted.roll((down, right), (2, 3)), real.roll((down, right), (2, 3))),
+                atol=1e-7,
+            )
+        ]
+        assert len(places) == 1
+        found.update(places)
+    assert len(found) > 2
+
+
 # ---- the perceptual encoder of the papers ------------------------------------------------------------------------
 
 

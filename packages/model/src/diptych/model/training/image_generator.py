@@ -34,7 +34,7 @@ from diptych.model.training.loop import (
     warmup_constant,
     warmup_cosine,
 )
-from diptych.model.training.perceptual import PyramidEncoder, feature_distance, perceptual_loss
+from diptych.model.training.perceptual import PyramidEncoder, feature_distance, perceptual_loss, shifted
 from diptych.model.training.processes import current_processes
 
 SCHEDULES = ("cosine", "constant")
@@ -71,6 +71,7 @@ class GameConfig:
     learning_rate: of the discriminator, the peak [1e-4; the generator's is 4e-4].
     adversarial_weight, code_weight: of the hinge and the AC-GAN loss, for both networks [1, 1].
     feature_weight: of feature matching [10].
+    shift: as perceptual_shift, before the discriminator, whose strides paint a grid too [0].
     """
 
     warm_start_steps: int
@@ -79,6 +80,7 @@ class GameConfig:
     adversarial_weight: float
     code_weight: float
     feature_weight: float
+    shift: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,8 +268,9 @@ def play(
     painted and real: float [n, 3, S, S] in -1..1; codes: int64 [n, 64], of both.
     """
     painted, canvas = painted.detach().requires_grad_(), painted
+    seen, seen_real = shifted(config.shift, painted, real)
     with cached():  # one power iteration, and the same weights for both
-        of_real, judged = discriminator(real), discriminator(painted)
+        of_real, judged = discriminator(seen_real), discriminator(seen)
     terms = {
         "adversarial": -judged.verdicts.mean(),
         "code": code_loss(judged, codes),

@@ -73,16 +73,24 @@ def _read_state(file: Path) -> dict[str, Tensor]:
 def perceptual_loss(encoder: PyramidEncoder, painted: Tensor, real: Tensor, shift: int = 0) -> Tensor:
     """X-LXMERT D.5, equation 5: Huber distance of the encoder's feature maps, mean per map, summed over maps.
 
-    painted and real: float [n, 3, S, S] in -1..1; the gradient flows to `painted` only. shift: both are shifted alike,
-    by 0 to so many pixels down and right (what leaves on one side enters on the other), drawn from torch's generator.
-    An encoder's strides always weigh the same pixels more, and paint a grid where the pictures stand still.
+    painted and real: float [n, 3, S, S] in -1..1; the gradient flows to `painted` only. shift: see `shifted`.
     """
-    if shift:
-        offsets = torch.randint(shift + 1, (2,)).tolist()
-        painted, real = (torch.roll(pictures, offsets, dims=(2, 3)) for pictures in (painted, real))
+    painted, real = shifted(shift, painted, real)
     with torch.no_grad():
         targets = encoder.pyramid((real + 1) / 2)
     return feature_distance(encoder.pyramid((painted + 1) / 2), targets)
+
+
+def shifted(most: int, painted: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Both pictures [n, 3, S, S] moved alike, by 0 to `most` pixels down and right, drawn from torch's generator.
+
+    What leaves on one side enters on the other. A network's strides always weigh the same pixels more, and a loss through
+    it paints a grid where the pictures stand still.
+    """
+    if not most:
+        return painted, real
+    offsets = torch.randint(most + 1, (2,)).tolist()
+    return torch.roll(painted, offsets, dims=(2, 3)), torch.roll(real, offsets, dims=(2, 3))
 
 
 def feature_distance(found: list[Tensor], targets: list[Tensor]) -> Tensor:
