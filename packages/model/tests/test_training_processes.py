@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from diptych.model.errors import UserError
-from diptych.model.training.processes import Processes
+from diptych.model.training.processes import Processes, threads_of_all
 
 SCRIPT = Path(__file__).with_name("training_process.py")
 
@@ -134,3 +134,12 @@ def test_rows_are_shared_without_loss_or_repetition() -> None:
         UserError, match=r"batch of 3 cannot be cut into 4 pieces \(accumulation 2 times 2 processes"
     ):
         Processes(0, 2).own_pieces(3, 2)
+
+
+def test_a_process_that_others_wait_for_has_their_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    own = torch.get_num_threads()
+    with pytest.raises(RuntimeError), threads_of_all():
+        assert torch.get_num_threads() == 3 * own
+        raise RuntimeError
+    assert torch.get_num_threads() == own

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diptych.model.errors import UserError
-from diptych.model.training.processes import Processes, current_processes
+from diptych.model.training.processes import Processes, current_processes, threads_of_all
 from diptych.model.training.reading import ReadAhead
 from diptych.model.training.stopping import Stopping
 
@@ -334,7 +334,7 @@ def run_training(
         nonlocal kept
         ended = torch.zeros((), device=weights[0].device)
         if evaluation is not None and processes.rank == 0:
-            with averaged(weights, averages):
+            with averaged(weights, averages), threads_of_all():
                 model.eval()
                 measured, shown = evaluation.evaluate()
                 model.train()

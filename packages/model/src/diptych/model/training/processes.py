@@ -76,6 +76,17 @@ class Processes:
                 )
 
 
+@contextmanager
+def threads_of_all() -> Iterator[None]:
+    """Give this process the threads of all of this machine's, while the others wait for it."""
+    own = torch.get_num_threads()
+    torch.set_num_threads(own * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)
+
+
 def current_processes() -> Processes:
     """This process and those it has joined by :func:`joined_processes`; alone otherwise."""
     if dist.is_available() and dist.is_initialized():
