@@ -367,6 +367,8 @@ def test_wrong_settings_are_named() -> None:
         ),
         ({"schedule": "linear"}, "schedule must be one of cosine, constant"),
         ({"reconstruction": "l2"}, "reconstruction must be l1 or huber"),
+        ({"perceptual_shift": -1}, "perceptual_shift must be at least 0, is -1"),
+        ({"game": dataclasses.replace(GAME, shift=-2)}, "game.shift must be at least 0, is -2"),
     ):
         with pytest.raises(UserError, match=message):
             game_config(**changes)

@@ -128,6 +128,12 @@ class ImageGeneratorTrainingConfig(LoopConfig):
             raise UserError(
                 f"game.warm_start_steps must be from 0 to below steps ({self.steps}), is {self.game.warm_start_steps}"
             )
+        shifts = {"perceptual_shift": self.perceptual_shift}
+        if self.game is not None:
+            shifts["game.shift"] = self.game.shift
+        for name, shift in shifts.items():
+            if shift < 0:
+                raise UserError(f"{name} must be at least 0, is {shift}")
 
     def determining(self) -> dict[str, Any]:
         """All settings that determine the result."""
