@@ -208,6 +208,20 @@ def test_sequence_training_raises_its_reward(tiny, attention, changes):
 
 
 @pytest.mark.parametrize("attention", ["prefix", "masked"])
+@pytest.mark.parametrize("vision", [True, False])
+def test_scst_trains_what_sees_the_image_alone_if_told_to(tiny, attention, vision):
+    tiny.model.config = dataclasses.replace(tiny.config, caption_attention=attention)
+    config = dataclasses.replace(
+        SEQUENCE, steps=2, clip_steps=0, paint_steps=0, samples_per_image=16, scst_vision=vision
+    )
+    before = {name: weight.clone() for name, weight in tiny.model.state_dict().items()}
+    model, _ = run_sequence(tiny, config, None)
+    moved = {name for name, weight in model.state_dict().items() if not weight.equal(before[name])}
+    assert any(name.startswith("language_layers" if attention == "masked" else "cross_layers") for name in moved)
+    assert any(name.startswith("visual_layers") for name in moved) == vision
+
+
+@pytest.mark.parametrize("attention", ["prefix", "masked"])
 def test_sequence_training_in_pieces_is_that_of_the_whole_batch(tiny, attention):
     """SCST samples by image, so that pieces change nothing; painting's noise is drawn for each piece, hence left out."""
     tiny.model.config = dataclasses.replace(tiny.config, caption_attention=attention)

@@ -59,7 +59,8 @@ def scst_losses(
     part, whose value is 0.
 
     Args:
-        images: visual states with gradient (:func:`diptych.model.decoding.caption.encode_images`) of n images.
+        images: visual states (:func:`diptych.model.decoding.caption.encode_images`) of n images; without gradient, the
+            visual layers stay as they are.
         ids: int64 ``[n * c, t]``, c captions of each image side by side.
         advantages: float ``[n * c]``, the reward minus its baseline.
         temperature: of the policy, softmax(logits / temperature).
@@ -84,7 +85,7 @@ def scst_losses(
         return
 
     (visual,) = images
-    leaf = visual.detach().requires_grad_()
+    leaf = visual.detach().requires_grad_(visual.requires_grad)
     image_of = torch.arange(count, device=ids.device) // (count // len(visual))
     longest = int(words.sum(1).max())
     for first in range(0, longest, WORDS_PER_PASS):
