@@ -154,10 +154,13 @@ def read_pictures(model: str, seed: int, column: str, what: Column) -> np.ndarra
 
 
 def read_samplers() -> dict[str, dict[str, dict[str, Any]]]:
-    """Records of figures by sampler and name."""
+    """Records of figures by sampler and name, of the samplers that have run."""
     found = {}
     for name in SAMPLER_TITLES:
-        records = json.loads((SAMPLED / f"{name}.json").read_text(encoding="utf-8"))
+        path = SAMPLED / f"{name}.json"
+        if not path.is_file():
+            continue
+        records = json.loads(path.read_text(encoding="utf-8"))
         found[name] = {record["name"]: record for record in records if record["name"] in SAMPLER_COLUMNS}
     return found
 
