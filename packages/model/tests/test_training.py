@@ -217,7 +217,9 @@ def test_scst_trains_what_sees_the_image_alone_if_told_to(tiny, attention, visio
     before = {name: weight.clone() for name, weight in tiny.model.state_dict().items()}
     model, _ = run_sequence(tiny, config, None)
     moved = {name for name, weight in model.state_dict().items() if not weight.equal(before[name])}
-    assert any(name.startswith("language_layers" if attention == "masked" else "cross_layers") for name in moved)
+    assert any(
+        name.startswith("language_layers" if attention == "masked" else "cross_layers") for name in moved
+    )
     assert any(name.startswith("visual_layers") for name in moved) == vision
 
 
