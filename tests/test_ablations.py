@@ -269,6 +269,24 @@ def test_claims_have_three_outcomes(
     )
 
 
+def test_samplers_that_have_not_run_are_left_out_and_named(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_measured({}, 1, 0.02)
+    made_table(tmp_path, 1)
+    assert "Not run: " not in sampler_note(tmp_path)
+    Path("ablations/samplers/rows.json").unlink()
+    made_table(tmp_path, 1)
+    assert "Not run: top left to bottom right; `make table1` runs them." in sampler_note(tmp_path)
+    figures = json.loads((tmp_path / "metrics/samplers.json").read_text())
+    assert len(figures) == len(SAMPLER_TITLES) - 1 and "samplers.rows.painted.seconds" not in figures
+
+
+def sampler_note(folder: Path) -> str:
+    """What the page says about its table of samplers."""
+    page = (folder / "ablations/table1/index.html").read_text()
+    return page[page.index("Samplers, as in") :].partition("<table")[0]
+
+
 def test_unfinished_seeds_are_left_out_and_none_is_an_error(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ParameterError, match=r"no seed of \[0\] has all its rows: run `make table1`"):

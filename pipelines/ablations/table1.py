@@ -321,10 +321,16 @@ def sampler_table(samplers: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Co
         below = "" if None in bounds else " .. ".join(number(bound, what) for bound in bounds)
         return number(record["value"], what), below
 
+    note = (
+        "models/sequence, with the guidance of generate.paint; below a figure its 95% interval over pictures. Seconds: the codes "
+        "of one painting in a batch."
+    )
+    missing = [title for name, title in SAMPLER_TITLES.items() if name not in samplers]
+    if missing:
+        note += f" Not run: {', '.join(missing)}; `make table1` runs them."
     return ComparisonTable(
         "Samplers, as in X-LXMERT's tables 4 and 6",
-        "models/sequence, with the guidance of generate.paint; below a figure its 95% interval over pictures. Seconds: the codes "
-        "of one painting in a batch.",
+        note,
         ["", *(f"{c.title} {'↑' if c.higher_is_better else '↓'}" for c in SAMPLER_COLUMNS.values())],
         [
             (SAMPLER_TITLES[name], [cell(records, column) for column in SAMPLER_COLUMNS])
