@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diptych.eval.captions.facts import names_object
-from diptych.eval.captions.metrics import measure_captions
+from diptych.eval.captions.metrics import JavaUse, measure_captions
 from diptych.eval.figures import Figure, flat_values, mean_figure, table, write_figures
 from diptych.eval.images import ImageSettings, measure_images
 from diptych.eval.inception import Inception
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 GENERATED = Path("data/generated")
 MANIFEST = Path("data/dataset/manifest.parquet")
+JAVA_USES: dict[bool | None, JavaUse] = {True: "needed", False: "never", None: "auto"}
 KINDS = ("real", "reconstruction", "painted")
 COMPOSITIONAL = "compositional"  # the split whose main objects no training picture shows
 EMBEDDINGS = UNFINISHED_STORE / "evaluate" / "embeddings"
@@ -51,8 +52,8 @@ class EvaluateParams:
     lists of R-precision-hard, "coco", "toybox" or a JSON file.
 
     java: whether captions are cut into words by the PTB tokenizer and METEOR is run, as the papers do; then a machine
-    without Java is an error, so that the same parameters never give other figures. corenlp: the folder
-    with SPICE's jars. inception: the weights for FID and IS. Null: not run, and the figures say so.
+    without Java is an error, so that the same parameters never give other figures. null: where Java starts. corenlp: the
+    folder with SPICE's jars. inception: the weights for FID and IS. Null: not run, and the figures say so.
     """
 
     image_size: int
@@ -60,7 +61,7 @@ class EvaluateParams:
     negatives: int
     folds: int
     words: str
-    java: bool
+    java: bool | None
     corenlp: str | None
     inception: str | None
 
@@ -145,7 +146,7 @@ def caption_figures(
     figures = measure_captions(
         {row["image_id"]: row["caption"] for row in rows},
         {row["image_id"]: facts[row["image_id"]]["captions"] for row in rows},
-        java="needed" if params.java else "never",
+        java=JAVA_USES[params.java],
         corenlp=Path(params.corenlp) if params.corenlp else None,
         spice=params.corenlp is not None,
         training=pc.list_flatten(training).to_pylist(),
@@ -159,7 +160,10 @@ def caption_figures(
         dataclasses.replace(
             figure,
             name=f"caption.{figure.name}",
+            # where Java is looked for, its reason says what mends it
             reason=figure.reason
+            if figure.name == "meteor" and params.java is None
+            else figure.reason
             and f"{figure.reason}; set {mends.get(figure.name, 'evaluate')} in params.yaml",
         )
         for figure in figures

@@ -30,15 +30,16 @@ def measure_model(
     captions: bool = True,
     paintings: bool = True,
     paint: PaintOptions | None = None,
+    evaluation: EvaluateParams | None = None,
     embeddings: Path = EMBEDDINGS,
 ) -> Measured:
     """Write the table of captions and paintings that the model directory `transformer` makes of the test set, and measure
     it. The seeds of decoding and of R-precision are the pipeline's, the same for all models.
 
-    paint: other options than those of the section `generate`. embeddings: as of `pipelines.evaluate.measure`.
+    paint, evaluation: other options than those of the sections `generate` and `evaluate`. embeddings: as of `pipelines.evaluate.measure`.
     """
     stage, generation = stages.read_stage("generate", GenerateParams)
-    _, evaluation = stages.read_stage("evaluate", EvaluateParams)
+    evaluation = evaluation or stages.read_stage("evaluate", EvaluateParams)[1]
     if paint is not None:
         generation = replace(generation, paint=paint)
     shards, to_caption, to_paint = pictures_of(generation.sets["test"], stage.seed)

@@ -29,6 +29,7 @@ from pipelines.ablations.sequence import sequence_params
 from pipelines.ablations.table import CLAIMS, COLUMNS, SAMPLER_TITLES, TABLE, models
 from pipelines.ablations.token import token_params
 from pipelines.ablations.trainings import TRAININGS, tasks_of
+from pipelines.evaluate import EvaluateParams, caption_figures
 from pipelines.params import Machine, ParameterError, provided_by, read_params, read_section
 from pipelines.profile import write_profile
 from pipelines.stage import Stage
@@ -106,7 +107,7 @@ def test_the_driver_runs_the_whole_matrix_in_order() -> None:
 @pytest.mark.parametrize("seeds", [(), (1, 1), (-1,)])
 def test_wrong_seeds_are_named(seeds) -> None:
     with pytest.raises(ValueError, match="seeds must be different whole numbers"):
-        Table1Params(seeds, None, None, 10, 1)
+        Table1Params(seeds, None, None, 10, 1, None)
 
 
 # --- the driver, with a stand-in for dvc ------------------------------------------------------------------------------
@@ -219,7 +220,7 @@ def write_measured(gains: dict[str, dict[str, float]], seeds: int, noise: float 
 def made_table(tmp_path: Path, seeds: int) -> dict[str, Any]:
     machine = Machine(1, 0, "cpu", "float32", 1.0, "features")
     table1.main(
-        Stage("ablations/table1", 0, machine, {}), Table1Params(tuple(range(seeds)), None, None, 200, 1)
+        Stage("ablations/table1", 0, machine, {}), Table1Params(tuple(range(seeds)), None, None, 200, 1, None)
     )
     return json.loads((tmp_path / "metrics/table1.json").read_text())
 
@@ -294,7 +295,7 @@ def test_unfinished_seeds_are_left_out_and_none_is_an_error(tmp_path: Path, monk
     write_measured({}, 2)
     shutil.rmtree("ablations/measured/token_ours-1")
     machine = Machine(1, 0, "cpu", "float32", 1.0, "features")
-    table1.main(Stage("ablations/table1", 0, machine, {}), Table1Params((0, 1), None, None, 50, 1))
+    table1.main(Stage("ablations/table1", 0, machine, {}), Table1Params((0, 1), None, None, 50, 1, None))
     assert json.loads(Path("metrics/table1.json").read_text())["seeds"] == 1
     assert "seeds 1 are not finished" in Path("ablations/table1/index.html").read_text()
 
@@ -371,3 +372,23 @@ def test_a_killed_row_goes_on(finished_clone: Clone, tmp_path: Path) -> None:
     run_item(clones[1], "token", "dense", "1")
     ends = [digest(clone.folder / "ablations/models/token_dense-1") for clone in clones]
     assert ends[0] == ends[1] and list(store.rglob("*.pt")) == []
+
+
+@pytest.mark.parametrize(
+    ("java", "mend"), [(None, "default-jre-headless"), (False, "set evaluate.java in params.yaml")]
+)
+def test_the_reason_without_meteor_says_what_mends_it(java, mend: str, monkeypatch) -> None:
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", "")
+    machine = Machine(1, 0, "cpu", "float32", 1.0, "features")
+    params = EvaluateParams(64, 8, 1, 1, "toybox", java, None, None)
+    figures = caption_figures(
+        Stage("evaluate", 0, machine, {}),
+        params,
+        [{"image_id": "a", "caption": "a red kite ."}],
+        {"a": {"captions": ["a red kite ."]}},
+        pa.table({"split": ["train"], "captions": [["a blue kite ."]]}),
+    )
+    meteor = next(figure for figure in figures if figure.name == "caption.meteor")
+    assert meteor.value is None and mend in (meteor.reason or "")
+    assert ("params.yaml" in (meteor.reason or "")) == (java is False)

@@ -28,7 +28,8 @@ class Table1Params:
     seeds: of initial weights, data order and sampling of both stages; a training of every row for each.
 
     token_steps, sequence_steps: of ours in stage 1 and 2; null: those of train_token and train_sequence. resamples: of the
-    bootstrap. examples: painted captions that the page shows.
+    bootstrap. examples: painted captions that the page shows. java: in the place of `evaluate.java`, METEOR being a column of
+    the table; null: where Java starts.
     """
 
     seeds: tuple[int, ...]
@@ -36,6 +37,7 @@ class Table1Params:
     sequence_steps: int | None
     resamples: int
     examples: int
+    java: bool | None
 
     def __post_init__(self) -> None:
         at_least(self, 1, "token_steps", "sequence_steps", "resamples", "examples")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from diptych.eval.figures import write_figures
 from diptych.model.pretrained import load_transformer
+from pipelines import stage as stages
 from pipelines.ablations.item import EMBEDDINGS, OUTPUTS, Table1Params, run
 from pipelines.ablations.trainings import tasks_of
+from pipelines.evaluate import EvaluateParams
 from pipelines.stage import UNFINISHED_STORE, Stage
 from pipelines.test_set import measure_model
 
@@ -25,6 +28,7 @@ def main(stage: Stage, table: Table1Params) -> None:
         generated,
         captions=tasks != "paintings",
         paintings=tasks != "captions",
+        evaluation=replace(stages.read_stage("evaluate", EvaluateParams)[1], java=table.java),
         embeddings=EMBEDDINGS,
     )
     with stage.write(f"{OUTPUTS}/measured/{name}") as folder:

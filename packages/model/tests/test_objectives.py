@@ -22,3 +22,15 @@ def test_mask_ratios_are_uniform():
     torch.testing.assert_close(shares, torch.full((4,), 0.25), rtol=0, atol=0.03)
     most = sample_mask(6400, 64, least=0.5).sum(1)
     assert most.min() == 33 and most.max() == 64
+
+
+def test_a_share_of_paintings_begins_with_nothing_visible():
+    torch.manual_seed(0)
+    whole = (sample_mask(6400, 64, all_masked=0.25).sum(1) == 64).float().mean()
+    # the uniform ratio, too, rounds up to all cells once in 64
+    torch.testing.assert_close(whole, torch.tensor(0.25 + 0.75 / 64), rtol=0, atol=0.02)
+    torch.manual_seed(0)
+    without = sample_mask(50, 64, least=0.25)
+    torch.manual_seed(0)
+    assert torch.equal(sample_mask(50, 64, least=0.25, all_masked=0.0), without)
+    assert sample_mask(50, 64, least=0.25, all_masked=1.0).all()

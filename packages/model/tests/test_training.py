@@ -281,7 +281,9 @@ def test_the_rate_of_stage_2_stays_or_falls(tiny):
     assert stays[-1]["learning_rate"] == config.learning_rate > 3 * falls[-1]["learning_rate"] > 0
 
 
-@pytest.mark.parametrize("wrong", [{"warmup_share": 1.5}, {"clip_weight": -1.0}, {"scst_weight": -1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"warmup_share": 1.5}, {"clip_weight": -1.0}, {"scst_weight": -1.0}, {"all_masked": 1.5}]
+)
 def test_a_setting_out_of_range_is_named(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         dataclasses.replace(SEQUENCE, **wrong)

@@ -21,15 +21,19 @@ def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) ->
     return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing * classes / (classes - 1))
 
 
-def sample_mask(n: int, cells: int, least: float = 0.0, decisions: Decisions = PAPER) -> Tensor:
+def sample_mask(
+    n: int, cells: int, least: float = 0.0, all_masked: float = 0.0, decisions: Decisions = PAPER
+) -> Tensor:
     """Draw the cells to predict, bool ``[n, cells]``: per sample a ratio uniform in (``least``, 1], rounded up to
-    whole cells, then that many cells at random (X-LXMERT 5.1, where ``least`` is 0). With ``decisions.shared_masks``
-    all samples have the same cells, their number uniform from a tenth of the cells to all. Uses torch's global
-    generator."""
+    whole cells, then that many cells at random (X-LXMERT 5.1, where ``least`` is 0). A share ``all_masked`` of the
+    samples has all cells masked instead. With ``decisions.shared_masks`` all samples have the same cells, their number
+    uniform from a tenth of the cells to all. Uses torch's global generator."""
     if decisions.shared_masks:
         count = int(torch.randint(max(1, cells // 10), cells + 1, ()))
         return (torch.randperm(cells) < count).expand(n, cells).clone()
     counts = ((least + (1 - least) * torch.rand(n, 1)) * cells).ceil().clamp(min=1)
+    if all_masked:
+        counts[torch.rand(n) < all_masked] = cells
     ranks = torch.rand(n, cells).argsort(1).argsort(1)
     return ranks < counts
 

@@ -60,6 +60,9 @@ class TrainingSettings(Protocol):
     def least_masked(self) -> float: ...
 
     @property
+    def all_masked(self) -> float: ...
+
+    @property
     def label_smoothing(self) -> float: ...
 
     @property
@@ -94,7 +97,9 @@ class TokenEvaluation:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(training.seed)
             self.captions, prompts = captions.choose(list(range(len(images))), training.captions_per_image)
-            self.masked = sample_mask(len(images), model.config.cells, training.least_masked)
+            self.masked = sample_mask(
+                len(images), model.config.cells, training.least_masked, training.all_masked
+            )
             self.positions = sample_positions(tokenizer, self.captions)
         self.keys = [val.keys[image] for image in images[: config.samples]]
         self.prompts = prompts[: config.samples]

@@ -34,7 +34,7 @@ from diptych.model.training.loop import (
 )
 from diptych.model.training.processes import current_processes
 from diptych.model.training.sequence_evaluation import SequenceEvaluation, SequenceEvaluationConfig
-from diptych.model.training.token import check_data, paint_pieces, read_to_paint
+from diptych.model.training.token import check_data, check_masking, paint_pieces, read_to_paint
 from diptych.model.transformer import UnifiedTransformer
 
 
@@ -59,7 +59,8 @@ class SequenceTrainingConfig(LoopConfig):
             anywhere ends amid the noise of its steps unless the rate falls.
         warmup_share: of the steps, over which the learning rate rises from 0 [0]. AdamW knows nothing of the gradients'
             sizes at first, and its first steps at the full rate undo some of what stage 1 has learned.
-        label_smoothing, least_masked, text_drop: as in :class:`diptych.model.training.token.TokenTrainingConfig`.
+        label_smoothing, least_masked, all_masked, text_drop: as in
+            :class:`diptych.model.training.token.TokenTrainingConfig`.
         sample_temperature: of the captions that SCST samples and of the policy it improves [1].
         samples_per_image: captions that SCST samples of each image [1].
         scst_vision: whether SCST trains what sees the image alone, too [true]. Without, it trains the words' side, for two
@@ -94,6 +95,7 @@ class SequenceTrainingConfig(LoopConfig):
     least_masked: float
     text_drop: float
     sample_temperature: float
+    all_masked: float = 0.0
     samples_per_image: int = 1
     scst_vision: bool = True
     baseline: Literal["greedy", "mean"] = "greedy"
@@ -120,8 +122,7 @@ class SequenceTrainingConfig(LoopConfig):
             "mask_predict_steps",
             "samples_per_image",
         )
-        if not 0 <= self.least_masked < 1:
-            raise UserError(f"least_masked must be in [0, 1), is {self.least_masked}")
+        check_masking(self)
         if not 0 <= self.warmup_share <= 1:
             raise UserError(f"warmup_share must be in [0, 1], is {self.warmup_share}")
         for name in ("scst_weight", "clip_weight"):

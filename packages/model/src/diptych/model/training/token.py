@@ -55,6 +55,8 @@ class TokenTrainingConfig(LoopConfig):
         label_smoothing: mass taken from the target, for words and codes [0.2].
         least_masked: smallest share of a painting's cells that is masked; the share is uniform from there to 1 [0].
             The fewer cells are visible, the more a short training learns to read the text instead of them.
+        all_masked: share of paintings with all cells masked, where decoding begins [0]. Nearly always some cell shows the
+            scenery, and a short training copies it from there instead of reading it.
         text_drop: share of paintings trained without their text, for classifier-free guidance [0].
         evaluation: what is measured and shown on the val split meanwhile; None: nothing.
         weight_decay [1e-2], clip_norm [1.0], ema_decay [0], accumulation, precision [mixed], seed, checkpoint_seconds:
@@ -70,6 +72,7 @@ class TokenTrainingConfig(LoopConfig):
     label_smoothing: float
     least_masked: float
     text_drop: float
+    all_masked: float = 0.0
     evaluation: EvaluationConfig | None = None
 
     def __post_init__(self) -> None:
@@ -77,8 +80,7 @@ class TokenTrainingConfig(LoopConfig):
         check_at_least_one(self, "caption_batch_size", "captions_per_image", "paint_batch_size")
         if not 0 <= self.caption_share <= 1:
             raise UserError(f"caption_share must be in [0, 1], is {self.caption_share}")
-        if not 0 <= self.least_masked < 1:
-            raise UserError(f"least_masked must be in [0, 1), is {self.least_masked}")
+        check_masking(self)
 
 
 def caption_steps_before(step: int, caption_share: float) -> int:
@@ -100,6 +102,9 @@ class PaintSettings(Protocol):
     def least_masked(self) -> float: ...
 
     @property
+    def all_masked(self) -> float: ...
+
+    @property
     def text_drop(self) -> float: ...
 
     @property
@@ -107,6 +112,14 @@ class PaintSettings(Protocol):
 
     @property
     def precision(self) -> str: ...
+
+
+def check_masking(config: PaintSettings) -> None:
+    """Raise a UserError where shares of masked cells or paintings are not such."""
+    if not 0 <= config.least_masked < 1:
+        raise UserError(f"least_masked must be in [0, 1), is {config.least_masked}")
+    if not 0 <= config.all_masked <= 1:
+        raise UserError(f"all_masked must be in [0, 1], is {config.all_masked}")
 
 
 def paint_pieces(
@@ -127,7 +140,7 @@ def paint_pieces(
     """
     ids = captions.choose(indices, 1)[0][:, 0]
     ids = drop_text(tokenizer, ids, config.text_drop)
-    masked = sample_mask(len(indices), model.config.cells, config.least_masked)
+    masked = sample_mask(len(indices), model.config.cells, config.least_masked, config.all_masked)
     device = codebook.device
 
     def piece(rows: slice, codes: Tensor, *features: Tensor) -> Piece:
