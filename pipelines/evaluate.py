@@ -155,19 +155,21 @@ def caption_figures(
     )
     for row in rows:
         row |= {f"caption.{name}": values[row["image_id"]] for name, values in each.items()}
-    mends = {"meteor": "evaluate.java", "spice": "evaluate.java and evaluate.corenlp"}
     return [
         dataclasses.replace(
-            figure,
-            name=f"caption.{figure.name}",
-            # where Java is looked for, its reason says what mends it
-            reason=figure.reason
-            if figure.name == "meteor" and params.java is None
-            else figure.reason
-            and f"{figure.reason}; set {mends.get(figure.name, 'evaluate')} in params.yaml",
+            figure, name=f"caption.{figure.name}", reason=reason_with_mend(figure, params.java)
         )
         for figure in figures
     ]
+
+
+def reason_with_mend(figure: Figure, java: bool | None) -> str | None:
+    """Why a caption metric was not run, with the parameter that mends it; None where it was. Where Java was looked for
+    (`java` null), METEOR's reason says what to install."""
+    if not figure.reason or (figure.name == "meteor" and java is None):
+        return figure.reason
+    mends = {"meteor": "evaluate.java", "spice": "evaluate.java and evaluate.corenlp"}
+    return f"{figure.reason}; set {mends.get(figure.name, 'evaluate')} in params.yaml"
 
 
 def picture_figures(

@@ -36,7 +36,8 @@ def measure_model(
     """Write the table of captions and paintings that the model directory `transformer` makes of the test set, and measure
     it. The seeds of decoding and of R-precision are the pipeline's, the same for all models.
 
-    paint, evaluation: other options than those of the sections `generate` and `evaluate`. embeddings: as of `pipelines.evaluate.measure`.
+    paint, evaluation: other options than those of the sections `generate` and `evaluate`. embeddings: as of
+    `pipelines.evaluate.measure`.
     """
     stage, generation = stages.read_stage("generate", GenerateParams)
     evaluation = evaluation or stages.read_stage("evaluate", EvaluateParams)[1]
