@@ -74,7 +74,7 @@ def make_toybox(folder: Path, images: int) -> Path:
     """A manifest of Toybox pictures."""
     (folder / "images").mkdir(parents=True)
     config = ToyboxConfig(
-        train=images, val=1, test=1, compositional=1, image_size=64,
+        train=images, val=1, test=1, compositional=1, ablation=1, image_size=64,
         scenes=SceneConfig(two=0.13, three=0.07, large=0.7, second=0.65, third=0.15, jitter=1.0),
         captions=GrammarConfig(where=0.93, size=0.35, scenery=0.6, second=0.88, third=0.4),
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import stage as stages
 from pipelines.evaluate import EMBEDDINGS, EvaluateParams, measure
-from pipelines.generate import GenerateParams, generate, pictures_of, write_rows
+from pipelines.generate import EvaluationSet, GenerateParams, Sample, generate, pictures_of, write_rows
 
 if TYPE_CHECKING:
     from diptych.eval.figures import Figure
@@ -30,20 +30,23 @@ def measure_model(
     captions: bool = True,
     paintings: bool = True,
     paint: PaintOptions | None = None,
+    pictures: Sample | None = None,
     evaluation: EvaluateParams | None = None,
     embeddings: Path = EMBEDDINGS,
 ) -> Measured:
     """Write the table of captions and paintings that the model directory `transformer` makes of the test set, and measure
     it. The seeds of decoding and of R-precision are the pipeline's, the same for all models.
 
-    paint, evaluation: other options than those of the sections `generate` and `evaluate`. embeddings: as of
+    paint, evaluation: other options than those of the sections `generate` and `evaluate`. pictures: those to caption and to
+    paint, in the place of `generate.sets.test`. embeddings: as of
     `pipelines.evaluate.measure`.
     """
     stage, generation = stages.read_stage("generate", GenerateParams)
     evaluation = evaluation or stages.read_stage("evaluate", EvaluateParams)[1]
     if paint is not None:
         generation = replace(generation, paint=paint)
-    shards, to_caption, to_paint = pictures_of(generation.sets["test"], stage.seed)
+    wanted = EvaluationSet(pictures, pictures) if pictures is not None else generation.sets["test"]
+    shards, to_caption, to_paint = pictures_of(wanted, stage.seed)
     table.parent.mkdir(parents=True, exist_ok=True)
     batches = generate(
         stage, generation, shards, to_caption if captions else set(), to_paint if paintings else set(), transformer

@@ -332,8 +332,8 @@ def test_space_of_coco_is_the_papers_arithmetic(tmp_path: Path) -> None:
     copied = doctor.space_needed(params, tmp_path, cache, store, linked=False)
     assert copied["DVC's cache"][1] - 2 * features == networks
     assert copied["this clone"][1] - features == networks, "the shards; features are linked from the store"
-    toybox = {"dataset": {"toybox": {"train": 10, "val": 2, "test": 2, "compositional": 1}}}
-    assert doctor.image_count(toybox, tmp_path) == 15
+    toybox = {"dataset": {"toybox": {"train": 10, "val": 2, "test": 2, "compositional": 1, "ablation": 1}}}
+    assert doctor.image_count(toybox, tmp_path) == 16
 
 
 def test_leftovers(tmp_path: Path) -> None:

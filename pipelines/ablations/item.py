@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import stage as stages
+from pipelines.generate import Sample
 from pipelines.params import Machine, ParameterError, at_least, read_params, read_section
 from pipelines.stage import UNFINISHED_STORE, Stage
 
@@ -27,7 +28,8 @@ class Table1Params:
 
     seeds: of initial weights, data order and sampling of both stages; a training of every row for each.
 
-    token_steps, sequence_steps: of ours in stage 1 and 2; null: those of train_token and train_sequence. resamples: of the
+    token_steps, sequence_steps: of ours in stage 1 and 2; null: those of train_token and train_sequence. pictures: that are
+    captioned, and of which a caption is painted; null: those of generate.sets.test. resamples: of the
     bootstrap. examples: painted captions that the page shows. java: in the place of `evaluate.java`, METEOR being a column of
     the table; null: where Java starts.
     """
@@ -35,6 +37,7 @@ class Table1Params:
     seeds: tuple[int, ...]
     token_steps: int | None
     sequence_steps: int | None
+    pictures: Sample | None
     resamples: int
     examples: int
     java: bool | None

@@ -1,4 +1,4 @@
-"""Captions and paintings of the test split by one model and seed, measured as `generate` and `evaluate` do it."""
+"""Captions and paintings of the table's pictures by one model and seed, measured as `generate` and `evaluate` do it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def main(stage: Stage, table: Table1Params) -> None:
         generated,
         captions=tasks != "paintings",
         paintings=tasks != "captions",
+        pictures=table.pictures,
         evaluation=replace(stages.read_stage("evaluate", EvaluateParams)[1], java=table.java),
         embeddings=EMBEDDINGS,
     )

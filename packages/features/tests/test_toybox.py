@@ -24,7 +24,7 @@ GRAMMAR = GrammarConfig(where=0.9, size=0.4, scenery=0.6, second=0.85, third=0.4
 
 
 def toybox(folder: Path, *, train: int = 300, seed: int = 0, grammar: GrammarConfig = GRAMMAR) -> list[dict]:
-    config = ToyboxConfig(train, 20, 20, 40, 64, SCENES, grammar)
+    config = ToyboxConfig(train, 20, 20, 40, 10, 64, SCENES, grammar)
     return list(build_toybox(config, seed, folder))
 
 

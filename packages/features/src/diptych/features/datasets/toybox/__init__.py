@@ -39,14 +39,16 @@ CAPTIONS_PER_IMAGE = 5
 class ToyboxConfig:
     """Toybox's size and chances.
 
-    `train`, `val`, `test` and `compositional` count pictures; the last split holds main objects in
-    pairs of colour and class that no other split shows. `image_size` is the side in pixels.
+    `train`, `val`, `test`, `compositional` and `ablation` count pictures: `compositional` holds main
+    objects in pairs of colour and class that no other split shows; `ablation` is more of `test`, for
+    what compares models by smaller differences. `image_size` is the side in pixels.
     """
 
     train: int
     val: int
     test: int
     compositional: int
+    ablation: int
     image_size: int
     scenes: SceneConfig
     captions: GrammarConfig
@@ -63,6 +65,7 @@ def build_toybox(config: ToyboxConfig, seed: int, folder: Path) -> Iterator[dict
         "val": config.val,
         "test": config.test,
         "compositional": config.compositional,
+        "ablation": config.ablation,
     }
     (folder / "images").mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=sum(splits.values()), unit="picture", desc="toybox", mininterval=1)
