@@ -494,7 +494,9 @@ def image_count(params: Mapping[str, Any], clone: Path) -> int:
 
         return pq.ParquetFile(scenes).metadata.num_rows
     if toybox := params.get("dataset", {}).get("toybox"):
-        return sum(int(toybox.get(split, 0)) for split in ("train", "val", "test", "compositional", "ablation"))
+        return sum(
+            int(toybox.get(split, 0)) for split in ("train", "val", "test", "compositional", "ablation")
+        )
     return COCO_IMAGES
 
 

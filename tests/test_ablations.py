@@ -70,6 +70,13 @@ def test_two_models_of_one_task_cost_what_ours_costs(sections, steps: int | None
     assert {config.seed for config in (*rows.values(), *second.values())} == {7}
 
 
+def test_too_few_steps_for_a_row_are_named(sections) -> None:
+    _, sequence = sections
+    assert sequence.training.cycle[0] == "scst"
+    with pytest.raises(ParameterError, match="table1.sequence_steps 1 leaves no step to row paintings"):
+        sequence_params("paintings", sequence, 1, 0)
+
+
 def test_rows_differ_from_ours_in_one_thing(sections) -> None:
     token, sequence = sections
     assert token_params("ours", token, None, token.training.seed).image_features == "two_level"
@@ -220,7 +227,8 @@ def write_measured(gains: dict[str, dict[str, float]], seeds: int, noise: float 
 def made_table(tmp_path: Path, seeds: int) -> dict[str, Any]:
     machine = Machine(1, 0, "cpu", "float32", 1.0, "features")
     table1.main(
-        Stage("ablations/table1", 0, machine, {}), Table1Params(tuple(range(seeds)), None, None, None, 200, 1, None)
+        Stage("ablations/table1", 0, machine, {}),
+        Table1Params(tuple(range(seeds)), None, None, None, 200, 1, None),
     )
     return json.loads((tmp_path / "metrics/table1.json").read_text())
 
@@ -295,7 +303,9 @@ def test_unfinished_seeds_are_left_out_and_none_is_an_error(tmp_path: Path, monk
     write_measured({}, 2)
     shutil.rmtree("ablations/measured/token_ours-1")
     machine = Machine(1, 0, "cpu", "float32", 1.0, "features")
-    table1.main(Stage("ablations/table1", 0, machine, {}), Table1Params((0, 1), None, None, None, 50, 1, None))
+    table1.main(
+        Stage("ablations/table1", 0, machine, {}), Table1Params((0, 1), None, None, None, 50, 1, None)
+    )
     assert json.loads(Path("metrics/table1.json").read_text())["seeds"] == 1
     assert "seeds 1 are not finished" in Path("ablations/table1/index.html").read_text()
 
@@ -348,6 +358,11 @@ def test_a_row_is_trained_measured_and_compared(finished_clone: Clone, tmp_path:
     assert shown.returncode == 0 and "claim.unified" in shown.stdout
     assert clone.repro() == [], "the pipeline knows nothing of it"
     assert list((clone.folder / ".cache/training").rglob("*.pt")) == []
+    clone.set_params("table1.pictures={splits: [test, ablation], limit: 36}")
+    run_item(clone, "measured", "sequence_ours", "0")
+    pictures = pq.read_table(outputs / "measured/sequence_ours-0/pictures.parquet")
+    assert len(pictures) == 36 and pictures["caption.cider_d"].null_count == 0
+    assert {name.split("-")[0] for name in pictures["image_id"].to_pylist()} == {"test", "ablation"}
 
 
 def test_a_killed_row_goes_on(finished_clone: Clone, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from diptych.model.pretrained import save_transformer
 from pipelines import train_sequence
 from pipelines.ablations.item import OUTPUTS, Table1Params, run
 from pipelines.ablations.trainings import TRAININGS
+from pipelines.params import ParameterError
 from pipelines.stage import Stage, read_stage
 from pipelines.train_sequence import TrainSequenceParams
 
@@ -36,6 +37,7 @@ def sequence_params(
     """The section train_sequence as this row's stage 2 takes it. steps: of ours, null those of the section.
 
     Nothing is measured meanwhile, and so nothing ends a training early: all rows take the steps that they are said to take.
+    Raises ParameterError where these are too few for the row's task.
     """
     training, section = TRAININGS[row], params.training
     ours = replace(section, steps=steps or section.steps, seed=seed, evaluation=None)
@@ -46,6 +48,11 @@ def sequence_params(
         count = sum(
             cycles * ours.cycle.count(task) + ours.cycle[:rest].count(task) for task in dict.fromkeys(kept)
         )
+        if count == 0:
+            name = "table1.sequence_steps" if steps else "train_sequence.training.steps"
+            raise ParameterError(
+                f"params.yaml: {name} {ours.steps} leaves no step to row {row}; all tasks' turns take {len(ours.cycle)}"
+            )
         dropped = {f"{task}_steps": 0 for task in ("scst", "clip", "paint") if task not in kept}
         own = replace(ours, steps=count, **dropped)  # type: ignore[arg-type]
     if training.painting_loss:
