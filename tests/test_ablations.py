@@ -114,7 +114,7 @@ def test_the_driver_runs_the_whole_matrix_in_order() -> None:
 @pytest.mark.parametrize("seeds", [(), (1, 1), (-1,)])
 def test_wrong_seeds_are_named(seeds) -> None:
     with pytest.raises(ValueError, match="seeds must be different whole numbers"):
-        Table1Params(seeds, None, None, None, 10, 1, None)
+        Table1Params(seeds, None, None, None, None, 10, 1, None)
 
 
 # --- the driver, with a stand-in for dvc ------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def made_table(tmp_path: Path, seeds: int) -> dict[str, Any]:
     machine = Machine(1, 0, "cpu", "float32", 1.0, "features")
     table1.main(
         Stage("ablations/table1", 0, machine, {}),
-        Table1Params(tuple(range(seeds)), None, None, None, 200, 1, None),
+        Table1Params(tuple(range(seeds)), None, None, None, None, 200, 1, None),
     )
     return json.loads((tmp_path / "metrics/table1.json").read_text())
 
@@ -304,7 +304,7 @@ def test_unfinished_seeds_are_left_out_and_none_is_an_error(tmp_path: Path, monk
     shutil.rmtree("ablations/measured/token_ours-1")
     machine = Machine(1, 0, "cpu", "float32", 1.0, "features")
     table1.main(
-        Stage("ablations/table1", 0, machine, {}), Table1Params((0, 1), None, None, None, 50, 1, None)
+        Stage("ablations/table1", 0, machine, {}), Table1Params((0, 1), None, None, None, None, 50, 1, None)
     )
     assert json.loads(Path("metrics/table1.json").read_text())["seeds"] == 1
     assert "seeds 1 are not finished" in Path("ablations/table1/index.html").read_text()
