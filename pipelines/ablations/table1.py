@@ -257,9 +257,11 @@ def page(
     samplers: ComparisonTable,
 ) -> ClaimsPage:
     """The page: claims, our table, the paper's, paintings of the first seed."""
+    shown_pictures = max((values.shape[1] for values in rows["ours"].pictures.values()), default=0)
+    guidance = "" if params.guidance is None else f", guidance {params.guidance:g}"
     note = (
-        f"{len(seeds)} trainings of every row, seeds {', '.join(map(str, seeds))}: mean ± standard deviation over seeds; below, "
-        "the difference to ours on the same seeds and pictures with its 95% interval. Means over pictures: a bootstrap that "
+        f"{len(seeds)} trainings of every row, seeds {', '.join(map(str, seeds))}, on {shown_pictures:,} pictures{guidance}: mean ± "
+        "standard deviation over seeds; below, the difference to ours on the same seeds and pictures with its 95% interval. Means over pictures: a bootstrap that "
         "draws seeds, then pictures. B@4, METEOR and FID, which are figures of all pictures together: Student's interval over "
         "seeds. docs/ablations.md says what so few seeds can and cannot show."
     )
@@ -322,8 +324,8 @@ def sampler_table(samplers: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Co
         return number(record["value"], what), below
 
     note = (
-        "models/sequence, with the guidance of generate.paint; below a figure its 95% interval over pictures. Seconds: the codes "
-        "of one painting in a batch."
+        "models/sequence on the test split, with the guidance of the table; below a figure its 95% interval over pictures. "
+        "Seconds: the codes of one painting in a batch."
     )
     missing = [title for name, title in SAMPLER_TITLES.items() if name not in samplers]
     if missing:
