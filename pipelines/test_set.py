@@ -30,6 +30,7 @@ def measure_model(
     captions: bool = True,
     paintings: bool = True,
     paint: PaintOptions | None = None,
+    guidance: float | None = None,
     pictures: Sample | None = None,
     evaluation: EvaluateParams | None = None,
     embeddings: Path = EMBEDDINGS,
@@ -37,14 +38,16 @@ def measure_model(
     """Write the table of captions and paintings that the model directory `transformer` makes of the test set, and measure
     it. The seeds of decoding and of R-precision are the pipeline's, the same for all models.
 
-    paint, evaluation: other options than those of the sections `generate` and `evaluate`. pictures: those to caption and to
-    paint, in the place of `generate.sets.test`. embeddings: as of
-    `pipelines.evaluate.measure`.
+    paint, evaluation: other options than those of the sections `generate` and `evaluate`. guidance: in the place of that of
+    the options of painting. pictures: those to caption and to paint, in the place of `generate.sets.test`. embeddings: as
+    of `pipelines.evaluate.measure`.
     """
     stage, generation = stages.read_stage("generate", GenerateParams)
     evaluation = evaluation or stages.read_stage("evaluate", EvaluateParams)[1]
     if paint is not None:
         generation = replace(generation, paint=paint)
+    if guidance is not None:
+        generation = replace(generation, paint=replace(generation.paint, guidance=guidance))
     wanted = EvaluationSet(pictures, pictures) if pictures is not None else generation.sets["test"]
     shards, to_caption, to_paint = pictures_of(wanted, stage.seed)
     table.parent.mkdir(parents=True, exist_ok=True)

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipelines import stage as stages
 from pipelines.generate import Sample
 from pipelines.params import Machine, ParameterError, at_least, read_params, read_section
 from pipelines.stage import UNFINISHED_STORE, Stage
-
-if TYPE_CHECKING:
-    from diptych.model.decoding.options import PaintOptions
 
 PIPELINE = Path("pipelines/ablations/dvc.yaml")
 OUTPUTS = "ablations"
@@ -32,10 +29,9 @@ class Table1Params:
     seeds: of initial weights, data order and sampling of both stages; a training of every row for each.
 
     token_steps, sequence_steps: of ours in stage 1 and 2; null: those of train_token and train_sequence. pictures: that are
-    captioned, and of which a caption is painted; null: those of generate.sets.test. guidance: of
-    all paintings, samplers' included; null: that of generate.paint. resamples: of the
-    bootstrap. examples: painted captions that the page shows. java: in the place of `evaluate.java`, METEOR being a column of
-    the table; null: where Java starts.
+    captioned, and of which a caption is painted; null: those of generate.sets.test. guidance: of all paintings, samplers'
+    included; null: that of generate.paint. resamples: of the bootstrap. examples: painted captions that the page shows. java:
+    in the place of `evaluate.java`, METEOR being a column of the table; null: where Java starts.
     """
 
     seeds: tuple[int, ...]
@@ -46,10 +42,6 @@ class Table1Params:
     resamples: int
     examples: int
     java: bool | None
-
-    def painting(self, options: PaintOptions) -> PaintOptions:
-        """How the table's models paint: `options` with the table's guidance."""
-        return options if self.guidance is None else replace(options, guidance=self.guidance)
 
     def __post_init__(self) -> None:
         at_least(self, 1, "token_steps", "sequence_steps", "resamples", "examples")

@@ -13,7 +13,6 @@ from pipelines import stage as stages
 from pipelines.ablations.item import EMBEDDINGS, OUTPUTS, Table1Params, run
 from pipelines.ablations.trainings import tasks_of
 from pipelines.evaluate import EvaluateParams
-from pipelines.generate import GenerateParams
 from pipelines.stage import UNFINISHED_STORE, Stage
 from pipelines.test_set import measure_model
 
@@ -24,14 +23,13 @@ def main(stage: Stage, table: Table1Params) -> None:
     name, tasks = f"{stage.item['model']}-{stage.seed}", tasks_of(stage.item["model"])
     transformer = Path(f"{OUTPUTS}/models/{name}")
     generated = UNFINISHED_STORE / "ablations" / f"{name}.parquet"
-    _, generation = stages.read_stage("generate", GenerateParams)
     measured = measure_model(
         transformer,
         generated,
         captions=tasks != "paintings",
         paintings=tasks != "captions",
         pictures=table.pictures,
-        paint=table.painting(generation.paint),
+        guidance=table.guidance,
         evaluation=replace(stages.read_stage("evaluate", EvaluateParams)[1], java=table.java),
         embeddings=EMBEDDINGS,
     )

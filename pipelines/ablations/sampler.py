@@ -36,7 +36,8 @@ def main(stage: Stage, table: Table1Params) -> None:
     if name not in SAMPLERS:
         raise ParameterError(f"{name}: no such sampler (known: {', '.join(SAMPLERS)})")
     _, generation = read_stage("generate", GenerateParams)
-    options = replace(SAMPLERS[name], guidance=table.painting(generation.paint).guidance)
+    guidance = generation.paint.guidance if table.guidance is None else table.guidance
+    options = replace(SAMPLERS[name], guidance=guidance)
     generated = UNFINISHED_STORE / "ablations" / f"{name}.parquet"
     measured = measure_model(TRANSFORMER, generated, captions=False, paint=options, embeddings=EMBEDDINGS)
     generated.unlink()

@@ -261,9 +261,9 @@ def page(
     guidance = "" if params.guidance is None else f", guidance {params.guidance:g}"
     note = (
         f"{len(seeds)} trainings of every row, seeds {', '.join(map(str, seeds))}, on {shown_pictures:,} pictures{guidance}: mean ± "
-        "standard deviation over seeds; below, the difference to ours on the same seeds and pictures with its 95% interval. Means over pictures: a bootstrap that "
-        "draws seeds, then pictures. B@4, METEOR and FID, which are figures of all pictures together: Student's interval over "
-        "seeds. docs/ablations.md says what so few seeds can and cannot show."
+        "standard deviation over seeds; below, the difference to ours on the same seeds and pictures with its 95% interval. "
+        "Means over pictures: a bootstrap that draws seeds, then pictures. B@4, METEOR and FID, which are figures of all "
+        "pictures together: Student's interval over seeds. docs/ablations.md says what so few seeds can and cannot show."
     )
     missing = {
         COLUMNS[column].title: reason for row in rows.values() for column, reason in row.reasons.items()

@@ -31,10 +31,8 @@ def run(capsys, monkeypatch, package: Path, tmp_path: Path):
 
     def call(*arguments: str, stdin: str = "") -> tuple[int, list[str], str]:
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        if arguments[0] in (
-            "caption",
-            "paint",
-        ):  # as the fixture `diptych`: "auto" is bfloat16 on some processors
+        # as the fixture `diptych`: "auto" is bfloat16 on some processors
+        if arguments[0] in ("caption", "paint"):
             arguments = (*arguments, "--precision", "float32")
         with pytest.raises(SystemExit) as ended:
             app.main(list(arguments))
