@@ -175,4 +175,4 @@ def grid_features(detector: PyramidGridDetector, images: Tensor, device: str) ->
 
 
 if __name__ == "__main__":
-    run("image_generator", ImageGeneratorParams, main, on_cpu=2)
+    run("image_generator", ImageGeneratorParams, main)

@@ -24,17 +24,20 @@ from pipelines.params import ParameterError
 from pipelines.stage import Stage
 
 T = TypeVar("T")
+# more than one, as layers are small: a second thread waits for the first most of the time, while a second process has half of
+# every batch to itself
+PROCESSES_ON_CPU = 2
 GIB_PER_PROCESS = 4
 
 
-def run(name: str, kind: type[T], main: Callable[[Stage, T], None], on_cpu: int = 1) -> None:
-    """As `pipelines.stage.run`, on as many processes as `machine.processes` says; `on_cpu` is what "auto" means on a CPU."""
+def run(name: str, kind: type[T], main: Callable[[Stage, T], None]) -> None:
+    """As `pipelines.stage.run`, on as many processes as `machine.processes` says."""
     if "RANK" in os.environ:  # torchrun has started this process
         _run_one_of_several(name, kind, main)
         return
 
     def share(stage: Stage, params: T) -> None:
-        count = process_count(stage, on_cpu)
+        count = process_count(stage)
         if count == 1:
             main(stage, params)
         else:
@@ -43,20 +46,16 @@ def run(name: str, kind: type[T], main: Callable[[Stage, T], None], on_cpu: int 
     stages.run(name, kind, share)
 
 
-def process_count(stage: Stage, on_cpu: int = 1) -> int:
-    """`machine.processes`, "auto" resolved: one for each GPU, one where a GPU is named, and `on_cpu` on a CPU, as far as there
-    are threads and memory for so many.
-
-    More than one where layers are small: a second thread then waits for the first most of the time, while a second process has
-    half of every batch to itself.
-    """
+def process_count(stage: Stage) -> int:
+    """`machine.processes`, "auto" resolved: one for each GPU, one where a GPU is named, and PROCESSES_ON_CPU on a CPU, as far
+    as there are threads and memory for so many."""
     wanted, device = stage.machine.processes, stage.device
     if wanted == "auto" and device == "cpu":
         import psutil
 
         # the machine's memory, not what happens to be free, so that a run can be repeated to the last bit
         room = int(psutil.virtual_memory().total / 2**30 / GIB_PER_PROCESS)
-        return max(1, min(on_cpu, stage.threads, room))
+        return max(1, min(PROCESSES_ON_CPU, stage.threads, room))
     if wanted == 1 or (wanted == "auto" and device != "cuda"):
         return 1
     if device.startswith("cuda:"):

@@ -121,4 +121,4 @@ def inspection(val: ShardDataset, device: str) -> Callable[[Tensor, list[int]], 
 
 
 if __name__ == "__main__":
-    run("train_sequence", TrainSequenceParams, main, on_cpu=2)
+    run("train_sequence", TrainSequenceParams, main)

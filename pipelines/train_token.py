@@ -139,4 +139,4 @@ def write_samples(stage: Stage, samples: Sequence[Mapping[str, Any]], val: Shard
 
 
 if __name__ == "__main__":
-    run("train_token", TrainTokenParams, main, on_cpu=2)
+    run("train_token", TrainTokenParams, main)

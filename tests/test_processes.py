@@ -76,18 +76,18 @@ def test_a_users_slip_is_one_line_whatever_the_number_of_processes(
 def test_processes_follow_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    def count(device: str, processes: int | str, threads: int = 1, on_cpu: int = 2) -> int:
+    def count(device: str, processes: int | str, threads: int = 2) -> int:
         machine = Machine(threads, 1, device, "auto", 30.0, ".cache/features", processes)
-        return process_count(Stage("train_token", 0, machine, {}), on_cpu)
+        return process_count(Stage("train_token", 0, machine, {}))
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert [count("cpu", 1), count("cpu", "auto"), count("cpu", 2)] == [1, 1, 2]
+    assert [count("cpu", 1), count("cpu", "auto"), count("cpu", 2)] == [1, 2, 2]
     assert [count("cuda", 1), count("cuda", "auto"), count("cuda", 2)] == [1, 4, 2]
     assert [count("cuda:1", 1), count("cuda:1", "auto")] == [1, 1]
     memory = SimpleNamespace(total=16 * 2**30)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     assert [count("cpu", "auto", threads) for threads in (2, 8)] == [2, 2]
-    assert [count("cpu", "auto", 8, on_cpu=1), count("cpu", 1, 8)] == [1, 1]
+    assert [count("cpu", "auto", 1), count("cpu", 1, 8)] == [1, 1]
     memory.total = 6 * 2**30
     assert count("cpu", "auto", 8) == 1
     with pytest.raises(ParameterError, match="machine.processes is 2, but machine.device is cuda:1"):
