@@ -6,27 +6,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diptych.features.codebook import ClusterConfig, build_codebook, load_cluster_sizes
-from diptych.features.importers.xlxmert_centroids import import_centroids
+from diptych.features.importers.centroids import import_centroids
 from diptych.features.manifest import read_manifest, split_rows
 from diptych.features.store import FeatureReader
 from pipelines.stage import Stage, run
 
-SCENES = Path("data/dataset/scenes.parquet")
+SCENES, FEATURES = Path("data/dataset/scenes.parquet"), Path("data/features")
+CENTROIDS = (".npy", ".safetensors")
 
 
 @dataclass(frozen=True)
 class ClusterParams(ClusterConfig):
-    """source: data/features, whose cells are clustered, or a file of centroids that X-LXMERT released, *.npy."""
+    """source: data/features, whose cells are clustered; or a file of centroids to take: X-LXMERT's released *.npy, or the
+    codebook.safetensors of another run or model."""
 
     source: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.source != str(FEATURES) and Path(self.source).suffix not in CENTROIDS:
+            raise ValueError(
+                f"source must be {FEATURES} or a file of centroids ({', '.join(CENTROIDS)}), is {self.source!r}"
+            )
 
 
 def main(stage: Stage, params: ClusterParams) -> None:
     """Cluster the train split's cells or take the given centroids, assign everybody's."""
-    reader = FeatureReader(Path("data/features"))
+    reader = FeatureReader(FEATURES)
     train_ids = {row["image_id"] for row in split_rows(read_manifest(SCENES), "train", SCENES)}
     with stage.write("data/codebook") as folder:
-        if Path(params.source).suffix == ".npy":
+        if params.source != str(FEATURES):
             metrics, curve = import_centroids(
                 Path(params.source), params.k, reader, train_ids, stage.threads, folder
             )

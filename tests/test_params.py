@@ -101,12 +101,13 @@ def test_every_profile_fits_the_stages(profile: str, tmp_path: Path) -> None:
     write_profile(profile, composed)
     params = read_params(composed)
     check_params(params, STAGES, composed)
-    for section, key, message in (
-        ("generate", "batch_size", "generate: batch_size must be at least 1, is 0"),
-        ("extract", "part_size", "extract: part_size must be at least 1, is 0"),
-        ("generatr", "limit", "generatr: unknown section"),
+    for section, key, value, message in (
+        ("generate", "batch_size", 0, "generate: batch_size must be at least 1, is 0"),
+        ("extract", "part_size", 0, "extract: part_size must be at least 1, is 0"),
+        ("cluster", "source", "data/shards", "cluster: source must be data/features or a file of centroids"),
+        ("generatr", "limit", 0, "generatr: unknown section"),
     ):
-        wrong = {**params, section: {**params.get(section, {}), key: 0}}
+        wrong = {**params, section: {**params.get(section, {}), key: value}}
         with pytest.raises(ParameterError, match=message):
             check_params(wrong, STAGES, composed)
 

@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from diptych.features.codebook import load_codebook, read_codes
 from diptych.features.errors import UserError
 from diptych.features.files import sha256_of
 from diptych.features.importers import xlxmert_features
-from diptych.features.importers.xlxmert_centroids import import_centroids, read_centroids
+from diptych.features.importers.centroids import import_centroids, read_centroids
 from diptych.features.importers.xlxmert_features import import_features
 from diptych.features.manifest import read_manifest, write_manifest
 from diptych.features.store import FeatureReader
@@ -383,6 +384,28 @@ def test_centroids_become_a_codebook_and_codes_are_computed(manifest: Path, rele
     assert curve == [
         pytest.approx({"step": 0, "inertia": lost, "imbalance": 21 * (share**2).sum(), "splits": 0}, rel=1e-4)
     ]
+
+
+def test_a_codebook_of_ours_is_taken_as_it_is(manifest: Path, release: list[Path]) -> None:
+    run(manifest, release)
+    folder, reader = manifest.parent, FeatureReader(manifest.parent / "features")
+    train_ids = {f"{number:012d}" for number in TRAIN}
+    centroids = np.concatenate([as_halves(number) for number in TRAIN]).astype(np.float32)[::2]
+    np.save(folder / "centroids.npy", centroids)
+    import_centroids(folder / "centroids.npy", len(centroids), reader, train_ids, 1, folder / "first")
+    own = folder / "first/codebook.safetensors"
+    import_centroids(own, len(centroids), reader, train_ids, 1, folder / "second")
+    for name in ("codebook.safetensors", "codes.parquet"):
+        assert (folder / "first" / name).read_bytes() == (folder / "second" / name).read_bytes()
+    save_file({"sizes": np.zeros(4, np.int64)}, folder / "other.safetensors")
+    (folder / "damaged.safetensors").write_bytes(own.read_bytes()[:-5])
+    for name, words in (
+        ("other", "no tensor 'centroids'"),
+        ("damaged", "not a readable safetensors file"),
+        ("no", "no such"),
+    ):
+        with pytest.raises(UserError, match=rf"{name}\.safetensors: {words}"):
+            read_centroids(folder / f"{name}.safetensors", DIM)
 
 
 def test_centroids_of_other_features_are_refused(manifest: Path, release: list[Path]) -> None:

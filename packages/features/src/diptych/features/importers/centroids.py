@@ -1,7 +1,8 @@
-"""X-LXMERT's released centroids, as a codebook of ours.
+"""Centroids from elsewhere as the codebook: those that X-LXMERT released, or the codebook of another run or model.
 
-They are float32 [10000, 2048] in `maskrcnn_mscoco_train_centroids10000_iter20_d2048_grid8.npy`. The cluster ids that
-belong to them are pickles, which are not read: codes are recomputed from features and centroids.
+X-LXMERT's are float32 [10000, 2048] in `maskrcnn_mscoco_train_centroids10000_iter20_d2048_grid8.npy`. The cluster ids that
+belong to them are pickles, which are not read: codes are recomputed from features and centroids. Ours are the tensor
+`centroids` of a `codebook.safetensors`, as the cluster stage and every model directory have it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from ..codebook import CODES
@@ -27,11 +29,11 @@ _BLOCK = 25  # images that are in memory as float32 at a time
 def import_centroids(
     path: Path, k: int, reader: FeatureReader, train_ids: set[str], threads: int, out: Path
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """Take the released centroids for the codebook and find the code of every image's cells, as `build_codebook` does
+    """Take the centroids in `path` for the codebook and find the code of every image's cells, as `build_codebook` does
     after its clustering; write codebook.safetensors and codes.parquet.
 
     Codes are computed from float16 features: where two centroids are equally near to within its rounding, a code can
-    be another than the one that was released.
+    be another than the one that X-LXMERT released.
 
     Returns the metrics of `build_codebook` (iterations and sampled_cells are 0, inertia is of all train cells) and a
     curve of one point. Raises UserError for what `read_centroids` refuses, for another number of centroids than
@@ -102,22 +104,15 @@ def import_centroids(
 
 
 def read_centroids(path: Path, feature_dim: int) -> np.ndarray:
-    """The released centroids, float32 [K, feature_dim].
+    """The centroids in an .npy or .safetensors file, float32 [K, feature_dim].
 
-    Raises UserError for anything but an .npy file with at most 65,536 rows (codes are 16-bit numbers) of
-    `feature_dim` finite numbers; pickled objects are not read.
+    Raises UserError for anything but a file with at most 65,536 rows (codes are 16-bit numbers) of `feature_dim`
+    finite numbers; pickled objects are not read.
     """
     try:
-        centroids = np.load(path, allow_pickle=False)
+        centroids = _codebook_file(path) if path.suffix == ".safetensors" else _array_file(path)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file of centroids; set cluster.source or download it") from error
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(
-            f"{path}: not an .npy file of numbers ({error}); give the centroids: pickled cluster ids are not read but "
-            "computed anew"
-        ) from error
-    if not isinstance(centroids, np.ndarray):
-        raise UserError(f"{path}: an archive; give the .npy file of the centroids")
+        raise UserError(f"{path}: no such file of centroids; set cluster.source to the file") from error
     if centroids.ndim != 2 or not np.issubdtype(centroids.dtype, np.floating):
         raise UserError(
             f"{path}: {centroids.dtype} {list(centroids.shape)}, but centroids are float [K, {feature_dim}]"
@@ -132,5 +127,30 @@ def read_centroids(path: Path, feature_dim: int) -> np.ndarray:
             f"{path}: {len(centroids)} centroids; codes are 16-bit numbers, so between 1 and 65536 fit"
         )
     if not np.isfinite(centroids).all():
-        raise UserError(f"{path}: a centroid is not finite; download the file again")
+        raise UserError(f"{path}: a centroid is not finite; copy the file again")
     return np.ascontiguousarray(centroids, dtype=np.float32)
+
+
+def _array_file(path: Path) -> np.ndarray:
+    try:
+        centroids = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(
+            f"{path}: not an .npy file of numbers ({error}); give the centroids: pickled cluster ids are not read but "
+            "computed anew"
+        ) from error
+    if not isinstance(centroids, np.ndarray):
+        raise UserError(f"{path}: an archive; give the .npy file of the centroids")
+    return centroids
+
+
+def _codebook_file(path: Path) -> np.ndarray:
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); copy it again") from error
+    if "centroids" not in tensors:
+        raise UserError(f"{path}: no tensor 'centroids'; give a codebook.safetensors")
+    return tensors["centroids"]
