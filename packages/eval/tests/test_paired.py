@@ -4,38 +4,43 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
-from diptych.eval.paired import (
-    Difference,
-    all_of,
-    better,
-    not_worse,
-    picture_difference,
-    seed_difference,
-    seed_values,
-)
+from diptych.eval.paired import Difference, all_of, better, not_worse, picture_difference, seed_difference
+
+TRUE = 0.3
 
 
 def systems(generator, seeds: int, seed_effect: float, pictures: int = 50) -> tuple[np.ndarray, np.ndarray]:
-    """Two systems that differ by 0.3 for all pictures and trainings there are, [seeds, pictures, 1] each."""
+    """Two systems that differ by TRUE for all pictures and trainings there are, [seeds, pictures, 1] each."""
     base = generator.normal(size=(seeds, pictures, 1))
-    own = generator.normal(0, seed_effect, (seeds, 1, 1)) + generator.normal(0, 1, (1, pictures, 1))
-    return base + 0.3 + own, base
+    trainings, own = generator.normal(0, seed_effect, (seeds, 1, 1)), generator.normal(0, 1, (1, pictures, 1))
+    return base + TRUE + trainings + own + generator.normal(0, 0.5, base.shape), base
 
 
-@pytest.mark.parametrize(("seeds", "effect", "least"), [(3, 0.0, 0.89), (3, 0.1, 0.89), (8, 0.5, 0.82)])
-def test_the_interval_over_pictures_covers_the_truth(seeds: int, effect: float, least: float) -> None:
+@pytest.mark.parametrize(("seeds", "least"), [(2, 0.86), (3, 0.90), (5, 0.92), (8, 0.92)])
+@pytest.mark.parametrize("effect", [0.0, 0.1, 0.5, 5.0])
+def test_the_interval_over_seeds_and_pictures_covers_the_truth(
+    seeds: int, least: float, effect: float
+) -> None:
+    """Whether pictures decide, seeds do, or both."""
     generator = np.random.default_rng(5)
-    covered = widths = 0.0
-    for trial in range(100):
-        found = picture_difference(*systems(generator, seeds, effect), seed=trial, resamples=150)
-        assert found.low is not None and found.high is not None
-        covered += found.low <= 0.3 <= found.high
-        widths += found.high - found.low
-    assert covered / 100 >= least
-    # not by being wide: 2 x 1.96 standard errors and a quarter
-    error = np.sqrt(1 / 50 + effect**2 / seeds)
-    assert widths / 100 < 1.25 * 2 * 1.96 * error
+    found = [picture_difference(*systems(generator, seeds, effect)) for _ in range(600)]
+    assert np.mean([each.low <= TRUE <= each.high for each in found if each.low and each.high]) >= least
+
+
+@pytest.mark.parametrize(
+    ("seeds", "effect", "quantile"), [(5, 0.0, student.ppf(0.975, 49)), (5, 5.0, student.ppf(0.975, 4))]
+)
+def test_the_interval_is_no_wider_than_it_has_to_be(seeds: int, effect: float, quantile: float) -> None:
+    """Student's over pictures where these decide, and over seeds where those do."""
+    generator = np.random.default_rng(7)
+    found = [picture_difference(*systems(generator, seeds, effect)) for _ in range(300)]
+    width = np.mean(
+        [each.high - each.low for each in found if each.low is not None and each.high is not None]
+    )
+    error = np.sqrt(1 / 50 + effect**2 / seeds + 0.25 / (50 * seeds))
+    assert width == pytest.approx(2 * quantile * error, rel=0.1)
 
 
 def test_the_interval_over_seeds_covers_the_truth() -> None:
@@ -59,9 +64,25 @@ def test_parts_count_equally_and_missing_ones_not_at_all() -> None:
     base = np.zeros((2, 4, 2))
     base[:, 1:, 1] = np.nan
     row = base + np.array([1.0, 3.0])
-    assert seed_values(row).tolist() == [2.0, 2.0]
-    found = picture_difference(row, base)
-    assert found.value == 2 and found.low == pytest.approx(2)
+    assert picture_difference(row, base) == Difference(2.0, 2.0, 2.0)
+
+
+def test_parts_of_the_same_pictures_are_their_mean() -> None:
+    """Where no part is missing, a figure of parts is the figure of the pictures' means."""
+    row, base = systems(np.random.default_rng(1), 3, 0.3)
+    parts = np.random.default_rng(2).normal(size=(*row.shape[:2], 4))
+    parts -= parts.mean(-1, keepdims=True)
+    whole, split = picture_difference(row, base), picture_difference(row + parts, base)
+    assert (split.value, split.low, split.high) == pytest.approx((whole.value, whole.low, whole.high))
+
+
+def test_a_part_that_few_pictures_have_widens_the_interval() -> None:
+    row, base = systems(np.random.default_rng(1), 3, 0.0)
+    row, base = np.repeat(row, 2, -1), np.repeat(base, 2, -1)
+    every = picture_difference(row, base)
+    row[:, 10:, 1] = np.nan
+    few = picture_difference(row, base)
+    assert few.high - few.low > 1.3 * (every.high - every.low)
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,14 @@
 """Two systems on the same pictures and seeds: differences with their intervals, and verdicts on claims about them.
 
-What a few seeds can say. A difference is between trainings, so the sample is that of seeds; pictures only tell how well
-each training's mean is known. With three seeds the spread between trainings is estimated from two degrees of freedom:
+A difference is between trainings, of which a few are at hand, on pictures, of which a sample is. Both are drawn at random, and
+an interval has to be wide enough for either to be drawn again:
 
-* :func:`picture_difference` resamples seeds, then pictures. Where pictures vary much and seeds little, its interval covers
-  the truth in 95% of cases. Where pictures add next to nothing to the seeds' own effect, three seeds cover it in 83%, eight
-  in 90% (measured on normal effects): three values show less than half of the range that trainings have. An interval
-  that excludes zero then says that the seeds agree by more than their pictures' noise, not that the next one must.
-* :func:`seed_difference` is for figures of a whole set (BLEU, Frechet distances), which have no value per picture: Student's
-  interval over seeds, about these pictures. Its coverage is right for normal effects, and with three seeds it is wide: 2.5
-  standard deviations of the difference to either side.
+* :func:`picture_difference`, for means over pictures, takes seeds and pictures as crossed random effects. Where pictures vary and
+  seeds agree, its interval is about as narrow as pictures allow; where seeds differ and pictures add nothing, it is Student's
+  over seeds. Measured on normal effects it covers the truth in 94 to 95% of cases with five seeds, in 92 to 95% with
+  three and in 88 to 96% with two, least where both count alike.
+* :func:`seed_difference`, for figures of a whole set (BLEU, Frechet distances), which have no value per picture, is Student's interval
+  over seeds, about these pictures: 2.5 standard deviations to either side for three seeds, 1.2 for five.
 * One seed has no interval, and every claim about it stays undecided.
 """
 
@@ -22,14 +21,8 @@ from typing import Literal
 
 import numpy as np
 
-from diptych.eval.figures import interval
-
 Verdict = Literal["holds", "fails", "undecided"]
-# Student's t at 97.5% by degrees of freedom
-_STUDENT = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110,
-    2.101, 2.093, 2.086,
-)  # fmt: skip
+LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -45,45 +38,41 @@ class Difference:
         return Difference(-self.value, low, high)
 
 
-def seed_values(pictures: np.ndarray) -> np.ndarray:
-    """The figure of each seed, float64 [seeds], of the values of single pictures [seeds, pictures, parts]: the mean over
-    parts of the mean over the pictures that have the part (the others are NaN)."""
-    return np.nanmean(pictures, axis=1).mean(-1)
+def picture_difference(row: np.ndarray, base: np.ndarray) -> Difference:
+    """The mean difference row - base of a figure that is a mean over pictures, for trainings and pictures like these.
 
-
-def picture_difference(row: np.ndarray, base: np.ndarray, seed: int = 0, resamples: int = 2000) -> Difference:
-    """The mean difference row - base of a figure that is a mean over pictures, by a hierarchical bootstrap: seeds are drawn
-    with repetition, then pictures, the same ones for all drawn seeds and for both systems.
-
-    The deviations of seeds from their mean are enlarged by sqrt(n / (n - 1)), because a bootstrap of n values spreads that
-    much too little. See the module for what the interval can say.
+    With seeds and pictures crossed, the mean's variance is (mean square of seeds + of pictures - of the rest) / (number of
+    both), and its degrees of freedom are Satterthwaite's (Clark 1973, for subjects and words).
 
     Args:
-        row, base: float64 [seeds, pictures, parts] as of :func:`seed_values`; seed i and picture j are the same in both, and
-            they lack the same parts.
-        seed: of the drawings.
+        row, base: float64 [seeds, pictures, parts], values of single pictures; seed i and picture j are the same in both. The
+            figure is the mean over parts of the mean over the pictures that have the part; the others are NaN in both.
     """
-    seeds, pictures, _ = row.shape
-    missing = np.isnan(row) | np.isnan(base)
-    differences = np.where(missing, 0.0, row - base)
-    counted = ~missing
-    value = float((differences.sum(1) / counted.sum(1)).mean())
-    if seeds < 2:
+    seeds, pictures, parts = row.shape
+    gaps = row - base
+    counted = ~np.isnan(gaps)
+    counts = counted.sum(1, keepdims=True)
+    means = np.where(counted, gaps, 0.0).sum(1, keepdims=True) / counts
+    value = float(means.mean())
+    if seeds < 2 or pictures < 2:
         return Difference(value, None, None)
-    generator = np.random.default_rng((seed, seeds, pictures))
-    enlarged = math.sqrt(seeds / (seeds - 1))
-    drawn = np.empty(resamples)
-    for number in range(resamples):
-        weights = np.bincount(generator.integers(0, pictures, pictures), minlength=pictures)
-        counts = np.einsum("p,spk->sk", weights, counted)
-        # a part that no drawn picture has keeps its value
-        sums = np.einsum("p,spk->sk", weights, differences)
-        means = np.where(counts > 0, sums / np.maximum(counts, 1), differences.sum(1) / counted.sum(1)).mean(
-            -1
-        )
-        chosen = means[generator.integers(0, seeds, seeds)]
-        drawn[number] = means.mean() + enlarged * (chosen.mean() - means.mean())
-    return Difference(value, *interval(drawn))
+    # each picture's part in its seed's figure, [seeds, pictures]; without parts the gap itself
+    deviations = np.where(counted, gaps - means, 0.0) * pictures / counts
+    own = means.mean(-1) + deviations.sum(-1) / parts
+    by_seed, by_picture = own.mean(1, keepdims=True), own.mean(0, keepdims=True)
+    free = np.array([seeds - 1, pictures - 1, (seeds - 1) * (pictures - 1)])
+    squares = [
+        pictures * np.square(by_seed - value).sum(),
+        seeds * np.square(by_picture - value).sum(),
+        np.square(own - by_seed - by_picture + value).sum(),
+    ]
+    of_seeds, of_pictures, of_rest = mean_squares = np.array(squares) / free
+    # the estimate can be below what seeds or pictures alone leave, or below zero
+    variance = max(of_seeds + of_pictures - of_rest, of_seeds, of_pictures)
+    if not variance:
+        return Difference(value, value, value)
+    freedom = variance**2 / (mean_squares**2 / free).sum()
+    return _around(value, math.sqrt(variance / (seeds * pictures)), float(freedom))
 
 
 def seed_difference(row: Sequence[float], base: Sequence[float]) -> Difference:
@@ -93,8 +82,14 @@ def seed_difference(row: Sequence[float], base: Sequence[float]) -> Difference:
     value = float(differences.mean())
     if count < 2:
         return Difference(value, None, None)
-    student = _STUDENT[count - 2] if count - 2 < len(_STUDENT) else 1.96 + 2.4 / (count - 1)
-    half = student * float(differences.std(ddof=1)) / math.sqrt(count)
+    return _around(value, float(differences.std(ddof=1)) / math.sqrt(count), count - 1)
+
+
+def _around(value: float, error: float, freedom: float) -> Difference:
+    """Student's interval around a mean with this standard error."""
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + LEVEL) / 2, freedom)) * error
     return Difference(value, value - half, value + half)
 
 
