@@ -36,7 +36,7 @@ class Machine:
     checkpoint_seconds: wall time between two savings of a training's state.
     feature_store: folder that keeps extracted features by key; share it between clones to extract once.
     processes: processes that share the steps of the image generator's and the transformer's trainings, and its threads; "auto"
-        takes one a GPU; on a CPU two for the image generator, and one for the others.
+        takes one a GPU; on a CPU two, as far as threads and memory go.
     compile: run the losses of token-level training through torch.compile; minutes at the start, no gain on CPUs.
     """
 
