@@ -64,7 +64,10 @@ class Stage:
     @property
     def threads(self) -> int:
         """Threads for tensor work in this process."""
-        return available_cores() if self.machine.threads == "auto" else self.machine.threads
+        if self.machine.threads == "auto":
+            return available_cores()
+        # what started this process may have given it a share of the cores
+        return min(self.machine.threads, int(os.environ.get(CORES_VARIABLE, self.machine.threads)))
 
     @property
     def workers(self) -> int:
@@ -187,7 +190,7 @@ def read_stage(name: str, kind: type[T]) -> tuple[Stage, T]:
 
 
 @contextlib.contextmanager
-def one_line_errors(name: str) -> Iterator[None]:
+def one_line_errors(name: str, mends: Mends | None = None) -> Iterator[None]:
     """End the process with status 1, and the 143 of SIGTERM, as whatever is called `name` should.
 
     An error that the user can mend is one line on stderr: the file or key, and the mend. Other errors are defects of
@@ -201,7 +204,7 @@ def one_line_errors(name: str) -> Iterator[None]:
     except KeyboardInterrupt:
         _fail(name, "interrupted: the same command goes on from the last checkpoint", status=130)
     except Exception as error:
-        message = explain(error, name)
+        message = explain(error, name, mends)
         if message is None:
             raise
         _fail(name, message)
@@ -230,9 +233,14 @@ def prepare_process(threads: int) -> None:
 def _end_with_parent() -> None:
     """End this process when its stage is killed: a rerun must not meet it at the same checkpoints."""
     parent = os.getppid()
+    end_when(lambda: os.getppid() != parent)
+
+
+def end_when(gone: Callable[[], bool]) -> None:
+    """End this process as soon as `gone`, which a thread asks five times a second."""
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while not gone():
             time.sleep(0.2)
         os._exit(1)
 
@@ -263,20 +271,29 @@ def keep_freed_memory() -> None:
         mallopt(top_pad, 64 << 20)
 
 
-def explain(error: BaseException, name: str) -> str | None:
-    """One line for an error that the user can mend, None for a defect of this project."""
+@dataclass(frozen=True)
+class Mends:
+    """What messages tell to do. command: that goes on, and makes what is missing. memory: where there is too little."""
+
+    command: str
+    memory: str
+
+
+def explain(error: BaseException, name: str, mends: Mends | None = None) -> str | None:
+    """One line for an error that the user can mend, None for a defect of this project. mends: by default a stage's."""
+    mends = mends or Mends("dvc repro", f"lower {name}'s batch size in params.yaml, or close other programs")
     if isinstance(error, (ParameterError, *PACKAGE_ERRORS)):
         return str(error)
     text = str(error)
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "No space left on device" in text or shutil.disk_usage(".").free < 1 << 20:
-        return "the disk is full: free some space, then `dvc repro` goes on; nothing half-written was kept"
+        return f"the disk is full: free some space, then `{mends.command}` goes on; nothing half-written was kept"
     if isinstance(error, FileNotFoundError) and error.filename:
-        return f"{error.filename} is missing: `dvc repro` makes what a stage reads"
+        return f"{error.filename} is missing: `{mends.command}` makes what a stage reads"
     if isinstance(error, PermissionError) and error.filename:
         return f"{error.filename}: permission denied: change its owner or mode"
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text:
-        return f"out of memory: lower {name}'s batch size in params.yaml, or close other programs"
+        return f"out of memory: {mends.memory}"
     return None
 
 

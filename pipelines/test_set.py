@@ -54,5 +54,9 @@ def measure_model(
     batches = generate(
         stage, generation, shards, to_caption if captions else set(), to_paint if paintings else set(), transformer
     )  # fmt: skip
-    write_rows(table, batches)
-    return Measured(*measure(stage, evaluation, table, unseen=Path("none"), embeddings=embeddings))
+    try:
+        write_rows(table, batches)
+        return Measured(*measure(stage, evaluation, table, unseen=Path("none"), embeddings=embeddings))
+    except BaseException:
+        table.unlink(missing_ok=True)  # it is large, and would not be gone on with
+        raise

@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 
 from pipelines.ablations import __main__ as driver
 from pipelines.ablations import table1
-from pipelines.ablations.item import Table1Params
+from pipelines.ablations.item import DRIVER_VARIABLE, Table1Params
 from pipelines.ablations.sampler import SAMPLERS
 from pipelines.ablations.sequence import sequence_params
 from pipelines.ablations.table import CLAIMS, COLUMNS, SAMPLER_TITLES, TABLE, models
@@ -71,10 +71,20 @@ def test_two_models_of_one_task_cost_what_ours_costs(sections, steps: int | None
 
 
 def test_too_few_steps_for_a_row_are_named(sections) -> None:
-    _, sequence = sections
+    token, sequence = sections
     assert sequence.training.cycle[0] == "scst"
     with pytest.raises(ParameterError, match="table1.sequence_steps 1 leaves no step to row paintings"):
         sequence_params("paintings", sequence, 1, 0)
+    assert token_params("ours", token, 3, 0).training.steps == 3
+    with pytest.raises(
+        ParameterError, match=r"table1.token_steps 3 with .*caption_share 0.25 leaves no step to row captions"
+    ):
+        token_params("captions", token, 3, 0)
+    captions_alone = replace(token, training=replace(token.training, caption_share=1.0))
+    with pytest.raises(
+        ParameterError, match=r"train_token.training.steps 1200 with .* leaves no step to row paintings"
+    ):
+        token_params("paintings", captions_alone, None, 0)
 
 
 def test_rows_differ_from_ours_in_one_thing(sections) -> None:
@@ -114,18 +124,20 @@ def test_the_driver_runs_the_whole_matrix_in_order() -> None:
 @pytest.mark.parametrize("seeds", [(), (1, 1), (-1,)])
 def test_wrong_seeds_are_named(seeds) -> None:
     with pytest.raises(ValueError, match="seeds must be different whole numbers"):
-        Table1Params(seeds, None, None, None, None, 10, 1, None)
+        Table1Params(seeds, None, None, None, None, 1, None)
 
 
 # --- the driver, with a stand-in for dvc ------------------------------------------------------------------------------
 
 STAND_IN = """#!/bin/sh
-item=${3##*:}
+for item; do :; done
+item=${item##*:}
+case "$*" in *" status "*) [ ! -e "stale-${item##*-}" ]; exit;; esac
 [ -e "$item.done" ] && echo "Stage $item didn't change, skipping" && exit 0
-if [ -e "$item.busy" ]; then rm "$item.busy"; echo "ERROR: Unable to acquire lock"; exit 1; fi
+if [ -e "$item.busy" ]; then rm "$item.busy"; echo "ERROR: 'a' is busy, it is being blocked by:"; exit 1; fi
 echo "Running stage '$item'"
 echo "$item" >> ran
-case $item in *dense*) echo "token dense 0: params.yaml: no such thing"; echo "ERROR: failed to reproduce '$item'"; exit 1;; esac
+case $item in *${FAIL:-nothing}*) echo "token dense 0: params.yaml: no such thing"; echo "ERROR: failed to reproduce '$item'"; exit 1;; esac
 sleep ${PAUSE:-0}
 echo "$DIPTYCH_CORES" > "$item.done"
 """
@@ -133,17 +145,19 @@ echo "$DIPTYCH_CORES" > "$item.done"
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, where `dvc` is a script that notes what ran; rows named dense fail."""
+    """A folder to work in, with the smoke profile, where `dvc` is a script that notes what ran; items named $FAIL fail."""
     (tmp_path / "bin").mkdir()
     script = tmp_path / "bin/dvc"
     script.write_text(STAND_IN)
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
+    write_profile("smoke", tmp_path / "params.yaml")
     return tmp_path
 
 
-def test_a_failed_item_leaves_the_others(stand_in: Path, capfd) -> None:
+def test_a_failed_item_leaves_the_others(stand_in: Path, capfd, monkeypatch) -> None:
+    monkeypatch.setenv("FAIL", "dense")
     (stand_in / "token@ours-0.busy").touch()
     with pytest.raises(
         ParameterError, match=r"token@dense-0: token dense 0: params.yaml: no such thing"
@@ -158,29 +172,72 @@ def test_a_failed_item_leaves_the_others(stand_in: Path, capfd) -> None:
     assert "min left" in printed.out and "sequence@dense-0 not run" in printed.err
 
 
-def test_a_killed_driver_goes_on_where_it_was(stand_in: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_driver_goes_on_where_it_was(stand_in: Path, sent: signal.Signals) -> None:
     script = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits it ignored
-        "from pipelines.ablations import __main__ as d\n"
-        "d.run_items([i for i in d.work([0]) if 'dense' not in i.name], 2, 0, 2)"
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits it ignored
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        "from pipelines.ablations.__main__ import main\n"
+        "sys.argv[1:] = ['--seeds', '0', '--jobs', '2']\n"
+        "main()"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
-    process = subprocess.Popen([sys.executable, "-c", script], env={**environment, "PAUSE": "0.3"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], env={**environment, "PAUSE": "0.3"}, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 60
-    while len(list(stand_in.glob("*.done"))) < 3 and time.monotonic() < deadline:
+    while len(list(stand_in.glob("*.done"))) < 4 and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) != 0
+    process.send_signal(sent)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}[sent]
+    assert "Traceback" not in said
     before = {path.name for path in stand_in.glob("*.done")}
-    assert 3 <= len(before) < 15
+    total = 1 + len(driver.work([0])) + len(driver.samplers()) + 1
+    assert 4 <= len(before) < total
     time.sleep(1)
     assert {path.name for path in stand_in.glob("*.done")} == before, "nothing goes on in the background"
     (stand_in / "ran").unlink()
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)
     ran = (stand_in / "ran").read_text().split()
-    assert len(list(stand_in.glob("*.done"))) == 15
-    assert {f"{name}.done" for name in ran} | before == {path.name for path in stand_in.glob("*.done")}
+    after = {path.name for path in stand_in.glob("*.done")}
+    assert len(after) == total and {f"{name}.done" for name in ran} | before == after
     assert not {f"{name}.done" for name in ran} & before, "what was done is not done again"
+
+
+def test_stale_seeds_stay_out_of_the_table(stand_in: Path, monkeypatch, capsys) -> None:
+    write_measured({}, 3)
+    (stand_in / "stale-1").touch()
+    for seed in (0, 1, 2):
+        driver.leave_out_if_stale(seed)
+    assert table1.measured_seeds((0, 1, 2)) == [0, 2]
+    assert capsys.readouterr().out.count("seed 1 is left out") == 1
+
+
+def test_a_locked_repository_costs_no_work(finished_clone: Clone, tmp_path: Path) -> None:
+    """An item whose end meets the lock of another command waits for it."""
+    clone = finished_clone.copy(tmp_path / "clone")
+    holder = (
+        "import sys, time, zc.lockfile\n"
+        "lock = zc.lockfile.LockFile('.dvc/tmp/lock'); print('held', flush=True); time.sleep(8); lock.close()"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
+    script = "from pipelines.ablations import __main__ as d; d.run_items([d.Item('token@ours-0')], 1, 0, 1)"
+    process = subprocess.Popen(
+        **clone.command("python", "-c", script), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    log = clone.folder / ".cache/ablations/logs/token@ours-0.log"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (log.exists() and "Running stage" in log.read_text()):
+        time.sleep(0.05)
+    with subprocess.Popen(
+        [sys.executable, "-c", holder], cwd=clone.folder, env=environment, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert log.read_text().count("Running stage") == 1
+    assert "token@ours-0" in (clone.folder / "pipelines/ablations/dvc.lock").read_text()
 
 
 # --- the table, on synthetic measurements -----------------------------------------------------------------------------
@@ -188,7 +245,7 @@ def test_a_killed_driver_goes_on_where_it_was(stand_in: Path) -> None:
 
 def write_measured(gains: dict[str, dict[str, float]], seeds: int, noise: float = 0.02) -> None:
     """Measurements in which ours is better than a row's models by `gains` in a column, a share of 1; elsewhere equal."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(1)
     base = {column: generator.uniform(0.5, 1.5, (seeds, 60)) for column in COLUMNS}
     for row in TABLE.values():
         for model in row.models:
@@ -228,13 +285,14 @@ def made_table(tmp_path: Path, seeds: int) -> dict[str, Any]:
     machine = Machine(1, 0, "cpu", "float32", 1.0, "features")
     table1.main(
         Stage("ablations/table1", 0, machine, {}),
-        Table1Params(tuple(range(seeds)), None, None, None, None, 200, 1, None),
+        Table1Params(tuple(range(seeds)), None, None, None, None, 1, None),
     )
     return json.loads((tmp_path / "metrics/table1.json").read_text())
 
 
 GOOD = {
-    "dense": {"painted.clip_score_judge": 0.1},
+    "dense": {"painted.clip_score_judge": 0.1, "painted.r_precision_judge": 0.1},
+    "discrete": {"caption.cider_d": 0.1},
     "without_sequence": {"caption.cider_d": 0.1, "painted.clip_score_judge": 0.1},
     "without_clip": {"painted.clip_score_judge": 0.1, "painted.r_precision_judge": 0.1},
 }
@@ -278,6 +336,51 @@ def test_claims_have_three_outcomes(
     )
 
 
+def test_only_like_is_compared_with_like(tmp_path: Path, monkeypatch) -> None:
+    """Models of one task see only their pictures; other pictures and other tokens than ours' are refused."""
+    monkeypatch.chdir(tmp_path)
+    write_measured(GOOD, 3)
+    for seed in range(3):
+        for model in ("sequence_captions", "sequence_paintings", "sequence_ours", "token_ours"):
+            path = Path(f"ablations/measured/{model}-{seed}/pictures.parquet")
+            table = pq.read_table(path).to_pylist()
+            for number, row in enumerate(table):
+                own = "caption." if number < 20 else "painted."  # each picture is captioned or painted for
+                row |= {name: None for name in row if "." in name and not name.startswith(own)}
+            kept = {"sequence_captions": table[:20], "sequence_paintings": table[20:]}.get(model, table[::-1])
+            pq.write_table(pa.Table.from_pylist(kept), path)
+    for model in ("dense", "discrete", "features"):
+        for seed in range(3):
+            shutil.copy(
+                f"ablations/measured/sequence_ours-{seed}/pictures.parquet",
+                f"ablations/measured/sequence_{model}-{seed}",
+            )
+    assert made_table(tmp_path, 3)["claim.unified"] == "holds"
+    assert "on 20 captioned and 40 painted pictures" in (tmp_path / "ablations/table1/index.html").read_text()
+
+    figures = Path("ablations/measured/sequence_dense-1/figures.json")
+    before = figures.read_text()
+    records = json.loads(before)
+    records[0]["model"], records[2]["model"] = "words", "words"
+    figures.write_text(json.dumps(records))
+    made_table(tmp_path, 3)
+    other = Path("ablations/measured/sequence_ours-1/figures.json")
+    other.write_text(
+        other.read_text().replace('"name": "caption.bleu_4"', '"name": "caption.bleu_4", "model": "PTB"')
+    )
+    with pytest.raises(
+        ParameterError, match=r"B@4 was measured in different ways \(PTB; words\); remove ablations/measured"
+    ):
+        made_table(tmp_path, 3)
+    figures.write_text(before)
+    fewer = Path("ablations/measured/sequence_dense-2/pictures.parquet")
+    pq.write_table(pq.read_table(fewer).slice(1), fewer)
+    with pytest.raises(
+        ParameterError, match="sequence_dense-2 was measured on other pictures than sequence_dense-0"
+    ):
+        made_table(tmp_path, 3)
+
+
 def test_samplers_that_have_not_run_are_left_out_and_named(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_measured({}, 1, 0.02)
@@ -304,7 +407,7 @@ def test_unfinished_seeds_are_left_out_and_none_is_an_error(tmp_path: Path, monk
     shutil.rmtree("ablations/measured/token_ours-1")
     machine = Machine(1, 0, "cpu", "float32", 1.0, "features")
     table1.main(
-        Stage("ablations/table1", 0, machine, {}), Table1Params((0, 1), None, None, None, None, 50, 1, None)
+        Stage("ablations/table1", 0, machine, {}), Table1Params((0, 1), None, None, None, None, 1, None)
     )
     assert json.loads(Path("metrics/table1.json").read_text())["seeds"] == 1
     assert "seeds 1 are not finished" in Path("ablations/table1/index.html").read_text()
@@ -320,6 +423,21 @@ def run_item(clone: Clone, *item: str) -> None:
 
 def digest(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_an_unknown_row_is_named(clone: Clone) -> None:
+    for arguments, message in (
+        (
+            ("token", "our", "0"),
+            "token our-0: our: no such row (known: ours, captions, paintings, dense, discrete)",
+        ),
+        (
+            ("sampler", "mask_predict"),
+            "sampler mask_predict: mask_predict: no such sampler (known: mask_predict_1,",
+        ),
+    ):
+        done = clone.run("python", "-m", f"pipelines.ablations.{arguments[0]}", *arguments[1:])
+        assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_row_is_trained_measured_and_compared(finished_clone: Clone, tmp_path: Path) -> None:
@@ -365,16 +483,15 @@ def test_a_row_is_trained_measured_and_compared(finished_clone: Clone, tmp_path:
     assert {name.split("-")[0] for name in pictures["image_id"].to_pylist()} == {"test", "ablation"}
 
 
-def test_a_killed_row_goes_on(finished_clone: Clone, tmp_path: Path) -> None:
+def test_a_row_ends_with_its_driver_and_goes_on(finished_clone: Clone, tmp_path: Path) -> None:
     clones = [finished_clone.copy(tmp_path / name) for name in ("undisturbed", "killed")]
     for clone in clones:
         clone.set_params("table1.token_steps=300", "machine.checkpoint_seconds=0")
     run_item(clones[0], "token", "dense", "1")
-    process = subprocess.Popen(
-        **clones[1].command("python", "-m", "pipelines.ablations.token", "dense", "1"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    driving = subprocess.Popen(["sleep", "300"])
+    command = clones[1].command("python", "-m", "pipelines.ablations.token", "dense", "1")
+    command["env"] = {**command["env"], DRIVER_VARIABLE: str(driving.pid)}
+    process = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     store = clones[1].folder / ".cache/training/ablations/token@dense-1"
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
@@ -382,8 +499,9 @@ def test_a_killed_row_goes_on(finished_clone: Clone, tmp_path: Path) -> None:
             break
         time.sleep(0.01)
     assert process.poll() is None, "the row ended before it could be killed"
-    process.kill()
-    process.wait()
+    driving.kill()
+    driving.wait()
+    assert process.wait(30) == 1
     run_item(clones[1], "token", "dense", "1")
     ends = [digest(clone.folder / "ablations/models/token_dense-1") for clone in clones]
     assert ends[0] == ends[1] and list(store.rglob("*.pt")) == []

@@ -92,6 +92,15 @@ def check_dependencies(stage: str, entry: dict, module: str, graph: grimp.Import
     assert names(listed - needed) == [], f"dvc.yaml: {stage} lists these, but does not run them"
 
 
+@pytest.mark.parametrize(("item", "stage"), [("token", "train_token"), ("sequence", "train_sequence")])
+def test_an_ablation_lists_the_files_that_its_stage_reads(item: str, stage: str) -> None:
+    """What is no module: data, and the sizes of networks. Of models an item has its own, and it measures nothing meanwhile."""
+    files = {
+        dep for dep in STAGES[stage]["deps"] if not dep.endswith(".py") and not dep.startswith("models/")
+    }
+    assert files <= set(ABLATIONS[item]["deps"])
+
+
 def test_no_output_persists() -> None:
     """DVC accepts old content of a persisting output as new (docs: side stores replace it)."""
     for stage, entry in [*STAGES.items(), *ABLATIONS.items()]:

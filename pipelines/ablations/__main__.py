@@ -19,22 +19,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.ablations.item import OUTPUTS, PIPELINE, Table1Params
+from pipelines.ablations.item import DRIVER_VARIABLE, EMBEDDINGS, OUTPUTS, PIPELINE, Table1Params
 from pipelines.ablations.table import SAMPLER_TITLES, models
 from pipelines.ablations.trainings import TRAININGS
 from pipelines.params import Machine, ParameterError, read_params, read_section
-from pipelines.stage import CORES_VARIABLE, available_cores, one_line_errors
+from pipelines.stage import CORES_VARIABLE, available_cores, one_line_errors, remove
 
 NAME = "table1"
 # the last for the samplers, which paint with the pipeline's own model
 SHARED = ("shard", "image_generator", "scorer", "judge", "detector", "train_sequence")
 LOGS = Path(".cache/ablations/logs")
-# what DVC says when another `dvc repro` holds the lock for longer than it waits
-BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
+# `dvc repro` takes the repository's lock before the item's command and after it, and without the option gives up after 3 seconds:
+# what the command has made would then be made again
+DVC = ("dvc", "--wait-for-lock")
+# what it says where another one works on the same files; that it does not wait for
+BUSY = "is busy, it is being blocked by"
 BUSY_TRIES, BUSY_SECONDS = 60, 1.0
 STOP_SECONDS = 20.0
-# a training on the default run's data, at its largest
-GIB_PER_JOB = 6
+# a training on the default run's data, at its largest; with as much again on a GPU and room for larger networks
+GIB_PER_JOB, GPU_GIB_PER_JOB = 6, 24
 # how long items take compared with each other, until some have run
 WEIGHTS = {"token": 6.0, "sequence": 3.0, "features": 3.0, "measured": 1.0, "sampler": 1.0}
 
@@ -67,9 +70,11 @@ def main() -> None:
     """Read what is wanted, then run it."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.ablations", description="The paper's table 1.")
     parser.add_argument("--seeds", type=int, nargs="+", help="of table1.seeds in params.yaml; default: all")
-    parser.add_argument("--jobs", type=int, help="items side by side; default: one a core, or one a GPU")
+    parser.add_argument("--jobs", type=int, help="items side by side; default: one a core, or by GPUs")
     arguments = parser.parse_args()
     with one_line_errors(NAME):
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup ignores it
+            signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
         params = read_params()
         table, machine = (
             read_section(Table1Params, "table1", params),
@@ -84,13 +89,30 @@ def main() -> None:
         if arguments.jobs is not None and arguments.jobs < 1:
             raise ParameterError(f"--jobs must be at least 1, is {arguments.jobs}")
         print(f"{NAME}: what all rows share", flush=True)
-        if subprocess.run(["dvc", "repro", *SHARED], check=False).returncode:
+        if subprocess.run([*DVC, "repro", *SHARED], check=False).returncode:
             raise ParameterError("a stage that all rows share failed, see above")
         items, gpus = [*work(seeds), *samplers()], gpu_count(machine)
         jobs = arguments.jobs or default_jobs(gpus, len(items))
         run_items(items, jobs, gpus, available_cores())
+        for seed in sorted(set(table.seeds) - set(seeds)):
+            leave_out_if_stale(seed)
         run_items([Item("table1")], 1, gpus, available_cores())
+        remove(EMBEDDINGS)
         print(f"{NAME}: metrics/table1.json, {OUTPUTS}/table1/index.html")
+
+
+def leave_out_if_stale(seed: int) -> None:
+    """Remove the measurements of a seed that is not to run now, where anything behind them has changed: a table has rows of one
+    making only. DVC removes them, too, before it makes them again."""
+    folders = [Path(OUTPUTS) / "measured" / f"{model}-{seed}" for model in models()]
+    if not all(folder.is_dir() for folder in folders):
+        return
+    targets = [f"{PIPELINE}:measured@{folder.name}" for folder in folders]
+    asked = [*DVC, "status", "--quiet", "--with-deps", *targets]
+    if subprocess.run(asked, check=False, capture_output=True).returncode:
+        print(f"{NAME}: seed {seed} is left out: what its rows are made of has changed", flush=True)
+        for folder in folders:
+            remove(folder)
 
 
 def one_line(log: str) -> str:
@@ -98,7 +120,8 @@ def one_line(log: str) -> str:
     lines = [line.strip() for line in log.splitlines()]
     said = [line for line in lines if line and not line.startswith(("Running stage", ">", "Updating lock"))]
     own = [line for line in said if not line.startswith(("ERROR: failed to reproduce", "WARNING"))]
-    return own[-1] if own else "it said nothing"
+    busy = [line for line in own if BUSY in line or line.startswith("(PID ")]
+    return " ".join(busy[:2]) if busy else own[-1] if own else "it said nothing"
 
 
 def work(seeds: Sequence[int]) -> list[Item]:
@@ -131,14 +154,21 @@ def gpu_count(machine: Machine) -> int:
 
 
 def default_jobs(gpus: int, items: int) -> int:
-    """One item a GPU where there are several; several share a single one; else one a core, as far as memory goes."""
+    """One item a core; or one a GPU where there are several, and on a single one as many as have four cores each. As far as memory
+    goes."""
     import psutil
 
+    cores, fitting = available_cores(), int(psutil.virtual_memory().available / 2**30 // GIB_PER_JOB)
     if gpus > 1:
-        return min(gpus, items)
-    fitting = max(1, int(psutil.virtual_memory().available / 2**30 // GIB_PER_JOB))
-    cores = available_cores()
-    return min(items, fitting, max(1, cores // 4) if gpus else cores)
+        wanted = gpus
+    elif gpus:
+        import torch
+
+        free, _ = torch.cuda.mem_get_info()
+        wanted = min(cores // 4, int(free / 2**30 // GPU_GIB_PER_JOB))
+    else:
+        wanted = cores
+    return max(1, min(items, fitting, wanted))
 
 
 def run_items(items: Sequence[Item], jobs: int, gpus: int, cores: int) -> None:
@@ -169,7 +199,7 @@ def run_items(items: Sequence[Item], jobs: int, gpus: int, cores: int) -> None:
                     continue
                 del running[slot]
                 log = job.log.read_text(encoding="utf-8", errors="replace")
-                if status and any(text in log for text in BUSY) and job.tries < BUSY_TRIES:
+                if status and BUSY in log and job.tries < BUSY_TRIES:
                     time.sleep(BUSY_SECONDS)
                     running[slot] = start(job.item, slot, jobs, gpus, cores, job.tries + 1)
                 elif status:
@@ -196,14 +226,19 @@ def raise_failed(message: str, failed: Mapping[str, str]) -> None:
 
 def start(item: Item, slot: int, jobs: int, gpus: int, cores: int, tries: int = 0) -> Job:
     """Start an item in a process group of its own, so that Ctrl-C reaches it from here only."""
-    environment = {**os.environ, CORES_VARIABLE: str(max(1, cores // jobs)), "PYTHONUNBUFFERED": "1"}
+    environment = {
+        **os.environ,
+        CORES_VARIABLE: str(max(1, cores // jobs)),
+        DRIVER_VARIABLE: str(os.getpid()),
+        "PYTHONUNBUFFERED": "1",
+    }
     if gpus > 1:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         environment["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)]
     log = LOGS / f"{item.name}.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            ["dvc", "repro", "--single-item", f"{PIPELINE}:{item.name}"],
+            [*DVC, "repro", "--single-item", f"{PIPELINE}:{item.name}"],
             stdout=file,
             stderr=subprocess.STDOUT,
             env=environment,

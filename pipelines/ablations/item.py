@@ -5,6 +5,7 @@ Like that module it decides how an item runs, not what it computes, and no stage
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,14 @@ OUTPUTS = "ablations"
 EMBEDDINGS = UNFINISHED_STORE / "ablations" / "embeddings"
 
 
+# what a message tells to do, where a stage's own would say `dvc repro`
+MENDS = stages.Mends(
+    "make table1", "run fewer items side by side (`make table1 JOBS=1`), or close other programs"
+)
+# the process that runs the items: its number, in their environment
+DRIVER_VARIABLE = "DIPTYCH_TABLE1_DRIVER"
+
+
 @dataclass(frozen=True)
 class Table1Params:
     """The section table1 of params.yaml.
@@ -30,7 +39,7 @@ class Table1Params:
 
     token_steps, sequence_steps: of ours in stage 1 and 2; null: those of train_token and train_sequence. pictures: that are
     captioned, and of which a caption is painted; null: those of generate.sets.test. guidance: of all paintings, samplers'
-    included; null: that of generate.paint. resamples: of the bootstrap. examples: painted captions that the page shows. java:
+    included; null: that of generate.paint. examples: painted captions that the page shows. java:
     in the place of `evaluate.java`, METEOR being a column of the table; null: where Java starts.
     """
 
@@ -39,12 +48,11 @@ class Table1Params:
     sequence_steps: int | None
     pictures: Sample | None
     guidance: float | None
-    resamples: int
     examples: int
     java: bool | None
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "token_steps", "sequence_steps", "resamples", "examples")
+        at_least(self, 1, "token_steps", "sequence_steps", "examples")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(
                 f"seeds must be different whole numbers from 0 on, at least one, are {list(self.seeds)}"
@@ -59,7 +67,13 @@ def run(definition: str, keys: tuple[str, ...], main: Callable[[Stage, Table1Par
     """
     values = sys.argv[1:]
     shown = "-".join(values)
-    with stages.one_line_errors(f"{definition} {shown}".strip()):
+    if DRIVER_VARIABLE in os.environ:
+        import psutil
+
+        # another driver must not meet this item at the same checkpoints
+        driver = int(os.environ[DRIVER_VARIABLE])
+        stages.end_when(lambda: not psutil.pid_exists(driver))
+    with stages.one_line_errors(f"{definition} {shown}".strip(), MENDS):
         if len(values) != len(keys):
             raise ParameterError(
                 f"usage: python -m pipelines.ablations.{definition} {' '.join(keys).upper()}"
@@ -75,7 +89,7 @@ def run(definition: str, keys: tuple[str, ...], main: Callable[[Stage, Table1Par
 
 
 def read_item(definition: str, item: Mapping[str, str]) -> Stage:
-    """One item as a stage. Raises ParameterError where a value or the parameter file is wrong."""
+    """One item as a stage. Raises ParameterError where a value, such as the name of a row, or the parameter file is wrong."""
     from ruamel.yaml import YAML
 
     params = read_params()
@@ -84,12 +98,15 @@ def read_item(definition: str, item: Mapping[str, str]) -> Stage:
         if not item["seed"].isdigit():
             raise ParameterError(f"seed must be a whole number from 0 on, is {item['seed']!r}")
         seed = int(item["seed"])
-    listed = YAML(typ="safe").load(PIPELINE)["stages"][definition].get("params", [])
+    described = YAML(typ="safe").load(PIPELINE)["stages"][definition]
+    for key, known in described.get("matrix", {}).items():
+        if isinstance(known, list) and item[key] not in known:
+            raise ParameterError(f"{item[key]}: no such {key} (known: {', '.join(known)})")
     return Stage(
         f"ablations/{definition}@{'-'.join(item.values())}",
         seed,
         read_section(Machine, "machine", params),
-        {key: value_of(params, key) for key in listed},
+        {key: value_of(params, key) for key in described.get("params", [])},
         PIPELINE,
         item,
     )

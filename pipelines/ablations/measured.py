@@ -33,13 +33,15 @@ def main(stage: Stage, table: Table1Params) -> None:
         evaluation=replace(stages.read_stage("evaluate", EvaluateParams)[1], java=table.java),
         embeddings=EMBEDDINGS,
     )
-    with stage.write(f"{OUTPUTS}/measured/{name}") as folder:
-        folder.mkdir()
-        write_figures(measured.figures, folder / "figures.json")
-        write_pictures(folder / "pictures.parquet", measured.rows)
-        write_examples(folder / "examples.parquet", generated, table.examples)
-        (folder / "parameters.txt").write_text(f"{parameters(transformer)}\n", encoding="utf-8")
-    generated.unlink()
+    try:
+        with stage.write(f"{OUTPUTS}/measured/{name}") as folder:
+            folder.mkdir()
+            write_figures(measured.figures, folder / "figures.json")
+            write_pictures(folder / "pictures.parquet", measured.rows)
+            write_examples(folder / "examples.parquet", generated, table.examples)
+            (folder / "parameters.txt").write_text(f"{parameters(transformer)}\n", encoding="utf-8")
+    finally:
+        generated.unlink()
 
 
 def parameters(transformer: Path) -> int:

@@ -46,36 +46,48 @@ from pipelines.params import ParameterError
 from pipelines.stage import Stage
 
 MEASURED, SAMPLED = Path(OUTPUTS) / "measured", Path(OUTPUTS) / "samplers"
+MEASURE_AGAIN = f"remove {MEASURED}, and `make table1` measures all models again"
+
+
+@dataclass(frozen=True)
+class PictureValues:
+    """Values of single pictures. ids: of the pictures that have any. values: float64 [seeds, pictures, parts], NaN where a picture
+    lacks a part."""
+
+    ids: tuple[str, ...]
+    values: np.ndarray
 
 
 @dataclass(frozen=True)
 class RowValues:
     """What was measured of a row. parameters: of all its models. values: by column, one for each seed. reasons: by column,
-    why there are none. pictures: by column that is a mean over pictures, float64 [seeds, pictures, parts]."""
+    why there are none. pictures: by column that is a mean over pictures. measured_by: by column, the tokens or networks."""
 
     parameters: int
     values: Mapping[str, Sequence[float]]
     reasons: Mapping[str, str]
-    pictures: Mapping[str, np.ndarray]
+    pictures: Mapping[str, PictureValues]
+    measured_by: Mapping[str, frozenset[str]]
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A comparison and what came of it. difference: ours - the other row, positive where ours is better. verdict: None where
-    another comparison counts in its place, or the figure is missing."""
+    """A comparison and what came of it. difference: ours - the other row, positive where ours is better; None where a figure
+    is missing."""
 
     comparison: Comparison
     difference: Difference | None
-    verdict: Verdict | None
+    verdict: Verdict
 
 
 def main(stage: Stage, params: Table1Params) -> None:
     """Write metrics/table1.json, metrics/samplers.json and ablations/table1/index.html."""
     seeds = measured_seeds(params.seeds)
     rows = {name: read_row(name, seeds) for name in TABLE}
+    check_alike(rows)
     differences = {
-        name: {column: difference(rows, name, column, stage.seed, params.resamples) for column in COLUMNS}
-        for name in TABLE
+        name: {column: difference(row, rows["ours"], column) for column in COLUMNS}
+        for name, row in rows.items()
         if name != "ours"
     }
     claims = {name: judge(claim, rows, differences) for name, claim in CLAIMS.items()}
@@ -118,39 +130,70 @@ def read_row(name: str, seeds: Sequence[int]) -> RowValues:
     row = TABLE[name]
     values: dict[str, list[float]] = {}
     reasons: dict[str, str] = {}
-    pictures: dict[str, np.ndarray] = {}
+    pictures: dict[str, PictureValues] = {}
+    measured_by: dict[str, frozenset[str]] = {}
     for column, what in COLUMNS.items():
         model = row.captions if column.startswith("caption.") else row.paintings
         records = [read_figure(model, seed, column) for seed in seeds]
-        missing = [reason for value, reason in records if value is None]
+        missing = [record["reason"] for record in records if record["value"] is None]
         if missing:
             reasons[column] = missing[0] or "not measured"
             continue
-        values[column] = [value for value, _ in records if value is not None]
+        values[column] = [record["value"] for record in records]
+        measured_by[column] = frozenset(record["model"] for record in records if record.get("model"))
         if what.over == "pictures":
-            pictures[column] = np.stack([read_pictures(model, seed, column, what) for seed in seeds])
+            pictures[column] = read_pictures(model, seeds, column, what)
     parameters = sum(
         int((MEASURED / f"{model}-{seeds[0]}" / "parameters.txt").read_text()) for model in row.models
     )
-    return RowValues(parameters, values, reasons, pictures)
+    return RowValues(parameters, values, reasons, pictures, measured_by)
 
 
-def read_figure(model: str, seed: int, column: str) -> tuple[float | None, str | None]:
-    """A figure's value, or None and why."""
+def read_figure(model: str, seed: int, column: str) -> Mapping[str, Any]:
+    """The record of a figure: its value, or None and the reason."""
     records = json.loads((MEASURED / f"{model}-{seed}" / "figures.json").read_text(encoding="utf-8"))
     for record in records:
         if record["name"] == column:
-            return record["value"], record["reason"]
-    return None, "these data have no such figure"
+            return record
+    return {"value": None, "reason": "these data have no such figure"}
 
 
-def read_pictures(model: str, seed: int, column: str, what: Column) -> np.ndarray:
-    """Values of single pictures, float64 [pictures, parts], in the order of the test set; NaN where a picture has none."""
+def read_pictures(model: str, seeds: Sequence[int], column: str, what: Column) -> PictureValues:
+    """Values of the pictures that were captioned, or painted for, whichever the column is about.
+
+    Raises ParameterError where seeds were measured on different pictures.
+    """
     import pyarrow.parquet as pq
 
-    table = pq.read_table(MEASURED / f"{model}-{seed}" / "pictures.parquet")
-    parts = [name for name in what.parts or (column,) if name in table.column_names]
-    return np.stack([table[name].to_numpy().astype(np.float64) for name in parts], 1)
+    ids: list[tuple[str, ...]] = []
+    values: list[np.ndarray] = []
+    for seed in seeds:
+        table = pq.read_table(MEASURED / f"{model}-{seed}" / "pictures.parquet").sort_by("image_id")
+        parts = [name for name in what.parts or (column,) if name in table.column_names]
+        every = np.stack([table[name].to_numpy().astype(np.float64) for name in parts], 1)
+        has_any = ~np.isnan(every).all(1)
+        ids.append(tuple(np.array(table["image_id"].to_pylist(), object)[has_any]))
+        values.append(every[has_any])
+        if ids[-1] != ids[0] or values[-1].shape != values[0].shape:
+            raise ParameterError(
+                f"{MEASURED}: {model}-{seed} was measured on other pictures than {model}-{seeds[0]}; {MEASURE_AGAIN}"
+            )
+    return PictureValues(ids[0], np.stack(values))
+
+
+def check_alike(rows: Mapping[str, RowValues]) -> None:
+    """Raise ParameterError where rows were measured on different pictures, or in different ways, such as some before Java was
+    installed and the others after."""
+    for column in COLUMNS:
+        ways = frozenset[str]().union(*(row.measured_by.get(column, ()) for row in rows.values()))
+        if len(ways) > 1:
+            raise ParameterError(
+                f"{MEASURED}: {COLUMNS[column].title} was measured in different ways ({'; '.join(sorted(ways))}); {MEASURE_AGAIN}"
+            )
+        if len({row.pictures[column].ids for row in rows.values() if column in row.pictures}) > 1:
+            raise ParameterError(
+                f"{MEASURED}: rows were measured on different pictures ({COLUMNS[column].title}); {MEASURE_AGAIN}"
+            )
 
 
 def read_samplers() -> dict[str, dict[str, dict[str, Any]]]:
@@ -168,15 +211,12 @@ def read_samplers() -> dict[str, dict[str, dict[str, Any]]]:
 # Statistics
 
 
-def difference(
-    rows: Mapping[str, RowValues], name: str, column: str, seed: int, resamples: int
-) -> Difference | None:
+def difference(row: RowValues, ours: RowValues, column: str) -> Difference | None:
     """The row minus ours; None where a figure is missing."""
-    row, ours = rows[name], rows["ours"]
     if column not in row.values or column not in ours.values:
         return None
     if column in row.pictures:
-        return picture_difference(row.pictures[column], ours.pictures[column], seed, resamples)
+        return picture_difference(row.pictures[column].values, ours.pictures[column].values)
     return seed_difference(row.values[column], ours.values[column])
 
 
@@ -186,28 +226,18 @@ def judge(
     differences: Mapping[str, Mapping[str, Difference | None]],
 ) -> list[Judged]:
     """The verdict of each comparison of a claim."""
-    oriented: dict[Comparison, Difference] = {}
-    gains: dict[Comparison, float] = {}
+    judged = []
     for comparison in claim.comparisons:
         found = differences[comparison.row][comparison.column]
         if found is None:
+            judged.append(Judged(comparison, None, "undecided"))
             continue
         gain = -found if COLUMNS[comparison.column].higher_is_better else found
-        oriented[comparison] = gain
-        gains[comparison] = gain.value / scale_of(rows, comparison)
-    most = [each for each in oriented if each.wanted == "better where most"]
-    chosen = max(most, key=gains.__getitem__) if most else None
-    judged = []
-    for comparison in claim.comparisons:
-        gain_of = oriented.get(comparison)
-        verdict: Verdict | None = None
-        if gain_of is None:
-            verdict = "undecided"
-        elif comparison.wanted == "not worse":
-            verdict = not_worse(gain_of, comparison.margin * scale_of(rows, comparison))
-        elif comparison.wanted == "better" or comparison is chosen:
-            verdict = better(gain_of)
-        judged.append(Judged(comparison, gain_of, verdict))
+        if comparison.wanted == "better":
+            verdict = better(gain)
+        else:
+            verdict = not_worse(gain, comparison.margin * scale_of(rows, comparison))
+        judged.append(Judged(comparison, gain, verdict))
     return judged
 
 
@@ -217,8 +247,8 @@ def scale_of(rows: Mapping[str, RowValues], comparison: Comparison) -> float:
 
 
 def verdict_of(judged: Sequence[Judged]) -> Verdict:
-    """Of a claim, from those of its comparisons that count."""
-    return all_of([each.verdict for each in judged if each.verdict is not None])
+    """Of a claim, from those of its comparisons."""
+    return all_of([each.verdict for each in judged])
 
 
 # Writing
@@ -257,19 +287,23 @@ def page(
     samplers: ComparisonTable,
 ) -> ClaimsPage:
     """The page: claims, our table, the paper's, paintings of the first seed."""
-    shown_pictures = max((values.shape[1] for values in rows["ours"].pictures.values()), default=0)
+    captioned, painted = (
+        max((len(of.ids) for name, of in rows["ours"].pictures.items() if name.startswith(kind)), default=0)
+        for kind in ("caption.", "painted.")
+    )
     guidance = "" if params.guidance is None else f", guidance {params.guidance:g}"
     note = (
-        f"{len(seeds)} trainings of every row, seeds {', '.join(map(str, seeds))}, on {shown_pictures:,} pictures{guidance}: mean ± "
-        "standard deviation over seeds; below, the difference to ours on the same seeds and pictures with its 95% interval. "
-        "Means over pictures: a bootstrap that draws seeds, then pictures. B@4, METEOR and FID, which are figures of all "
-        "pictures together: Student's interval over seeds. docs/ablations.md says what so few seeds can and cannot show."
+        f"{len(seeds)} trainings of every row, seeds {', '.join(map(str, seeds))}, on {captioned:,} captioned and {painted:,} "
+        f"painted pictures{guidance}: mean ± standard deviation over seeds; below, the difference to ours on the same seeds and "
+        "pictures with its 95% interval, for seeds and pictures like these. B@4, METEOR and FID, figures of all pictures "
+        "together, have Student's interval over seeds, for these pictures. docs/ablations.md says what few seeds can show."
     )
     missing = {
         COLUMNS[column].title: reason for row in rows.values() for column, reason in row.reasons.items()
     }
     if missing:
         note += " Not run: " + "; ".join(f"{title}: {reason}" for title, reason in missing.items()) + "."
+        note += f" Where that has changed, {MEASURE_AGAIN}."
     waiting = [seed for seed in params.seeds if seed not in seeds]
     title = "Table 1 in miniature"
     if waiting:
@@ -375,7 +409,6 @@ def claim_shown(claim: Claim, judged: Sequence[Judged], rows: Mapping[str, RowVa
         rule = {
             "not worse": f"at most {comparison.margin:.1%} of it worse",
             "better": "better: the interval excludes zero",
-            "better where most": "better, where the relative gain is the largest of these",
         }[comparison.wanted]
         cells = [
             number(statistics.mean(row.values[comparison.column]), what)
@@ -387,7 +420,7 @@ def claim_shown(claim: Claim, judged: Sequence[Judged], rows: Mapping[str, RowVa
         if each.difference is not None:
             share = each.difference.value / scale_of(rows, comparison)
             gap = f"{interval_shown(each.difference, what)}, {share:+z.1%}"
-        figures.append(ComparedFigure(name, rule, cells[0], cells[1], gap, each.verdict or ""))
+        figures.append(ComparedFigure(name, rule, cells[0], cells[1], gap, each.verdict))
         if each.verdict in ("fails", "undecided"):
             reasons.append(f"{name}: {reason(each, claim, rows)}")
     return JudgedClaim(claim.text, verdict_of(judged), figures, reasons)

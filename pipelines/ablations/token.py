@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from diptych.model.pretrained import save_transformer
-from diptych.model.training.token import TokenTrainingConfig, caption_steps_before
+from diptych.model.training.token import caption_steps_before
 from pipelines import train_token
 from pipelines.ablations.item import OUTPUTS, Table1Params, run
-from pipelines.ablations.trainings import TRAININGS, Tasks
+from pipelines.ablations.trainings import TRAININGS
 from pipelines.params import ParameterError
 from pipelines.stage import Stage, read_stage
 from pipelines.train_token import TrainTokenParams
@@ -19,10 +19,6 @@ def main(stage: Stage, table: Table1Params) -> None:
     row, seed = stage.item["row"], stage.seed
     _, section = read_stage("train_token", TrainTokenParams)
     params = token_params(row, section, table.token_steps, seed)
-    if params.training.steps == 0:
-        raise ParameterError(
-            f"params.yaml: train_token.training.caption_share {section.training.caption_share} leaves no step to row {row}"
-        )
     model, record = train_token.train(stage, params, stage.device)
     with stage.write(f"{OUTPUTS}/models/token_{row}-{seed}") as folder:
         save_transformer(folder, *model)
@@ -32,21 +28,22 @@ def main(stage: Stage, table: Table1Params) -> None:
 def token_params(row: str, params: TrainTokenParams, steps: int | None, seed: int) -> TrainTokenParams:
     """The section train_token as this row's stage 1 takes it. steps: of ours, null those of the section.
 
-    Nothing is measured meanwhile: validation changes no weight, and costs time.
+    Nothing is measured meanwhile: validation changes no weight, and costs time. Raises ParameterError where no step is left
+    for the row's task.
     """
     training, ours = TRAININGS[row], params.training
-    ours = replace(ours, steps=steps or ours.steps, seed=seed, evaluation=None)
-    captions = caption_steps_before(ours.steps, ours.caption_share)
-    own: dict[Tasks, TokenTrainingConfig] = {
-        "both": ours,
-        "captions": replace(ours, steps=captions, caption_share=1.0),
-        "paintings": replace(ours, steps=ours.steps - captions, caption_share=0.0),
-    }
-    return replace(
-        params,
-        image_features=training.image_features or params.image_features,
-        training=own[training.tasks],
-    )
+    own = replace(ours, steps=steps or ours.steps, seed=seed, evaluation=None)
+    if training.tasks != "both":
+        captions = caption_steps_before(own.steps, own.caption_share)
+        count = captions if training.tasks == "captions" else own.steps - captions
+        if count == 0:
+            name = "table1.token_steps" if steps else "train_token.training.steps"
+            raise ParameterError(
+                f"params.yaml: {name} {own.steps} with train_token.training.caption_share {own.caption_share} leaves no step to "
+                f"row {row}"
+            )
+        own = replace(own, steps=count, caption_share=float(training.tasks == "captions"))
+    return replace(params, image_features=training.image_features or params.image_features, training=own)
 
 
 if __name__ == "__main__":

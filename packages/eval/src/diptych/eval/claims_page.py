@@ -14,7 +14,7 @@ Cell = tuple[str, str]
 
 @dataclass(frozen=True)
 class ComparedFigure:
-    """One comparison of a claim as text. verdict: "holds", "fails", "undecided", or "" where it does not count."""
+    """One comparison of a claim as text. verdict: "holds", "fails" or "undecided"."""
 
     name: str
     rule: str
