@@ -5,7 +5,7 @@
 # make bench    measure: ours against the papers' way, both sides in turns, into benchmarks/results
 # make compare-generators  the image generator with and without the adversarial game, in comparison/ (after make run)
 # make compare-stages      stage 2 against stage 1 over three seeds, in metrics/ (after make run)
-# make table1   the paper's table 1 in miniature, every row over three seeds: ablations/table1/index.html (docs/ablations.md)
+# make table1   the paper's table 1 in miniature, every row over five seeds: ablations/table1/index.html (docs/ablations.md)
 # make compare-attentions  masked against prefix captions over three seeds, in benchmarks/results (after make run)
 # make doctor   what this machine and clone lack to run, and what to do
 # make team-cache  share outputs and features with other clones: make team-cache DIRECTORY=/srv/diptych (docs/team-cache.md)

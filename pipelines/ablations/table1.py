@@ -434,10 +434,10 @@ def reason(each: Judged, claim: Claim, rows: Mapping[str, RowValues]) -> str:
         return "one seed has no interval; measure more of them."
     gain = each.difference.value / scale_of(rows, each.comparison)
     width = (each.difference.high - each.difference.low) / 2 / scale_of(rows, each.comparison)
-    if each.verdict == "undecided" and gain > 0:
-        return f"ours is {gain:.1%} better, within ± {width:.1%}: too few seeds or pictures to tell."
-    likely = claim.likely[each.comparison.column, each.comparison.row]
-    return f"ours is {abs(gain):.1%} {'better' if gain > 0 else 'worse'}, within ± {width:.1%}. Likely, {likely}."
+    told = f"ours is {abs(gain):.1%} {'better' if gain > 0 else 'worse'}, within ± {width:.1%}"
+    if abs(gain) < width:
+        return f"{told}: too few seeds or pictures to tell."
+    return f"{told}. Likely, {claim.likely[each.comparison.column, each.comparison.row]}."
 
 
 def examples(seed: int) -> list[tuple[str, list[tuple[str, bytes | None]]]]:
