@@ -299,6 +299,22 @@ def test_perceptual_training_leaves_the_detector_alone() -> None:
     assert detector.convolution.weight.grad is None
 
 
+def test_cpus_train_in_float32_unless_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        torch.cpu, "_is_amx_tile_supported", lambda: True
+    )  # where "auto" is bfloat16 elsewhere
+
+    def dtype(precision: str) -> torch.dtype:
+        with training_config(precision=precision).arithmetic(torch.device("cpu")):
+            return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+
+    assert [dtype(name) for name in ("auto", "float32", "bfloat16")] == [
+        torch.float32,
+        torch.float32,
+        torch.bfloat16,
+    ]
+
+
 def test_object_emphasis() -> None:
     scenery = {"bbox": [0.0, 0.0, 128.0, 64.0], "attributes": []}
     thing = {"bbox": [64.0, 0.0, 96.0, 32.0], "attributes": ["red"]}
