@@ -21,7 +21,7 @@ from diptych.model.pretrained import save_transformer
 from pipelines import stage as stages
 from pipelines.evaluate import EMBEDDINGS
 from pipelines.stage import Stage
-from pipelines.test_set import measure_model
+from pipelines.test_set import measured_model
 from pipelines.train_sequence import TrainSequenceParams, train
 
 NAME = "compare_training_stages"
@@ -75,9 +75,8 @@ def measured(file: Path, transformer: Path) -> dict[str, float]:
     """Figures of a model on the test set, kept in `file`. The seeds of decoding and of R-precision are the same for all."""
     if file.is_file():
         return json.loads(file.read_text())
-    generated = file.with_suffix(".parquet")
-    metrics = flat_values(measure_model(transformer, generated).figures)
-    generated.unlink()
+    with measured_model(transformer, file.with_suffix(".parquet")) as made:
+        metrics = flat_values(made.figures)
     unfinished = file.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(metrics))
     unfinished.replace(file)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,8 @@ class Measured:
     rows: list[dict[str, Any]]
 
 
-def measure_model(
+@contextlib.contextmanager
+def measured_model(
     transformer: Path,
     table: Path,
     *,
@@ -34,9 +37,10 @@ def measure_model(
     pictures: Sample | None = None,
     evaluation: EvaluateParams | None = None,
     embeddings: Path = EMBEDDINGS,
-) -> Measured:
+) -> Iterator[Measured]:
     """Write the table of captions and paintings that the model directory `transformer` makes of the test set, and measure
-    it. The seeds of decoding and of R-precision are the pipeline's, the same for all models.
+    it. Inside the block the table is there; after it, it is removed, being large. The seeds of decoding and of R-precision
+    are the pipeline's, the same for all models.
 
     paint, evaluation: other options than those of the sections `generate` and `evaluate`. guidance: in the place of that of
     the options of painting. pictures: those to caption and to paint, in the place of `generate.sets.test`. embeddings: as
@@ -56,7 +60,6 @@ def measure_model(
     )  # fmt: skip
     try:
         write_rows(table, batches)
-        return Measured(*measure(stage, evaluation, table, unseen=Path("none"), embeddings=embeddings))
-    except BaseException:
-        table.unlink(missing_ok=True)  # it is large, and would not be gone on with
-        raise
+        yield Measured(*measure(stage, evaluation, table, unseen=Path("none"), embeddings=embeddings))
+    finally:
+        table.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from pipelines.ablations.item import EMBEDDINGS, OUTPUTS, Table1Params, run
 from pipelines.ablations.trainings import tasks_of
 from pipelines.evaluate import EvaluateParams
 from pipelines.stage import UNFINISHED_STORE, Stage
-from pipelines.test_set import measure_model
+from pipelines.test_set import measured_model
 
 
 def main(stage: Stage, table: Table1Params) -> None:
@@ -23,25 +23,24 @@ def main(stage: Stage, table: Table1Params) -> None:
     name, tasks = f"{stage.item['model']}-{stage.seed}", tasks_of(stage.item["model"])
     transformer = Path(f"{OUTPUTS}/models/{name}")
     generated = UNFINISHED_STORE / "ablations" / f"{name}.parquet"
-    measured = measure_model(
-        transformer,
-        generated,
-        captions=tasks != "paintings",
-        paintings=tasks != "captions",
-        pictures=table.pictures,
-        guidance=table.guidance,
-        evaluation=replace(stages.read_stage("evaluate", EvaluateParams)[1], java=table.java),
-        embeddings=EMBEDDINGS,
-    )
-    try:
-        with stage.write(f"{OUTPUTS}/measured/{name}") as folder:
-            folder.mkdir()
-            write_figures(measured.figures, folder / "figures.json")
-            write_pictures(folder / "pictures.parquet", measured.rows)
-            write_examples(folder / "examples.parquet", generated, table.examples)
-            (folder / "parameters.txt").write_text(f"{parameters(transformer)}\n", encoding="utf-8")
-    finally:
-        generated.unlink()
+    with (
+        measured_model(
+            transformer,
+            generated,
+            captions=tasks != "paintings",
+            paintings=tasks != "captions",
+            pictures=table.pictures,
+            guidance=table.guidance,
+            evaluation=replace(stages.read_stage("evaluate", EvaluateParams)[1], java=table.java),
+            embeddings=EMBEDDINGS,
+        ) as measured,
+        stage.write(f"{OUTPUTS}/measured/{name}") as folder,
+    ):
+        folder.mkdir()
+        write_figures(measured.figures, folder / "figures.json")
+        write_pictures(folder / "pictures.parquet", measured.rows)
+        write_examples(folder / "examples.parquet", generated, table.examples)
+        (folder / "parameters.txt").write_text(f"{parameters(transformer)}\n", encoding="utf-8")
 
 
 def parameters(transformer: Path) -> int:

@@ -14,7 +14,7 @@ from diptych.model.pretrained import load_transformer
 from pipelines.ablations.item import EMBEDDINGS, OUTPUTS, Table1Params, run
 from pipelines.generate import GenerateParams, pictures_of
 from pipelines.stage import UNFINISHED_STORE, Stage, read_stage
-from pipelines.test_set import measure_model
+from pipelines.test_set import measured_model
 
 TRANSFORMER = Path("models/sequence")
 # of a grid of 8 x 8 cells: 200 steps are 136 more than there are cells
@@ -36,12 +36,13 @@ def main(stage: Stage, table: Table1Params) -> None:
     guidance = generation.paint.guidance if table.guidance is None else table.guidance
     options = replace(SAMPLERS[name], guidance=guidance)
     generated = UNFINISHED_STORE / "ablations" / f"{name}.parquet"
-    measured = measure_model(TRANSFORMER, generated, captions=False, paint=options, embeddings=EMBEDDINGS)
-    generated.unlink()
+    with measured_model(
+        TRANSFORMER, generated, captions=False, paint=options, embeddings=EMBEDDINGS
+    ) as measured:
+        figures = measured.figures
     seconds, count = seconds_per_painting(stage, generation, options)
-    figures = [*measured.figures, Figure("painted.seconds", seconds, count)]
     with stage.write(f"{OUTPUTS}/samplers/{name}.json") as path:
-        write_figures(figures, path)
+        write_figures([*figures, Figure("painted.seconds", seconds, count)], path)
 
 
 def seconds_per_painting(
