@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,8 +45,24 @@ from pipelines.ablations.table import (
 from pipelines.params import ParameterError
 from pipelines.stage import Stage
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 MEASURED, SAMPLED = Path(OUTPUTS) / "measured", Path(OUTPUTS) / "samplers"
 MEASURE_AGAIN = f"remove {MEASURED}, and `make table1` measures all models again"
+
+
+NO_FIGURE = {"value": None, "reason": "these data have no such figure"}
+
+
+@dataclass(frozen=True)
+class ModelValues:
+    """What `measured` has left of a model and seed. figures: records by name. pictures: a row per picture, by image_id."""
+
+    name: str
+    parameters: int
+    figures: Mapping[str, Mapping[str, Any]]
+    pictures: pa.Table
 
 
 @dataclass(frozen=True)
@@ -128,13 +144,14 @@ def measured_seeds(wanted: Sequence[int]) -> list[int]:
 def read_row(name: str, seeds: Sequence[int]) -> RowValues:
     """Figures and values of pictures of one row."""
     row = TABLE[name]
+    measured = {model: [read_model(model, seed) for seed in seeds] for model in row.models}
     values: dict[str, list[float]] = {}
     reasons: dict[str, str] = {}
     pictures: dict[str, PictureValues] = {}
     measured_by: dict[str, frozenset[str]] = {}
     for column, what in COLUMNS.items():
-        model = row.captions if column.startswith("caption.") else row.paintings
-        records = [read_figure(model, seed, column) for seed in seeds]
+        of_seeds = measured[row.captions if column.startswith("caption.") else row.paintings]
+        records = [each.figures.get(column, NO_FIGURE) for each in of_seeds]
         missing = [record["reason"] for record in records if record["value"] is None]
         if missing:
             reasons[column] = missing[0] or "not measured"
@@ -142,41 +159,41 @@ def read_row(name: str, seeds: Sequence[int]) -> RowValues:
         values[column] = [record["value"] for record in records]
         measured_by[column] = frozenset(record["model"] for record in records if record.get("model"))
         if what.over == "pictures":
-            pictures[column] = read_pictures(model, seeds, column, what)
-    parameters = sum(
-        int((MEASURED / f"{model}-{seeds[0]}" / "parameters.txt").read_text()) for model in row.models
-    )
+            pictures[column] = picture_values(of_seeds, what.parts or (column,))
+    parameters = sum(of_seeds[0].parameters for of_seeds in measured.values())
     return RowValues(parameters, values, reasons, pictures, measured_by)
 
 
-def read_figure(model: str, seed: int, column: str) -> Mapping[str, Any]:
-    """The record of a figure: its value, or None and the reason."""
-    records = json.loads((MEASURED / f"{model}-{seed}" / "figures.json").read_text(encoding="utf-8"))
-    for record in records:
-        if record["name"] == column:
-            return record
-    return {"value": None, "reason": "these data have no such figure"}
+def read_model(model: str, seed: int) -> ModelValues:
+    """One model of one seed."""
+    import pyarrow.parquet as pq
+
+    folder = MEASURED / f"{model}-{seed}"
+    records = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
+    return ModelValues(
+        folder.name,
+        int((folder / "parameters.txt").read_text()),
+        {record["name"]: record for record in records},
+        pq.read_table(folder / "pictures.parquet").sort_by("image_id"),
+    )
 
 
-def read_pictures(model: str, seeds: Sequence[int], column: str, what: Column) -> PictureValues:
-    """Values of the pictures that were captioned, or painted for, whichever the column is about.
+def picture_values(of_seeds: Sequence[ModelValues], parts: Sequence[str]) -> PictureValues:
+    """Values of the pictures that were captioned, or painted for, whichever the figures `parts` are about.
 
     Raises ParameterError where seeds were measured on different pictures.
     """
-    import pyarrow.parquet as pq
-
     ids: list[tuple[str, ...]] = []
     values: list[np.ndarray] = []
-    for seed in seeds:
-        table = pq.read_table(MEASURED / f"{model}-{seed}" / "pictures.parquet").sort_by("image_id")
-        parts = [name for name in what.parts or (column,) if name in table.column_names]
-        every = np.stack([table[name].to_numpy().astype(np.float64) for name in parts], 1)
+    for each in of_seeds:
+        own = [name for name in parts if name in each.pictures.column_names]
+        every = np.stack([each.pictures[name].to_numpy().astype(np.float64) for name in own], 1)
         has_any = ~np.isnan(every).all(1)
-        ids.append(tuple(np.array(table["image_id"].to_pylist(), object)[has_any]))
+        ids.append(tuple(each.pictures["image_id"].filter(has_any).to_pylist()))
         values.append(every[has_any])
         if ids[-1] != ids[0] or values[-1].shape != values[0].shape:
             raise ParameterError(
-                f"{MEASURED}: {model}-{seed} was measured on other pictures than {model}-{seeds[0]}; {MEASURE_AGAIN}"
+                f"{MEASURED}: {each.name} was measured on other pictures than {of_seeds[0].name}; {MEASURE_AGAIN}"
             )
     return PictureValues(ids[0], np.stack(values))
 
