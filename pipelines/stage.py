@@ -64,10 +64,7 @@ class Stage:
     @property
     def threads(self) -> int:
         """Threads for tensor work in this process."""
-        if self.machine.threads == "auto":
-            return available_cores()
-        # what started this process may have given it a share of the cores
-        return min(self.machine.threads, int(os.environ.get(CORES_VARIABLE, self.machine.threads)))
+        return available_cores() if self.machine.threads == "auto" else _at_most_given(self.machine.threads)
 
     @property
     def workers(self) -> int:
@@ -213,6 +210,11 @@ def one_line_errors(name: str, mends: Mends | None = None) -> Iterator[None]:
 def available_cores() -> int:
     """Cores this process may run on (a container, `taskset` or what started it may allow fewer than the machine has)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return _at_most_given(cores)
+
+
+def _at_most_given(cores: int) -> int:
+    """`cores`, or fewer where what started this process has given it a share of them."""
     return min(cores, int(os.environ.get(CORES_VARIABLE, cores)))
 
 

@@ -221,7 +221,6 @@ def test_a_locked_repository_costs_no_work(finished_clone: Clone, tmp_path: Path
         "import sys, time, zc.lockfile\n"
         "lock = zc.lockfile.LockFile('.dvc/tmp/lock'); print('held', flush=True); time.sleep(8); lock.close()"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
     script = "from pipelines.ablations import __main__ as d; d.run_items([d.Item('token@ours-0')], 1, 0, 1)"
     process = subprocess.Popen(
         **clone.command("python", "-c", script), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -231,7 +230,7 @@ def test_a_locked_repository_costs_no_work(finished_clone: Clone, tmp_path: Path
     while time.monotonic() < deadline and not (log.exists() and "Running stage" in log.read_text()):
         time.sleep(0.05)
     with subprocess.Popen(
-        [sys.executable, "-c", holder], cwd=clone.folder, env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", holder], cwd=clone.folder, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         out, _ = process.communicate(timeout=120)

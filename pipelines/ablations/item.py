@@ -21,8 +21,6 @@ PIPELINE = Path("pipelines/ablations/dvc.yaml")
 OUTPUTS = "ablations"
 # what networks made of pictures, shared by all items: real pictures and reconstructions are the same for all models
 EMBEDDINGS = UNFINISHED_STORE / "ablations" / "embeddings"
-
-
 # what a message tells to do, where a stage's own would say `dvc repro`
 MENDS = stages.Mends(
     "make table1", "run fewer items side by side (`make table1 JOBS=1`), or close other programs"
@@ -39,8 +37,8 @@ class Table1Params:
 
     token_steps, sequence_steps: of ours in stage 1 and 2; null: those of train_token and train_sequence. pictures: that are
     captioned, and of which a caption is painted; null: those of generate.sets.test. guidance: of all paintings, samplers'
-    included; null: that of generate.paint. examples: painted captions that the page shows. java:
-    in the place of `evaluate.java`, METEOR being a column of the table; null: where Java starts.
+    included; null: that of generate.paint. examples: painted captions that the page shows. java: in the place of
+    `evaluate.java`, METEOR being a column of the table; null: where Java starts.
     """
 
     seeds: tuple[int, ...]

@@ -21,8 +21,9 @@ from typing import Literal
 
 import numpy as np
 
+from diptych.eval.figures import CONFIDENCE
+
 Verdict = Literal["holds", "fails", "undecided"]
-LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _around(value: float, error: float, freedom: float) -> Difference:
     """Student's interval around a mean with this standard error."""
     from scipy.stats import t
 
-    half = float(t.ppf((1 + LEVEL) / 2, freedom)) * error
+    half = float(t.ppf((100 + CONFIDENCE) / 200, freedom)) * error
     return Difference(value, value - half, value + half)
 
 

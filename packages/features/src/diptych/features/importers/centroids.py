@@ -109,10 +109,9 @@ def read_centroids(path: Path, feature_dim: int) -> np.ndarray:
     Raises UserError for anything but a file with at most 65,536 rows (codes are 16-bit numbers) of `feature_dim`
     finite numbers; pickled objects are not read.
     """
-    try:
-        centroids = _codebook_file(path) if path.suffix == ".safetensors" else _array_file(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file of centroids; set cluster.source to the file") from error
+    if not path.exists():
+        raise UserError(f"{path}: no such file of centroids; set cluster.source to the file")
+    centroids = _codebook_file(path) if path.suffix == ".safetensors" else _array_file(path)
     if centroids.ndim != 2 or not np.issubdtype(centroids.dtype, np.floating):
         raise UserError(
             f"{path}: {centroids.dtype} {list(centroids.shape)}, but centroids are float [K, {feature_dim}]"
@@ -134,8 +133,6 @@ def read_centroids(path: Path, feature_dim: int) -> np.ndarray:
 def _array_file(path: Path) -> np.ndarray:
     try:
         centroids = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise
     except (ValueError, EOFError, OSError) as error:
         raise UserError(
             f"{path}: not an .npy file of numbers ({error}); give the centroids: pickled cluster ids are not read but "
