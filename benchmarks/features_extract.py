@@ -76,7 +76,7 @@ def make_toybox(folder: Path, images: int) -> Path:
     config = ToyboxConfig(
         train=images, val=1, test=1, compositional=1, ablation=1, image_size=64,
         scenes=SceneConfig(two=0.13, three=0.07, large=0.7, second=0.65, third=0.15, jitter=1.0),
-        captions=GrammarConfig(where=0.93, size=0.35, scenery=0.6, second=0.88, third=0.4),
+        captions=GrammarConfig(usual=0.75, where=0.93, size=0.35, scenery=0.6, second=0.88, third=0.4),
     )  # fmt: skip
     rows = [row for row in build_toybox(config, 0, folder) if row["split"] == "train"]
     write_manifest(rows, folder / "manifest.parquet")

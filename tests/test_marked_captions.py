@@ -10,7 +10,7 @@ from diptych.features.datasets.toybox.grammar import GrammarConfig, describe
 from diptych.features.datasets.toybox.world import CLASSES, COLORS, SCENERIES, SceneConfig, compose
 
 SCENES = SceneConfig(two=0.2, three=0.2, large=0.7, second=0.8, third=0.4, jitter=1.0)
-GRAMMAR = GrammarConfig(where=0.9, size=0.4, scenery=0.6, second=0.9, third=0.5)
+GRAMMAR = GrammarConfig(usual=0.75, where=0.9, size=0.4, scenery=0.6, second=0.9, third=0.5)
 LABELS, SIZE = {*CLASSES, *SCENERIES}, (64, 64)
 
 

@@ -20,7 +20,7 @@ def test_lists_are_those_of_the_world() -> None:
 
 
 def test_captions_say_the_forms_of_the_lists() -> None:
-    config = GrammarConfig(where=0.9, size=0.3, scenery=0.6, second=0.9, third=0.4)
+    config = GrammarConfig(usual=0.75, where=0.9, size=0.3, scenery=0.6, second=0.9, third=0.4)
     scenes = SceneConfig(two=0.3, three=0.2, large=0.7, second=0.65, third=0.15, jitter=1.0)
     generator = np.random.default_rng(0)
     said: set[str] = set()

@@ -1,5 +1,6 @@
 """Toybox: exact, deterministic, describable."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from diptych.features.datasets.toybox.drawing import draw
 from diptych.features.datasets.toybox.world import Scene, Thing
 
 SCENES = SceneConfig(two=0.13, three=0.07, large=0.7, second=0.65, third=0.15, jitter=1.5)
-GRAMMAR = GrammarConfig(where=0.9, size=0.4, scenery=0.6, second=0.85, third=0.4)
+GRAMMAR = GrammarConfig(usual=0.75, where=0.9, size=0.4, scenery=0.6, second=0.85, third=0.4)
 
 
 def toybox(folder: Path, *, train: int = 300, seed: int = 0, grammar: GrammarConfig = GRAMMAR) -> list[dict]:
@@ -42,7 +43,7 @@ def test_the_same_seed_gives_the_same_world_and_another_one_does_not(
 
 
 def test_another_grammar_leaves_pictures_and_boxes_alone(rows: list[dict], tmp_path: Path) -> None:
-    terse = GrammarConfig(where=0.2, size=0.0, scenery=0.2, second=0.1, third=0.0)
+    terse = GrammarConfig(usual=0.75, where=0.2, size=0.0, scenery=0.2, second=0.1, third=0.0)
     changed = toybox(tmp_path, grammar=terse)
     assert [r["captions"] for r in changed] != [r["captions"] for r in rows]
     assert [{**r, "captions": None} for r in changed] == [{**r, "captions": None} for r in rows]
@@ -77,6 +78,15 @@ def test_the_main_object_is_the_largest_and_named_first_with_its_colour(rows: li
 def test_most_captions_say_where(rows: list[dict]) -> None:
     captions = [caption for row in rows for caption in row["captions"]]
     assert np.mean(["top" in c or "bottom" in c for c in captions]) > 0.85
+
+
+@pytest.mark.parametrize("usual", (0.25, 0.75))
+def test_a_share_of_paraphrases_is_the_usual_one(usual: float, tmp_path: Path) -> None:
+    rows = toybox(tmp_path, grammar=replace(GRAMMAR, usual=usual))
+    said = " ".join(caption for row in rows for caption in row["captions"])
+    for one, another in (("with a", "and a"), ("in the desert", "over the sand"), (" above ", " over a ")):
+        counts = said.count(one), said.count(another)
+        assert abs(counts[0] / sum(counts) - usual) < 0.12, (one, another, counts)
 
 
 def test_unseen_pairs_are_main_objects_of_the_compositional_split_only(rows: list[dict]) -> None:
