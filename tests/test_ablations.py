@@ -75,6 +75,7 @@ def test_too_few_steps_for_a_row_are_named(sections) -> None:
     assert sequence.training.cycle[0] == "scst"
     with pytest.raises(ParameterError, match="table1.sequence_steps 1 leaves no step to row paintings"):
         sequence_params("paintings", sequence, 1, 0)
+    token = replace(token, training=replace(token.training, steps=1200, caption_share=0.25))
     assert token_params("ours", token, 3, 0).training.steps == 3
     with pytest.raises(
         ParameterError, match=r"table1.token_steps 3 with .*caption_share 0.25 leaves no step to row captions"
