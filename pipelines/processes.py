@@ -135,7 +135,10 @@ def _failure(failures: dict[int, Any]) -> Exception:
         said = failure.error_file_data["message"]
         if isinstance(said, dict) and said["message"].startswith("UserError: "):
             return UserError(said["message"].removeprefix("UserError: "))
-    for rank, failure in sorted(failures.items()):
+    # SIGTERM last: by it torchrun itself ends those that are left when one has failed
+    for rank, failure in sorted(
+        failures.items(), key=lambda item: (item[1].exitcode == -signal.SIGTERM, item[0])
+    ):
         if failure.exitcode < 0:
             return UserError(
                 f"process {rank} was ended by {failure.signal_name()} (SIGKILL is also what "
