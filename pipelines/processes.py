@@ -135,15 +135,14 @@ def _failure(failures: dict[int, Any]) -> Exception:
         said = failure.error_file_data["message"]
         if isinstance(said, dict) and said["message"].startswith("UserError: "):
             return UserError(said["message"].removeprefix("UserError: "))
-    # SIGTERM last: by it torchrun itself ends those that are left when one has failed
-    for rank, failure in sorted(
-        failures.items(), key=lambda item: (item[1].exitcode == -signal.SIGTERM, item[0])
-    ):
-        if failure.exitcode < 0:
-            return UserError(
-                f"process {rank} was ended by {failure.signal_name()} (SIGKILL is also what "
-                "the system sends when memory runs out); `dvc repro` goes on from the last checkpoint"
-            )
+    ended = {rank: failure for rank, failure in failures.items() if failure.exitcode < 0}
+    if ended:
+        # SIGTERM last: by it torchrun itself ends those that are left when one has failed
+        rank = min(ended, key=lambda rank: (ended[rank].exitcode == -signal.SIGTERM, rank))
+        return UserError(
+            f"process {rank} was ended by {ended[rank].signal_name()} (SIGKILL is also what "
+            "the system sends when memory runs out); `dvc repro` goes on from the last checkpoint"
+        )
     rank, failure = min(failures.items())
     said = failure.error_file_data["message"]
     stack = said["extraInfo"]["py_callstack"] if isinstance(said, dict) else f"exit status {failure.exitcode}"

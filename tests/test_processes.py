@@ -15,7 +15,7 @@ import pytest
 from pipeline_clone import Clone
 
 from pipelines.params import Machine, ParameterError
-from pipelines.processes import process_count
+from pipelines.processes import _failure, process_count
 from pipelines.stage import Stage
 
 
@@ -92,3 +92,14 @@ def test_processes_follow_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert count("cpu", "auto", 8) == 1
     with pytest.raises(ParameterError, match="machine.processes is 2, but machine.device is cuda:1"):
         count("cuda:1", 2)
+
+
+def test_a_killed_process_is_named_before_those_that_were_ended_for_it() -> None:
+    def ended_by(number: signal.Signals) -> SimpleNamespace:
+        return SimpleNamespace(
+            exitcode=-number, signal_name=lambda: number.name, error_file_data={"message": ""}
+        )
+
+    both = {0: ended_by(signal.SIGTERM), 1: ended_by(signal.SIGKILL)}
+    assert str(_failure(both)).startswith("process 1 was ended by SIGKILL")
+    assert str(_failure({0: both[0]})).startswith("process 0 was ended by SIGTERM")

@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 
 MEASURED, SAMPLED = Path(OUTPUTS) / "measured", Path(OUTPUTS) / "samplers"
 MEASURE_AGAIN = f"remove {MEASURED}, and `make table1` measures all models again"
-
-
 NO_FIGURE = {"value": None, "reason": "these data have no such figure"}
 
 

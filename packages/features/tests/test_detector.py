@@ -63,10 +63,8 @@ class Memory:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], Path]:
     folder = tmp_path_factory.mktemp("toybox")
-    scenes, grammar = (
-        SceneConfig(0.1, 0.05, 0.7, 0.5, 0.1, 1.5),
-        GrammarConfig(0.75, 0.9, 0.4, 0.6, 0.85, 0.4),
-    )
+    scenes = SceneConfig(0.1, 0.05, 0.7, 0.5, 0.1, 1.5)
+    grammar = GrammarConfig(0.75, 0.9, 0.4, 0.6, 0.85, 0.4)
     config = ToyboxConfig(48, 0, 0, 0, 0, 64, scenes, grammar)
     return list(build_toybox(config, 0, folder)), folder / "scenes.parquet"
 
