@@ -35,14 +35,11 @@ def main(stage: Stage, params: ClusterParams) -> None:
     reader = FeatureReader(FEATURES)
     train_ids = {row["image_id"] for row in split_rows(read_manifest(SCENES), "train", SCENES)}
     with stage.write("data/codebook") as folder:
+        how = (stage.threads, folder, stage.device, stage.checkpoints())
         if params.source != str(FEATURES):
-            metrics, curve = import_centroids(
-                Path(params.source), params.k, reader, train_ids, stage.threads, folder
-            )
+            metrics, curve = import_centroids(Path(params.source), params.k, reader, train_ids, *how)
         else:
-            metrics, curve = build_codebook(
-                reader, train_ids, params, stage.threads, folder, stage.device, stage.checkpoints()
-            )
+            metrics, curve = build_codebook(reader, train_ids, params, *how)
         sizes = sorted(load_cluster_sizes(folder).tolist(), reverse=True)
     stage.write_metrics("metrics/cluster.json", metrics)
     stage.write_history("plots/cluster.csv", curve)

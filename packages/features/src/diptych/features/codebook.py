@@ -37,6 +37,8 @@ CODES = pa.schema(
 _BLOCK = 25
 # Seconds between two checkpoints while codes are assigned; while clustering, every iteration is one.
 _SAVE_SECONDS = 30.0
+# Of what a checkpoint holds; one of another version is not resumed.
+_STATE_VERSION = 2
 
 
 class Checkpoints(Protocol):
@@ -100,7 +102,7 @@ def build_codebook(
     if config.k > 65_536:
         raise UserError(f"cluster.k = {config.k}: codes are stored as 16-bit numbers; use at most 65536")
     keys = _read_keys(reader)
-    train = np.array([image_id in train_ids for image_id in keys["image_id"].to_pylist()], dtype=bool)
+    train = _of_train(keys, train_ids)
     available = int(train.sum()) * CELLS
     if config.k > available:
         raise UserError(
@@ -109,39 +111,53 @@ def build_codebook(
         )
     faiss.omp_set_num_threads(threads)
     index = _flat_index(reader.feature_dim, device)
-    progress = _Progress.begin_or_resume(checkpoints, _fingerprint(reader, keys, train, config))
+    progress = _Progress.begin_or_resume(checkpoints, _fingerprint(reader, keys, train, asdict(config)))
     if not progress.clustered:
-        sample, progress.variance = _sample(reader, keys, train, config)
+        sample = _sample(reader, keys, train, config)
         _cluster(sample, config, index, progress)
         del sample  # before the assignment: its blocks take some of the room
-    assert progress.centroids is not None
-    index.reset()
-    index.add(progress.centroids)
-    _assign(reader, index, progress)
+    _assign(reader, keys, train, index, progress)
+    sampled, inertia = _sample_size(available, config), progress.curve[-1]["inertia"]
+    return _write(out, keys, train, progress, sampled, inertia), progress.curve
 
-    sizes = np.bincount(progress.codes[train].ravel(), minlength=config.k)
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_path(out / "codes.parquet") as temporary:
-        codes = pa.py_buffer(progress.codes.astype("<u2", copy=False))
-        column = pa.FixedSizeBinaryArray.from_buffers(CODES.field("codes").type, len(keys), [None, codes])
-        pq.write_table(keys.append_column("codes", column).cast(CODES), temporary)
-    with atomic_path(out / "codebook.safetensors") as temporary:
-        # The clustering's own statistics travel with the centroids.
-        save_file({"centroids": progress.centroids, "sizes": sizes}, temporary)
-    share = sizes[sizes > 0] / sizes.sum()
-    metrics = {
-        "k": config.k,
-        "iterations": len(progress.curve),
-        "cells": available,
-        "sampled_cells": _sample_size(available, config),
-        "relative_error": float(progress.lost[train].sum()) / progress.variance if progress.variance else 0.0,
-        "dead_centroids": int((sizes == 0).sum()),
-        "smallest_cluster": int(sizes.min()),
-        "largest_cluster": int(sizes.max()),
-        "perplexity": float(np.exp(-(share * np.log(share)).sum())),
-        "inertia": progress.curve[-1]["inertia"],
-    }
-    return metrics, progress.curve
+
+def assign_codebook(
+    centroids: np.ndarray,
+    source: Path,
+    reader: FeatureReader,
+    train_ids: set[str],
+    threads: int,
+    out: Path,
+    device: str = "cpu",
+    checkpoints: Checkpoints | None = None,
+) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """Take `centroids`, float32 [K, D], K at most 65,536, for the codebook, and do what `build_codebook` does after its
+    clustering, checkpoints and GPUs included. source: where they are from, for messages.
+
+    Returns the metrics of `build_codebook` (iterations and sampled_cells are 0, inertia is of all train cells) and a
+    curve of one point. Raises UserError when a feature is not finite, and for centroids that represent the train cells
+    worse than their mean would: those are of another detector.
+    """
+    import faiss
+
+    keys = _read_keys(reader)
+    train = _of_train(keys, train_ids)
+    faiss.omp_set_num_threads(threads)
+    index = _flat_index(reader.feature_dim, device)
+    given = hashlib.sha256(centroids.tobytes()).hexdigest()
+    progress = _Progress.begin_or_resume(checkpoints, _fingerprint(reader, keys, train, given))
+    progress.centroids, progress.clustered = centroids, True
+    _assign(reader, keys, train, index, progress)
+    lost, variance = float(progress.lost[train].sum()), progress.variance(train)
+    if lost > variance > 0:
+        raise UserError(
+            f"{source}: these centroids represent the features in {reader.folder} worse than their mean does (relative "
+            f"error {lost / variance:.3g}); take the centroids that were made of these features"
+        )
+    metrics = _write(out, keys, train, progress, 0, lost)
+    share = progress.sizes(train) / max(metrics["cells"], 1)
+    imbalance = len(centroids) * float((share**2).sum())
+    return metrics, [{"step": 0, "inertia": lost, "imbalance": imbalance, "splits": 0}]
 
 
 def load_codebook(folder: Path) -> np.ndarray:
@@ -184,13 +200,14 @@ class _Progress:
 
     def __init__(self, checkpoints: Checkpoints | None, started_from: str) -> None:
         self._checkpoints, self._started_from = checkpoints, started_from
-        self.variance = 0.0  # sum of the train cells' squared distances to their mean
         self.centroids: np.ndarray | None = None  # float32 [K, D]
         self.curve: list[dict[str, float]] = []
         self.clustered = False
         self.assigned = 0  # images that have codes
         self.codes = np.zeros((0, CELLS), dtype=np.uint16)  # [n, 64]
         self.lost = np.zeros(0)  # float64 [n], an image's squared distances to its codes' centroids
+        self.total = np.zeros(0)  # float64 [D], sum of the train cells that have codes
+        self.squares = 0.0  # and of the squares of their lengths
 
     @classmethod
     def begin_or_resume(cls, checkpoints: Checkpoints | None, started_from: str) -> _Progress:
@@ -198,12 +215,24 @@ class _Progress:
         progress = cls(checkpoints, started_from)
         state = checkpoints.load() if checkpoints else None
         if state is not None and state["started_from"] == started_from:
-            progress.variance, progress.curve = state["variance"], state["curve"]
+            progress.curve = state["curve"]
             progress.centroids = state["centroids"].numpy()
             progress.clustered, progress.assigned = state["clustered"], state["assigned"]
             progress.codes = state["codes"].numpy().view(np.uint16)
             progress.lost = state["lost"].numpy()
+            progress.total, progress.squares = state["total"].numpy(), state["squares"]
         return progress
+
+    def sizes(self, train: np.ndarray) -> np.ndarray:
+        """How many of the train images' cells have each code, int64 [K]."""
+        assert self.centroids is not None
+        return np.bincount(self.codes[train].ravel(), minlength=len(self.centroids))
+
+    def variance(self, train: np.ndarray) -> float:
+        """Sum of the train cells' squared distances to their mean, once all have codes."""
+        variance = self.squares - float(self.total @ self.total) / max(int(train.sum()) * CELLS, 1)
+        # What is left of float32's rounding where all cells are the same is no variance.
+        return variance if variance > 1e-6 * self.squares else 0.0
 
     def save(self) -> None:
         if self._checkpoints is None or self.centroids is None:
@@ -211,13 +240,14 @@ class _Progress:
         self._checkpoints.save(
             {
                 "started_from": self._started_from,
-                "variance": self.variance,
                 "centroids": torch.from_numpy(self.centroids),
                 "curve": self.curve,
                 "clustered": self.clustered,
                 "assigned": self.assigned,
                 "codes": torch.from_numpy(self.codes.view(np.int16)),  # torch can do little with uint16
                 "lost": torch.from_numpy(self.lost),
+                "total": torch.from_numpy(self.total),
+                "squares": self.squares,
             }
         )
 
@@ -230,9 +260,14 @@ def _read_keys(reader: FeatureReader) -> pa.Table:
     return pa.concat_tables([empty, *parts]).combine_chunks()
 
 
-def _fingerprint(reader: FeatureReader, keys: pa.Table, train: np.ndarray, config: ClusterConfig) -> str:
-    """Hash of what a run starts from; a checkpoint of any other run is not resumed."""
-    digest = hashlib.sha256(json.dumps([asdict(config), reader.meta], sort_keys=True).encode())
+def _of_train(keys: pa.Table, train_ids: set[str]) -> np.ndarray:
+    """Which images are of the train split, bool [n]."""
+    return np.array([image_id in train_ids for image_id in keys["image_id"].to_pylist()], dtype=bool)
+
+
+def _fingerprint(reader: FeatureReader, keys: pa.Table, train: np.ndarray, wanted: Any) -> str:
+    """Hash of what a run starts from, `wanted` included; a checkpoint of any other run is not resumed."""
+    digest = hashlib.sha256(json.dumps([_STATE_VERSION, wanted, reader.meta], sort_keys=True).encode())
     for sha256 in keys["sha256"].to_pylist():
         digest.update(sha256.encode())
     digest.update(train.tobytes())
@@ -261,11 +296,8 @@ def _sample_size(available: int, config: ClusterConfig) -> int:
     return min(available, config.k * config.points_per_centroid)
 
 
-def _sample(
-    reader: FeatureReader, keys: pa.Table, train: np.ndarray, config: ClusterConfig
-) -> tuple[np.ndarray, float]:
-    """A uniform sample without repetition of the train images' cells, float32 [m, D], in their order, and the sum of
-    all train cells' squared distances to their mean.
+def _sample(reader: FeatureReader, keys: pa.Table, train: np.ndarray, config: ClusterConfig) -> np.ndarray:
+    """A uniform sample without repetition of the train images' cells, float32 [m, D], in their order.
 
     Reads every image, so that a feature that is not finite is found before the clustering, not after it.
     """
@@ -279,7 +311,6 @@ def _sample(
             f"cluster: a sample of {wanted:,} cells x {reader.feature_dim} takes {wanted * reader.feature_dim * 4 / 1e9:.1f}"
             f" GB of memory; lower cluster.points_per_centroid ({config.points_per_centroid})"
         ) from error
-    total, squares = np.zeros(reader.feature_dim), 0.0
     unseen, filled = available, 0
     not_finite: list[str] = []
     for first, cells in _blocks(reader, 0, "sample"):
@@ -296,22 +327,28 @@ def _sample(
         if chosen:
             rows = torch.from_numpy(np.concatenate(chosen))
             torch.index_select(cells.flatten(0, 1), 0, rows, out=sample[filled - len(rows) : filled])
-            own = (cells if len(images) == len(cells) else cells[images]).flatten(0, 1)
-            total += own.sum(dim=0).double().numpy()
-            squares += float(torch.linalg.vector_norm(own, dim=1).double().square().sum())
-        if not math.isfinite(float(cells.sum())):
-            finite = cells.isfinite().all(dim=2).all(dim=1).numpy()
-            ids = keys["image_id"].slice(first, len(cells)).to_pylist()
-            not_finite += [ids[place] for place in np.flatnonzero(~finite)]
+        not_finite += _not_finite(cells, keys, first)
     if not_finite:
-        raise UserError(
-            f"cluster: features of {len(not_finite)} images are not finite: {', '.join(not_finite[:5])}"
-            f"{', ...' if len(not_finite) > 5 else ''}; the detector's features overflow float16: "
-            "train it anew (`dvc repro -f detector`)"
-        )
-    variance = squares - float(total @ total) / available
-    # What is left of float32's rounding where all cells are the same is no variance.
-    return sample.numpy(), variance if variance > 1e-6 * squares else 0.0
+        raise _overflow(not_finite)
+    return sample.numpy()
+
+
+def _not_finite(cells: Tensor, keys: pa.Table, first: int) -> list[str]:
+    """Ids of the images, from number `first` on, of which a feature is not finite. cells: float32 [n, 64, D]."""
+    if math.isfinite(float(cells.sum())):
+        return []
+    finite = cells.isfinite().all(dim=2).all(dim=1).numpy()
+    ids = keys["image_id"].slice(first, len(cells)).to_pylist()
+    return [ids[place] for place in np.flatnonzero(~finite)]
+
+
+def _overflow(image_ids: list[str]) -> UserError:
+    """What is wrong with images whose features are not finite."""
+    return UserError(
+        f"cluster: features of {len(image_ids)} images are not finite: {', '.join(image_ids[:5])}"
+        f"{', ...' if len(image_ids) > 5 else ''}; the detector's features overflow float16: "
+        "train it anew (`dvc repro -f detector`)"
+    )
 
 
 def _cluster(sample: np.ndarray, config: ClusterConfig, index: Any, progress: _Progress) -> None:
@@ -374,21 +411,60 @@ def _settled(curve: list[dict[str, float]]) -> bool:
     return len(curve) > 1 and curve[-1]["inertia"] == curve[-2]["inertia"] != 0
 
 
-def _assign(reader: FeatureReader, index: Any, progress: _Progress) -> None:
+def _assign(
+    reader: FeatureReader, keys: pa.Table, train: np.ndarray, index: Any, progress: _Progress
+) -> None:
     """The nearest centroid of every cell of every image that has none yet."""
+    index.reset()
+    index.add(progress.centroids)
     if not progress.assigned:
         progress.codes = np.zeros((len(reader), CELLS), dtype=np.uint16)
-        progress.lost = np.zeros(len(reader))
+        progress.lost, progress.total = np.zeros(len(reader)), np.zeros(reader.feature_dim)
     saved = time.monotonic()
     for first, cells in _blocks(reader, progress.assigned, "codes"):
+        if not_finite := _not_finite(cells, keys, first):
+            raise _overflow(not_finite)
         distances, codes = index.search(cells.flatten(0, 1).numpy(), 1)
         images = slice(first, first + len(cells))
         progress.codes[images] = codes.reshape(-1, CELLS)
         progress.lost[images] = distances.reshape(-1, CELLS).sum(axis=1, dtype=np.float64)
+        own = (cells if train[images].all() else cells[torch.from_numpy(train[images])]).flatten(0, 1)
+        progress.total += own.sum(dim=0).double().numpy()
+        progress.squares += float(torch.linalg.vector_norm(own, dim=1).double().square().sum())
         progress.assigned = images.stop
         if time.monotonic() - saved > _SAVE_SECONDS:
             progress.save()
             saved = time.monotonic()
+
+
+def _write(
+    out: Path, keys: pa.Table, train: np.ndarray, progress: _Progress, sampled_cells: int, inertia: float
+) -> dict[str, float]:
+    """Write codebook.safetensors and codes.parquet; returns the metrics."""
+    assert progress.centroids is not None
+    sizes, variance = progress.sizes(train), progress.variance(train)
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out / "codes.parquet") as temporary:
+        codes = pa.py_buffer(progress.codes.astype("<u2", copy=False))
+        column = pa.FixedSizeBinaryArray.from_buffers(CODES.field("codes").type, len(keys), [None, codes])
+        pq.write_table(keys.append_column("codes", column).cast(CODES), temporary)
+    with atomic_path(out / "codebook.safetensors") as temporary:
+        # The clustering's own statistics travel with the centroids.
+        save_file({"centroids": progress.centroids, "sizes": sizes}, temporary)
+    cells = int(sizes.sum())
+    share = sizes[sizes > 0] / max(cells, 1)
+    return {
+        "k": len(progress.centroids),
+        "iterations": len(progress.curve),
+        "cells": cells,
+        "sampled_cells": sampled_cells,
+        "relative_error": float(progress.lost[train].sum()) / variance if variance else 0.0,
+        "dead_centroids": int((sizes == 0).sum()),
+        "smallest_cluster": int(sizes.min()),
+        "largest_cluster": int(sizes.max()),
+        "perplexity": float(np.exp(-(share * np.log(share)).sum())),
+        "inertia": inertia,
+    }
 
 
 def _blocks(reader: FeatureReader, start: int, name: str) -> Iterator[tuple[int, Tensor]]:

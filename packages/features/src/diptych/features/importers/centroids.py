@@ -10,97 +10,38 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
-from tqdm import tqdm
+from safetensors.numpy import load_file
 
-from ..codebook import CODES
+from ..codebook import Checkpoints, assign_codebook
 from ..errors import UserError
-from ..files import atomic_path
-from ..grid import CELLS
 from ..store import FeatureReader
-
-_BLOCK = 25  # images that are in memory as float32 at a time
 
 
 def import_centroids(
-    path: Path, k: int, reader: FeatureReader, train_ids: set[str], threads: int, out: Path
+    path: Path,
+    k: int,
+    reader: FeatureReader,
+    train_ids: set[str],
+    threads: int,
+    out: Path,
+    device: str = "cpu",
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """Take the centroids in `path` for the codebook and find the code of every image's cells, as `build_codebook` does
-    after its clustering; write codebook.safetensors and codes.parquet.
+    """Take the centroids in `path` for the codebook and find the code of every image's cells, as
+    `diptych.features.codebook.assign_codebook` does; it says what is returned, and what else is refused.
 
     Codes are computed from float16 features: where two centroids are equally near to within its rounding, a code can
     be another than the one that X-LXMERT released.
 
-    Returns the metrics of `build_codebook` (iterations and sampled_cells are 0, inertia is of all train cells) and a
-    curve of one point. Raises UserError for what `read_centroids` refuses, for another number of centroids than
-    `k`, and for centroids that represent the train cells worse than their mean would: those are of another detector.
+    Raises UserError for what `read_centroids` refuses, and for another number of centroids than `k`.
     """
-    import faiss
-
     centroids = read_centroids(path, reader.feature_dim)
     if len(centroids) != k:
         raise UserError(
             f"{path}: {len(centroids)} centroids, but cluster.k = {k}; set cluster.k to what is there"
         )
-    faiss.omp_set_num_threads(threads)
-    index = faiss.IndexFlatL2(reader.feature_dim)
-    index.add(centroids)
-    sizes, total = np.zeros(k, np.int64), np.zeros(reader.feature_dim)
-    squares = lost = 0.0
-    out.mkdir(parents=True, exist_ok=True)
-    with (
-        atomic_path(out / "codes.parquet") as temporary,
-        pq.ParquetWriter(temporary, CODES) as writer,
-        tqdm(total=len(reader), desc="codes", unit="image", mininterval=1) as bar,
-    ):
-        for image_ids, sha256s, features in reader.batches():
-            codes = np.empty((len(image_ids), CELLS), "<u2")
-            train = np.array([image_id in train_ids for image_id in image_ids])
-            for start in range(0, len(image_ids), _BLOCK):
-                block = slice(start, start + _BLOCK)
-                cells = torch.from_numpy(
-                    features[block]
-                ).float()  # [n, 64, D]; numpy converts many times slower
-                distances, found = index.search(cells.flatten(0, 1).numpy(), 1)
-                codes[block] = found.reshape(-1, CELLS)
-                own = cells[torch.from_numpy(train[block])].flatten(0, 1)
-                total += own.sum(dim=0).double().numpy()
-                squares += float(torch.linalg.vector_norm(own, dim=1).double().square().sum())
-                lost += float(distances.reshape(-1, CELLS)[train[block]].sum(dtype=np.float64))
-                bar.update(len(cells))
-            sizes += np.bincount(codes[train].ravel(), minlength=k)
-            column = pa.FixedSizeBinaryArray.from_buffers(
-                CODES.field("codes").type, len(image_ids), [None, pa.py_buffer(codes)]
-            )
-            columns = [pa.array(image_ids), pa.array(sha256s), column]
-            writer.write_table(pa.Table.from_arrays(columns, schema=CODES))
-    cells_of_train = int(sizes.sum())
-    variance = squares - float(total @ total) / max(cells_of_train, 1)
-    if lost > variance > 0:
-        raise UserError(
-            f"{path}: these centroids represent the features in {reader.folder} worse than their mean does (relative "
-            f"error {lost / variance:.3g}); take the centroids that were made of these features"
-        )
-    with atomic_path(out / "codebook.safetensors") as temporary:
-        save_file({"centroids": centroids, "sizes": sizes}, temporary)
-    share = sizes[sizes > 0] / max(cells_of_train, 1)
-    metrics = {
-        "k": k,
-        "iterations": 0,
-        "cells": cells_of_train,
-        "sampled_cells": 0,
-        "relative_error": lost / variance if variance > 0 else 0.0,
-        "dead_centroids": int((sizes == 0).sum()),
-        "smallest_cluster": int(sizes.min()),
-        "largest_cluster": int(sizes.max()),
-        "perplexity": float(np.exp(-(share * np.log(share)).sum())),
-        "inertia": lost,
-    }
-    return metrics, [{"step": 0, "inertia": lost, "imbalance": float(k * (share**2).sum()), "splits": 0}]
+    return assign_codebook(centroids, path, reader, train_ids, threads, out, device, checkpoints)
 
 
 def read_centroids(path: Path, feature_dim: int) -> np.ndarray:
