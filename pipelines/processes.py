@@ -4,7 +4,7 @@ The process that DVC starts becomes torchrun's agent: it starts `python -m pipel
 waits, and speaks for all of them with one exit status and one message. Among those, number 0 writes what the stage
 writes. `torchrun --nproc_per_node=2 -m pipelines.train_token` does the same by hand, without metrics/stages/.
 
-The number of processes decides the last bits of what is computed, so the stages that it runs list it as a dependency.
+The number of processes decides the last bits of what is computed, and the noise of some trainings, so the stages that it runs list it as a dependency.
 """
 
 from __future__ import annotations

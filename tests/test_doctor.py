@@ -79,12 +79,14 @@ def test_packages(tmp_path: Path) -> None:
     (tmp_path / "packages/a").mkdir(parents=True)
     (tmp_path / "packages/a/pyproject.toml").write_text(
         '[project]\ndependencies = ["torch>=2", "ruamel_yaml; python_version > \'3\'", "diptych-features"]\n'
+        '[project.optional-dependencies]\nserve = ["uvicorn"]\ngpu = ["cupy"]\n'
     )
     (tmp_path / "constraints.txt").write_text(
         "# pins\ntorch==2.12.1\nruamel.yaml==0.19.1\ndvc==3.67.1\npytest==9.2.0\n"
     )
-    (tmp_path / "Makefile").write_text("PIPELINE := dvc\n")
+    (tmp_path / "Makefile").write_text("PACKAGES := -e 'packages/a[use,serve]'\nPIPELINE := dvc\n")
     versions = {"torch": "2.12.1+cu130", "ruamel.yaml": "0.19.1", "ruamel_yaml": "0.19.1", "dvc": "3.67.1"}
+    versions["uvicorn"] = "0.30"
 
     def version_of(name: str) -> str:
         if name not in versions:
@@ -94,13 +96,13 @@ def test_packages(tmp_path: Path) -> None:
     expect(doctor.check_packages(tmp_path, version_of), "ok")  # pytest is no part of a run
     versions["torch"] = "2.13.0"
     expect(doctor.check_packages(tmp_path, version_of), "note", "torch 2.13.0 instead of 2.12.1", "make run")
-    del versions["dvc"]
-    expect(doctor.check_packages(tmp_path, version_of), "problem", "missing: dvc", "make run")
+    del versions["dvc"], versions["uvicorn"]
+    expect(doctor.check_packages(tmp_path, version_of), "problem", "missing: dvc, uvicorn", "make run")
 
 
 def test_packages_of_this_repository_are_found() -> None:
     required = doctor._required(REPOSITORY)
-    assert {"torch", "ray", "faiss-cpu", "dvc", "psutil", "pyarrow"} <= required
+    assert {"torch", "ray", "faiss-cpu", "uvicorn", "dvc", "psutil", "pyarrow"} <= required
     assert not any(name.startswith("diptych") or not name for name in required)
 
 
