@@ -131,7 +131,7 @@ def paint_easiest_first(
     confident ones the first from the top left. Confidence is that of :func:`diptych.model.decoding.paint.mask_predict`.
 
     Args:
-        confidence_noise: scale of Gumbel noise added to log-confidences, falling linearly to 0 at the last cell.
+        confidence_noise: scale of Gumbel noise added to log-confidences, falling linearly with the cells that are left.
         The others are those of :func:`paint_in_order`.
     """
     free = free_cells(text, codebook, given)

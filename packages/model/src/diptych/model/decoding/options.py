@@ -81,7 +81,7 @@ class PaintOptions:
         guidance: scale of classifier-free guidance; 1 is none.
         temperature: 0 takes the likeliest code, above 0 samples from softmax(logits / temperature); ``gibbs`` samples.
         confidence_noise: scale of Gumbel noise on the log-confidences by which ``mask_predict`` and ``easiest`` choose
-            cells, falling linearly to 0.
+            cells, falling linearly.
         samples: paintings per caption.
     """
 

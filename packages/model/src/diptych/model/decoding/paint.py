@@ -249,7 +249,8 @@ def paint_codes(
         steps: k of mask-predict-k.
         guidance: scale of classifier-free guidance; 1 is none.
         temperature: 0 takes the likeliest code, above 0 samples from softmax(logits / temperature).
-        confidence_noise: scale of Gumbel noise added to log-confidences, falling linearly to 0 at the last step.
+        confidence_noise: scale of Gumbel noise added to log-confidences, times (k - i) / k where step
+            i = 1 .. k - 1 chooses its cells.
         seeds: one whole number >= 0 per caption, needed for either noise; the same seed gives a caption the same
             painting in every batch.
         keep_steps: also return the codes after each step.
