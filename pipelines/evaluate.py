@@ -104,13 +104,14 @@ def measure(
     generated: Path,
     unseen: Path = GENERATED / f"{COMPOSITIONAL}.parquet",
     embeddings: Path = EMBEDDINGS,
+    java_key: str = "evaluate.java",
 ) -> tuple[list[Figure], list[dict[str, Any]]]:
     """All figures of a set that `generate` wrote, those of `unseen` (where there is one) about its main objects, and for
     each picture of the set a row with `image_id`, the verdicts `caption_right` and `painted_right`, and its part in those
     figures of captions and paintings that are means over pictures, by the figures' names.
 
     Where nothing was captioned or nothing was painted, the figures of that are missing. embeddings: folder of what
-    networks made of pictures, which several measurements may share.
+    networks made of pictures, which several measurements may share. java_key: where params.yaml has `params.java`.
     """
     inspector = read_inspector(stage.device)
     rows, known = read_texts(generated), read_manifest(MANIFEST)
@@ -121,7 +122,7 @@ def measure(
         named = main_facts(captioned, facts)
         for row, fact in zip(captioned, named, strict=True):
             row["caption_right"] = fact
-        figures += caption_figures(stage, params, captioned, facts, known)
+        figures += caption_figures(stage, params, captioned, facts, known, java_key)
         figures.append(share("caption.main_fact", named, stage.seed))
     if any(row["prompt"] is not None for row in rows):
         figures += picture_figures(stage, params, generated, rows, facts, inspector, embeddings)
@@ -136,6 +137,7 @@ def caption_figures(
     rows: Sequence[dict[str, Any]],
     facts: Mapping[str, dict[str, Any]],
     known: pa.Table,
+    java_key: str,
 ) -> list[Figure]:
     """The papers' caption metrics and statistics, against the references of these pictures; adds to each row its part in
     them."""
@@ -157,18 +159,18 @@ def caption_figures(
         row |= {f"caption.{name}": values[row["image_id"]] for name, values in each.items()}
     return [
         dataclasses.replace(
-            figure, name=f"caption.{figure.name}", reason=reason_with_mend(figure, params.java)
+            figure, name=f"caption.{figure.name}", reason=reason_with_mend(figure, params.java, java_key)
         )
         for figure in figures
     ]
 
 
-def reason_with_mend(figure: Figure, java: bool | None) -> str | None:
+def reason_with_mend(figure: Figure, java: bool | None, java_key: str) -> str | None:
     """Why a caption metric was not run, with the parameter that mends it; None where it was. Where Java was looked for
     (`java` null), METEOR's reason says what to install."""
     if not figure.reason or (figure.name == "meteor" and java is None):
         return figure.reason
-    mends = {"meteor": "evaluate.java", "spice": "evaluate.java and evaluate.corenlp"}
+    mends = {"meteor": java_key, "spice": f"{java_key} and evaluate.corenlp"}
     return f"{figure.reason}; set {mends.get(figure.name, 'evaluate')} in params.yaml"
 
 

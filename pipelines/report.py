@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 GENERATED = Path("data/generated/test.parquet")
 CODEBOOK = Path("data/codebook")
 MOST_STEPS = 7  # of a painting that are shown
+# a page of its own: the report would otherwise wait for hours of trainings
+TABLE1 = {
+    "title": "The paper's table 1 in miniature: each claim with its verdict, and the samplers",
+    "path": "../ablations/table1/index.html",
+    "command": "make table1",
+}
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,7 @@ def main(stage: Stage, params: ReportParams) -> None:
         progress=training_samples(params.evaluations),
         reconstructions=[{**entry, "steps": entry["steps"][-params.evaluations :]} for entry in repainted],
         stages=[{"name": name, **cost} for name, cost in costs.items()],
+        further=[TABLE1],
     )
     with stage.write("report") as folder:
         folder.mkdir()

@@ -37,14 +37,15 @@ def measured_model(
     pictures: Sample | None = None,
     evaluation: EvaluateParams | None = None,
     embeddings: Path = EMBEDDINGS,
+    java_key: str = "evaluate.java",
 ) -> Iterator[Measured]:
     """Write the table of captions and paintings that the model directory `transformer` makes of the test set, and measure
     it. Inside the block the table is there; after it, it is removed, being large. The seeds of decoding and of R-precision
     are the pipeline's, the same for all models.
 
     paint, evaluation: other options than those of the sections `generate` and `evaluate`. guidance: in the place of that of
-    the options of painting. pictures: those to caption and to paint, in the place of `generate.sets.test`. embeddings: as
-    of `pipelines.evaluate.measure`.
+    the options of painting. pictures: those to caption and to paint, in the place of `generate.sets.test`. embeddings,
+    java_key: as of `pipelines.evaluate.measure`.
     """
     stage, generation = stages.read_stage("generate", GenerateParams)
     evaluation = evaluation or stages.read_stage("evaluate", EvaluateParams)[1]
@@ -60,6 +61,6 @@ def measured_model(
     )  # fmt: skip
     try:
         write_rows(table, batches)
-        yield Measured(*measure(stage, evaluation, table, unseen=Path("none"), embeddings=embeddings))
+        yield Measured(*measure(stage, evaluation, table, Path("none"), embeddings, java_key))
     finally:
         table.unlink(missing_ok=True)

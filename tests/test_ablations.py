@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -90,15 +91,19 @@ def test_too_few_steps_for_a_row_are_named(sections) -> None:
 
 def test_rows_differ_from_ours_in_one_thing(sections) -> None:
     token, sequence = sections
-    assert token_params("ours", token, None, token.training.seed).image_features == "two_level"
-    assert [token_params(row, token, None, 0).image_features for row in ("dense", "discrete")] == [
-        "dense",
-        "discrete",
-    ]
+    of_token = {
+        row: token_params(row, token, None, token.training.seed) for row in ("ours", "dense", "discrete")
+    }
+    assert of_token["ours"] == replace(token, training=replace(token.training, evaluation=None))
+    assert of_token["ours"].image_features == "two_level"
+    for row in ("dense", "discrete"):
+        assert of_token[row] == replace(of_token["ours"], image_features=row)
     ours = sequence_params("ours", sequence, None, sequence.training.seed)
     assert ours == replace(sequence, training=replace(sequence.training, evaluation=None))
-    features = sequence_params("features", sequence, None, 0).training
-    assert features.painting_loss == "features" and features.steps == ours.training.steps
+    features = sequence_params("features", sequence, None, sequence.training.seed)
+    assert features == replace(ours, training=replace(ours.training, painting_loss="features"))
+    for row in ("dense", "discrete"):
+        assert sequence_params(row, sequence, None, sequence.training.seed) == ours
 
 
 def test_the_driver_runs_the_whole_matrix_in_order() -> None:
@@ -122,6 +127,13 @@ def test_the_driver_runs_the_whole_matrix_in_order() -> None:
     assert {training.token for training in TRAININGS.values()} == set(MATRICES["token"]["matrix"]["row"])
 
 
+def test_samplers_are_timed_alone_on_a_gpu() -> None:
+    everything = [*driver.work([0]), *driver.samplers()]
+    assert driver.rounds([0], 2, 0) == [(everything, 2)]
+    assert driver.rounds([0], 4, 1) == [(driver.work([0]), 4), (driver.samplers(), 1)]
+    assert driver.rounds([0], 2, 4) == [(driver.work([0]), 2), (driver.samplers(), 2)]
+
+
 @pytest.mark.parametrize("seeds", [(), (1, 1), (-1,)])
 def test_wrong_seeds_are_named(seeds) -> None:
     with pytest.raises(ValueError, match="seeds must be different whole numbers"):
@@ -133,7 +145,11 @@ def test_wrong_seeds_are_named(seeds) -> None:
 STAND_IN = """#!/bin/sh
 for item; do :; done
 item=${item##*:}
-case "$*" in *" status "*) [ ! -e "stale-${item##*-}" ]; exit;; esac
+case "$*" in *" status "*)
+  [ -e "broken-${item##*-}" ] && echo "ERROR: unreadable dvc.lock" >&2 && exit 1
+  if [ -e "stale-${item##*-}" ]; then echo '{"measured": [{"changed deps": {}}]}'; else echo '{}'; fi
+  exit;;
+esac
 [ -e "$item.done" ] && echo "Stage $item didn't change, skipping" && exit 0
 if [ -e "$item.busy" ]; then rm "$item.busy"; echo "ERROR: 'a' is busy, it is being blocked by:"; exit 1; fi
 echo "Running stage '$item'"
@@ -173,8 +189,9 @@ def test_a_failed_item_leaves_the_others(stand_in: Path, capfd, monkeypatch) -> 
     assert "min left" in printed.out and "sequence@dense-0 not run" in printed.err
 
 
+@pytest.mark.parametrize("finished", [0, 4])  # in what rows share, and among the items
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_stopped_driver_goes_on_where_it_was(stand_in: Path, sent: signal.Signals) -> None:
+def test_a_stopped_driver_goes_on_where_it_was(stand_in: Path, sent: signal.Signals, finished: int) -> None:
     script = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits it ignored
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
@@ -183,11 +200,14 @@ def test_a_stopped_driver_goes_on_where_it_was(stand_in: Path, sent: signal.Sign
         "main()"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
+    pause = {"PAUSE": "0.3" if finished else "1"}
     process = subprocess.Popen(
-        [sys.executable, "-c", script], env={**environment, "PAUSE": "0.3"}, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script], env={**environment, **pause}, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 60
-    while len(list(stand_in.glob("*.done"))) < 4 and time.monotonic() < deadline:
+    started = stand_in / "ran"
+    while not started.exists() or len(list(stand_in.glob("*.done"))) < finished:
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(sent)
     said = process.communicate(timeout=30)[1]
@@ -195,7 +215,7 @@ def test_a_stopped_driver_goes_on_where_it_was(stand_in: Path, sent: signal.Sign
     assert "Traceback" not in said
     before = {path.name for path in stand_in.glob("*.done")}
     total = 1 + len(driver.work([0])) + len(driver.samplers()) + 1
-    assert 4 <= len(before) < total
+    assert finished <= len(before) < (total if finished else 1)
     time.sleep(1)
     assert {path.name for path in stand_in.glob("*.done")} == before, "nothing goes on in the background"
     (stand_in / "ran").unlink()
@@ -213,6 +233,51 @@ def test_stale_seeds_stay_out_of_the_table(stand_in: Path, monkeypatch, capsys) 
         driver.leave_out_if_stale(seed)
     assert table1.measured_seeds((0, 1, 2)) == [0, 2]
     assert capsys.readouterr().out.count("seed 1 is left out") == 1
+    (stand_in / "broken-2").touch()
+    with pytest.raises(ParameterError, match="seed 2: ERROR: unreadable dvc.lock"):
+        driver.leave_out_if_stale(2)
+    assert table1.measured_seeds((0, 1, 2)) == [0, 2], "nothing is removed where nobody knows"
+
+
+def drive(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`make table1` with arguments, and what it said."""
+    paths = os.pathsep.join([str(REPOSITORY), *sys.path])
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines.ablations", *arguments],
+        env={**os.environ, "PYTHONPATH": paths, **environment},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_seeds_are_run_once(stand_in: Path) -> None:
+    assert drive("--seeds", "0", "0", "--jobs", "2").returncode == 0
+    ran = (stand_in / "ran").read_text().split()
+    assert len(ran) == len(set(ran)) == 1 + len(driver.work([0])) + len(driver.samplers()) + 1
+
+
+def test_missing_java_ends_before_the_trainings(stand_in: Path) -> None:
+    before, section, after = (stand_in / "params.yaml").read_text().partition("table1:")
+    wanted = re.sub(r"java: \w+", "java: true", after, count=1)
+    (stand_in / "params.yaml").write_text(before + section + wanted)
+    done = drive(PATH=str(stand_in / "bin"), JAVA_HOME="")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "Java was not found" in done.stderr and "set table1.java to null in params.yaml" in done.stderr
+    assert not (stand_in / "ran").exists()
+
+
+def test_a_killed_item_is_named(finished_clone: Clone, tmp_path: Path) -> None:
+    """Where memory runs out, the kernel kills: what is left of the item is a progress bar and DVC's line."""
+    clone = finished_clone.copy(tmp_path / "clone")
+    pipeline = clone.folder / "pipelines/ablations/dvc.yaml"
+    cmd = "cmd: python -m pipelines.ablations.token ${item.row} ${item.seed}"
+    text = pipeline.read_text()
+    assert cmd in text
+    pipeline.write_text(text.replace(cmd, "cmd: 'echo \"rows: 45%|###\"; kill -9 $$'"))
+    script = "from pipelines.ablations import __main__ as d; d.run_items([d.Item('token@ours-0')], 1, 0, 1)"
+    done = clone.run("python", "-c", script)
+    assert "token@ours-0: killed by signal 9; where memory ran out, run fewer items" in done.stderr, (
+        done.stderr
+    )
 
 
 def test_a_locked_repository_costs_no_work(finished_clone: Clone, tmp_path: Path) -> None:
@@ -416,9 +481,11 @@ def test_unfinished_seeds_are_left_out_and_none_is_an_error(tmp_path: Path, monk
 # --- real items -------------------------------------------------------------------------------------------------------
 
 
-def run_item(clone: Clone, *item: str) -> None:
+def run_item(clone: Clone, *item: str) -> str:
+    """What it says on stderr, progress bars included."""
     done = clone.run("python", "-m", f"pipelines.ablations.{item[0]}", *item[1:])
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -499,16 +566,17 @@ def test_a_row_ends_with_its_driver_and_goes_on(finished_clone: Clone, tmp_path:
             break
         time.sleep(0.01)
     assert process.poll() is None, "the row ended before it could be killed"
-    driving.kill()
-    driving.wait()
+    driving.kill()  # and nobody waits for it yet
     assert process.wait(30) == 1
-    run_item(clones[1], "token", "dense", "1")
+    driving.wait()
+    begins = re.search(r"(\d+)/300", run_item(clones[1], "token", "dense", "1"))
+    assert begins and int(begins[1]) >= 5, "it goes on from a checkpoint"
     ends = [digest(clone.folder / "ablations/models/token_dense-1") for clone in clones]
     assert ends[0] == ends[1] and list(store.rglob("*.pt")) == []
 
 
 @pytest.mark.parametrize(
-    ("java", "mend"), [(None, "default-jre-headless"), (False, "set evaluate.java in params.yaml")]
+    ("java", "mend"), [(None, "default-jre-headless"), (False, "set table1.java in params.yaml")]
 )
 def test_the_reason_without_meteor_says_what_mends_it(java, mend: str, monkeypatch) -> None:
     monkeypatch.delenv("JAVA_HOME", raising=False)
@@ -521,7 +589,9 @@ def test_the_reason_without_meteor_says_what_mends_it(java, mend: str, monkeypat
         [{"image_id": "a", "caption": "a red kite ."}],
         {"a": {"captions": ["a red kite ."]}},
         pa.table({"split": ["train"], "captions": [["a blue kite ."]]}),
+        "table1.java",
     )
-    meteor = next(figure for figure in figures if figure.name == "caption.meteor")
-    assert meteor.value is None and mend in (meteor.reason or "")
-    assert ("params.yaml" in (meteor.reason or "")) == (java is False)
+    reasons = {figure.name: figure.reason or "" for figure in figures if figure.value is None}
+    assert mend in reasons["caption.meteor"]
+    assert ("params.yaml" in reasons["caption.meteor"]) == (java is False)
+    assert "set table1.java and evaluate.corenlp in params.yaml" in reasons["caption.spice"]

@@ -92,13 +92,26 @@ def check_dependencies(stage: str, entry: dict, module: str, graph: grimp.Import
     assert names(listed - needed) == [], f"dvc.yaml: {stage} lists these, but does not run them"
 
 
-@pytest.mark.parametrize(("item", "stage"), [("token", "train_token"), ("sequence", "train_sequence")])
-def test_an_ablation_lists_the_files_that_its_stage_reads(item: str, stage: str) -> None:
-    """What is no module: data, and the sizes of networks. Of models an item has its own, and it measures nothing meanwhile."""
-    files = {
-        dep for dep in STAGES[stage]["deps"] if not dep.endswith(".py") and not dep.startswith("models/")
-    }
-    assert files <= set(ABLATIONS[item]["deps"])
+@pytest.mark.parametrize(
+    ("item", "stages", "own"),
+    [
+        ("token", ["train_token"], set()),
+        # no evaluation meanwhile, which alone reads the detector
+        ("sequence", ["train_sequence"], {"models/token", "models/detector"}),
+        ("features", ["train_sequence"], {"models/token", "models/detector"}),
+        ("measured", ["generate", "evaluate"], {"models/sequence", "data/generated"}),
+        ("sampler", ["generate", "evaluate"], {"data/generated"}),
+    ],
+)
+def test_an_ablation_lists_the_files_that_its_stages_read(
+    item: str, stages: list[str], own: set[str]
+) -> None:
+    """What is no module: data, models and the sizes of networks, but those that the item has made itself or does not read."""
+    files = {dep for stage in stages for dep in STAGES[stage]["deps"] if not dep.endswith(".py")}
+    assert own <= files
+    assert files - own <= set(ABLATIONS[item]["deps"])
+    params = {param for stage in stages for param in STAGES[stage]["params"]}
+    assert params - {"seed"} <= set(ABLATIONS[item]["params"])
 
 
 def test_no_output_persists() -> None:

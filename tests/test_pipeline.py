@@ -50,6 +50,7 @@ def test_every_stage_writes_what_it_promises(finished_clone: Clone) -> None:
             assert 0 < costs[f"{stage}.peak_memory_gib"] < 8
     page = (finished_clone.folder / "report/index.html").read_text()
     assert "data:image/" in page and "src=\"http" not in page and "href=\"http" not in page  # fmt: skip
+    assert 'href="../ablations/table1/index.html"' in page and "make table1" in page
     assert (finished_clone.folder / "report/contact_sheet.png").stat().st_size > 10_000
     assert list((finished_clone.folder / ".cache/training").rglob("*.pt")) == []
     shown = finished_clone.run("dvc", "metrics", "show", "--json")

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.ablations.item import DRIVER_VARIABLE, EMBEDDINGS, OUTPUTS, PIPELINE, Table1Params
+from diptych.eval.captions.java import NotRun, find_java
+from pipelines.ablations.item import DRIVER_VARIABLE, EMBEDDINGS, MENDS, OUTPUTS, PIPELINE, Table1Params
 from pipelines.ablations.table import SAMPLER_TITLES, models
 from pipelines.ablations.trainings import TRAININGS
 from pipelines.params import Machine, ParameterError, read_params, read_section
@@ -35,6 +38,8 @@ DVC = ("dvc", "--wait-for-lock")
 # what it says where another one works on the same files; that it does not wait for
 BUSY = "is busy, it is being blocked by"
 BUSY_TRIES, BUSY_SECONDS = 60, 1.0
+# and where a command was killed; a shell adds 128 to the signal's number
+KILLED = re.compile(r"failed to run: .*, exited with (-\d+|1[2-5]\d)$", re.MULTILINE)
 STOP_SECONDS = 20.0
 # a training on the default run's data, at its largest; with as much again on a GPU and room for larger networks
 GIB_PER_JOB, GPU_GIB_PER_JOB = 6, 24
@@ -72,7 +77,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", help="of table1.seeds in params.yaml; default: all")
     parser.add_argument("--jobs", type=int, help="items side by side; default: one a core, or by GPUs")
     arguments = parser.parse_args()
-    with one_line_errors(NAME):
+    with one_line_errors(NAME, MENDS):
         if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup ignores it
             signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
         params = read_params()
@@ -80,7 +85,8 @@ def main() -> None:
             read_section(Table1Params, "table1", params),
             read_section(Machine, "machine", params),
         )
-        seeds = arguments.seeds or list(table.seeds)
+        check_table(table)
+        seeds = list(dict.fromkeys(arguments.seeds or table.seeds))
         unknown = sorted(set(seeds) - set(table.seeds))
         if unknown:
             raise ParameterError(
@@ -88,12 +94,11 @@ def main() -> None:
             )
         if arguments.jobs is not None and arguments.jobs < 1:
             raise ParameterError(f"--jobs must be at least 1, is {arguments.jobs}")
-        print(f"{NAME}: what all rows share", flush=True)
-        if subprocess.run([*DVC, "repro", *SHARED], check=False).returncode:
-            raise ParameterError("a stage that all rows share failed, see above")
-        items, gpus = [*work(seeds), *samplers()], gpu_count(machine)
-        jobs = arguments.jobs or default_jobs(gpus, len(items))
-        run_items(items, jobs, gpus, available_cores())
+        run_shared()
+        gpus = gpu_count(machine)
+        jobs = arguments.jobs or default_jobs(machine, gpus, len(work(seeds)))
+        for items, side_by_side in rounds(seeds, jobs, gpus):
+            run_items(items, side_by_side, gpus, available_cores())
         for seed in sorted(set(table.seeds) - set(seeds)):
             leave_out_if_stale(seed)
         run_items([Item("table1")], 1, gpus, available_cores())
@@ -101,22 +106,49 @@ def main() -> None:
         print(f"{NAME}: metrics/table1.json, {OUTPUTS}/table1/index.html")
 
 
+def check_table(table: Table1Params) -> None:
+    """Raise ParameterError, before hours of training, for what only the measurements would miss."""
+    if table.java:
+        try:
+            find_java()
+        except NotRun as error:
+            raise ParameterError(f"{error}; or set table1.java to null in params.yaml") from None
+
+
+def run_shared() -> None:
+    """Bring up to date what all rows share. Raises ParameterError where that fails."""
+    print(f"{NAME}: what all rows share", flush=True)
+    process = subprocess.Popen([*DVC, "repro", *SHARED], start_new_session=True)
+    try:
+        status = process.wait()
+    finally:
+        stop([process])
+    if status:
+        raise ParameterError("a stage that all rows share failed, see above")
+
+
 def leave_out_if_stale(seed: int) -> None:
     """Remove the measurements of a seed that is not to run now, where anything behind them has changed: a table has rows of one
-    making only. DVC removes them, too, before it makes them again."""
+    making only. DVC removes them, too, before it makes them again. Raises ParameterError where DVC cannot say."""
     folders = [Path(OUTPUTS) / "measured" / f"{model}-{seed}" for model in models()]
     if not all(folder.is_dir() for folder in folders):
         return
     targets = [f"{PIPELINE}:measured@{folder.name}" for folder in folders]
-    asked = [*DVC, "status", "--quiet", "--with-deps", *targets]
-    if subprocess.run(asked, check=False, capture_output=True).returncode:
+    asked = [*DVC, "status", "--json", "--with-deps", *targets]
+    done = subprocess.run(asked, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise ParameterError(f"dvc status of seed {seed}: {one_line(done.stderr)}")
+    if json.loads(done.stdout):
         print(f"{NAME}: seed {seed} is left out: what its rows are made of has changed", flush=True)
         for folder in folders:
             remove(folder)
 
 
 def one_line(log: str) -> str:
-    """What went wrong, from the text of an item's log: the line that stands alone, before DVC's own."""
+    """What went wrong, from the text of an item's log: the line that stands alone, before DVC's own. A killed command says
+    nothing, and its last line is a progress bar."""
+    if killed := KILLED.search(log):
+        return f"killed by signal {abs(int(killed[1])) % 128}; where memory ran out, {MENDS.memory}"
     lines = [line.strip() for line in log.splitlines()]
     said = [line for line in lines if line and not line.startswith(("Running stage", ">", "Updating lock"))]
     own = [line for line in said if not line.startswith(("ERROR: failed to reproduce", "WARNING"))]
@@ -144,6 +176,14 @@ def samplers() -> list[Item]:
     return [Item(f"sampler@{name}") for name in SAMPLER_TITLES]
 
 
+def rounds(seeds: Sequence[int], jobs: int, gpus: int) -> list[tuple[list[Item], int]]:
+    """What runs one after the other, and how many items of it side by side: where there are GPUs the samplers by
+    themselves, one a GPU, as they are timed, and a GPU's time is that of all who use it."""
+    if gpus:
+        return [(work(seeds), jobs), (samplers(), min(jobs, gpus))]
+    return [([*work(seeds), *samplers()], jobs)]
+
+
 def gpu_count(machine: Machine) -> int:
     """GPUs that items may take."""
     if machine.device == "cpu":
@@ -153,7 +193,7 @@ def gpu_count(machine: Machine) -> int:
     return 1 if machine.device.startswith("cuda:") else torch.cuda.device_count()
 
 
-def default_jobs(gpus: int, items: int) -> int:
+def default_jobs(machine: Machine, gpus: int, items: int) -> int:
     """One item a core; or one a GPU where there are several, and on a single one as many as have four cores each. As far as memory
     goes."""
     import psutil
@@ -164,7 +204,7 @@ def default_jobs(gpus: int, items: int) -> int:
     elif gpus:
         import torch
 
-        free, _ = torch.cuda.mem_get_info()
+        free, _ = torch.cuda.mem_get_info(machine.device if machine.device.startswith("cuda:") else 0)
         wanted = min(cores // 4, int(free / 2**30 // GPU_GIB_PER_JOB))
     else:
         wanted = cores
@@ -209,7 +249,7 @@ def run_items(items: Sequence[Item], jobs: int, gpus: int, cores: int) -> None:
                     done.add(job.item.name)
                     progress.finished(job, "done" if "Running stage" in log else "was up to date")
     finally:
-        stop(running)
+        stop([job.process for job in running.values()])
     if failed:
         first = next(iter(failed.items()))
         others = f"; and {len(failed) - 1} more, see above" if len(failed) > 1 else ""
@@ -247,15 +287,15 @@ def start(item: Item, slot: int, jobs: int, gpus: int, cores: int, tries: int = 
     return Job(item, slot, process, log, tries)
 
 
-def stop(running: Mapping[int, Job]) -> None:
-    """End what still runs, as Ctrl-C would: trainings have their checkpoints."""
+def stop(processes: Collection[subprocess.Popen[bytes]]) -> None:
+    """End those process groups that still run, as Ctrl-C would: trainings have their checkpoints."""
     for number in (signal.SIGINT, signal.SIGKILL):
-        for job in running.values():
-            if job.process.poll() is None:
+        for process in processes:
+            if process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(job.process.pid, number)
+                    os.killpg(process.pid, number)
         end = time.monotonic() + STOP_SECONDS
-        while time.monotonic() < end and any(job.process.poll() is None for job in running.values()):
+        while time.monotonic() < end and any(process.poll() is None for process in processes):
             time.sleep(0.1)
 
 

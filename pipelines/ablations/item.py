@@ -66,11 +66,8 @@ def run(definition: str, keys: tuple[str, ...], main: Callable[[Stage, Table1Par
     values = sys.argv[1:]
     shown = "-".join(values)
     if DRIVER_VARIABLE in os.environ:
-        import psutil
-
         # another driver must not meet this item at the same checkpoints
-        driver = int(os.environ[DRIVER_VARIABLE])
-        stages.end_when(lambda: not psutil.pid_exists(driver))
+        stages.end_when(has_ended(int(os.environ[DRIVER_VARIABLE])))
     with stages.one_line_errors(f"{definition} {shown}".strip(), MENDS):
         if len(values) != len(keys):
             raise ParameterError(
@@ -84,6 +81,25 @@ def run(definition: str, keys: tuple[str, ...], main: Callable[[Stage, Table1Par
         stage.write_metrics(
             f"{OUTPUTS}/costs/{'_'.join(filter(None, (definition, shown)))}.json", stages.cost_so_far()
         )
+
+
+def has_ended(number: int) -> Callable[[], bool]:
+    """Ask whether the process that has this number now has ended. One that nobody waits for has, though it is still listed;
+    and another process that gets its number later is not it."""
+    import psutil
+
+    try:
+        process = psutil.Process(number)
+    except psutil.NoSuchProcess:
+        return lambda: True
+
+    def ended() -> bool:
+        try:
+            return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    return ended
 
 
 def read_item(definition: str, item: Mapping[str, str]) -> Stage:

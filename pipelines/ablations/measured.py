@@ -33,6 +33,7 @@ def main(stage: Stage, table: Table1Params) -> None:
             guidance=table.guidance,
             evaluation=replace(stages.read_stage("evaluate", EvaluateParams)[1], java=table.java),
             embeddings=EMBEDDINGS,
+            java_key="table1.java",
         ) as measured,
         stage.write(f"{OUTPUTS}/measured/{name}") as folder,
     ):

@@ -39,6 +39,7 @@ class ReportInputs:
         are {"step", "caption" of the picture, "painted" from the prompt}.
     reconstructions: {"image_id", "real", "steps"} likewise for the image generator's training; steps are {"step",
         "painted" from the codes}.
+    further: pages that another command makes of the same models, {"title", "path" from this page, "command"}.
     """
 
     title: str
@@ -62,6 +63,7 @@ class ReportInputs:
     stages: Sequence[Mapping[str, Any]] = ()
     progress: Sequence[Mapping[str, Any]] = ()
     reconstructions: Sequence[Mapping[str, Any]] = ()
+    further: Sequence[Mapping[str, str]] = ()
 
 
 def write_report(inputs: ReportInputs, path: Path | str) -> None:
