@@ -379,6 +379,8 @@ def opposite(gains: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         ),
         ({}, 0.6, 3, dict.fromkeys(CLAIMS, "undecided")),
         (GOOD, 0.02, 1, dict.fromkeys(CLAIMS, "undecided")),
+        # what does not count
+        ({**GOOD, "without_clip": GOOD["without_clip"] | {"painted.r_precision_hard_judge": -0.1}}, 0.02, 3, dict.fromkeys(CLAIMS, "holds")),
         # nothing is lost, so that no interval excludes zero
         ({}, 0.02, 3, {"unified": "holds", "two_level": "undecided", "sequence_level": "undecided", "clip_loss": "undecided"}),
     ],
@@ -393,6 +395,8 @@ def test_claims_have_three_outcomes(
     assert figures["seeds"] == seeds and figures["without_unified.parameters"] == 2000
     assert "ours.caption.meteor.mean" not in figures
     page = (tmp_path / "ablations/table1/index.html").read_text()
+    lost = gains.get("without_clip", {}).get("painted.r_precision_hard_judge", 0) < 0
+    assert not lost or '<span class="verdict fails">' in page
     assert "no Java" in page and "a &lt;red&gt; kite" in page and "http" not in page
     for verdict in set(wanted.values()):
         assert f'<span class="verdict {verdict}">{verdict}</span>' in page

@@ -262,8 +262,8 @@ def scale_of(rows: Mapping[str, RowValues], comparison: Comparison) -> float:
 
 
 def verdict_of(judged: Sequence[Judged]) -> Verdict:
-    """Of a claim, from those of its comparisons."""
-    return all_of([each.verdict for each in judged])
+    """Of a claim, from those of its comparisons that count."""
+    return all_of([each.verdict for each in judged if each.comparison.counts])
 
 
 # Writing
@@ -352,7 +352,8 @@ def page(
         title,
         "The ablations of Unifying Multimodal Transformer on the data of this pipeline. Every verdict is computed from the "
         "intervals by the rule that stands beside it. A claim holds when all of its comparisons hold and fails when one "
-        "fails, that is, when a whole interval is on the wrong side; otherwise it is undecided.",
+        "fails, that is, when a whole interval is on the wrong side; otherwise it is undecided. R-precision hard is not "
+        "counted: the judge itself takes many a noun and verb of real pictures for another.",
         [ours, paper, samplers],
         [claim_shown(CLAIMS[name], judged, rows) for name, judged in claims.items()],
         f"The first {len(gallery)} captions of the test split, painted by the models of seed {seeds[0]}.",
@@ -425,6 +426,7 @@ def claim_shown(claim: Claim, judged: Sequence[Judged], rows: Mapping[str, RowVa
             "not worse": f"at most {comparison.margin:.1%} of it worse",
             "better": "better: the interval excludes zero",
         }[comparison.wanted]
+        rule += "" if comparison.counts else "; not counted"
         cells = [
             number(statistics.mean(row.values[comparison.column]), what)
             if comparison.column in row.values
@@ -436,7 +438,7 @@ def claim_shown(claim: Claim, judged: Sequence[Judged], rows: Mapping[str, RowVa
             share = each.difference.value / scale_of(rows, comparison)
             gap = f"{interval_shown(each.difference, what)}, {share:+z.1%}"
         figures.append(ComparedFigure(name, rule, cells[0], cells[1], gap, each.verdict))
-        if each.verdict in ("fails", "undecided"):
+        if comparison.counts and each.verdict in ("fails", "undecided"):
             reasons.append(f"{name}: {reason(each, claim, rows)}")
     return JudgedClaim(claim.text, verdict_of(judged), figures, reasons)
 
