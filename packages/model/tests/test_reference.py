@@ -235,6 +235,37 @@ def test_the_inference_copy_is_the_same_function(tiny, code_head):
     assert isinstance(fast.code_head.features, torch.nn.Identity)  # one product instead of two
 
 
+def test_the_inference_copy_in_bfloat16_is_what_autocast_makes_of_it(tiny):
+    """Its matrices are rounded once; the model's stay as they are, and so do norms and embeddings."""
+    before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
+    copies = [InferenceTransformer(tiny.model), InferenceTransformer(tiny.model, torch.bfloat16)]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for n in (1, 12):  # few rows and many
+            rows = torch.arange(n) % 3
+            ids, features = tiny.ids[rows], tiny.features[rows]
+            visible, cells = ids != tiny.tokenizer.pad, torch.arange(16).expand(n, 16)
+            results = []
+            for network in copies:
+                text, bias = network.encode_text(ids, visible)
+                visual = network.encode_visual(features)
+                results.append(
+                    (
+                        network.paint_logits(text, bias, visual, cells),
+                        network.masked_caption_logits(ids, visible, visual, torch.full((n,), 3)),
+                        network.caption_logits(ids, network.encode_visual_prefix(features)),
+                    )
+                )
+            for one, other in zip(*results, strict=True):
+                torch.testing.assert_close(other, one, rtol=0.02, atol=0.02 * float(one.abs().max()))
+    for module in copies[1].modules():
+        if isinstance(module, torch.nn.Linear):
+            assert {module.weight.dtype, module.bias.dtype} == {torch.bfloat16}
+        elif isinstance(module, torch.nn.LayerNorm | torch.nn.Embedding):
+            assert module.weight.dtype == torch.float32
+    after = tiny.model.state_dict()
+    assert all(after[name].dtype == old.dtype and after[name].equal(old) for name, old in before.items())
+
+
 def test_the_inference_copy_also_runs_under_autocast(tiny):
     fast = InferenceTransformer(tiny.model)
     visible = tiny.ids != tiny.tokenizer.pad

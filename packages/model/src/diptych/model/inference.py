@@ -6,7 +6,9 @@ What training cannot have:
 * on a CPU the fused attention kernel, which with gradients is slower than its parts;
 * on a CPU a second copy of the weights that text reads, rearranged for products of few rows. Those are bound by reading
   the weights: with 4 rows the word head runs 2 to 4 times as fast, with 40 rows a layer 1.3 times; from some hundred rows
-  on the ordinary product is the faster one, so both are kept.
+  on the ordinary product is the faster one, so both are kept;
+* for bfloat16, matrices that are rounded once. Autocast keeps those it has rounded only where they are trained, and
+  otherwise rounds all of them again for every pass: writing one caption took longer in bfloat16 than in float32.
 """
 
 from __future__ import annotations
@@ -19,9 +21,25 @@ from diptych.model.transformer import Attention, Projection, UnifiedTransformer
 FEW_ROWS = 80
 
 
-def has_few_rows(states: Tensor) -> bool:
-    """Whether the second copy is to be used: not under autocast, which has other weights in mind."""
-    return states.numel() <= FEW_ROWS * states.shape[-1] and not torch.is_autocast_enabled("cpu")
+def has_few_rows(states: Tensor, weight: Tensor) -> bool:
+    """Whether the second copy is to be used: not under autocast to another dtype than that of ``weight``."""
+    wanted = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else states.dtype
+    return weight.dtype == wanted and states.numel() <= FEW_ROWS * states.shape[-1]
+
+
+def has_layout(dtype: torch.dtype) -> bool:
+    """Whether oneDNN rearranges weights of this dtype on this processor."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A linear layer of these, without a copy."""
+    with torch.device("meta"):
+        layer = nn.Linear(weight.shape[1], weight.shape[0])
+    layer.weight, layer.bias = (nn.Parameter(part, requires_grad=False) for part in (weight, bias))
+    return layer
 
 
 class FewRowsLinear(nn.Linear):
@@ -35,8 +53,9 @@ class FewRowsLinear(nn.Linear):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
     def forward(self, states: Tensor) -> Tensor:
-        if not has_few_rows(states):
+        if not has_few_rows(states, self.weight):
             return super().forward(states)
+        states = states.to(self.weight.dtype)
         return torch.ops.mkldnn._linear_pointwise(states, self.packed, self.bias, "none", [], "")
 
 
@@ -53,7 +72,7 @@ class FewRowsProjection(Projection):
         self.parts = [FewRowsLinear(weight[:h], bias[:h]), FewRowsLinear(weight[h:], bias[h:])]
 
     def forward(self, states: Tensor, first: int = 0, last: int = 3) -> Tensor:
-        if not has_few_rows(states):
+        if not has_few_rows(states, self.weight):
             return super().forward(states, first, last)
         queries, keys_values = self.parts
         if (first, last) == (0, 1):
@@ -67,10 +86,13 @@ class InferenceTransformer(UnifiedTransformer):
     """A transformer for decoding only, made from a trained one, whose later changes it may or may not see.
 
     Logits differ from those of ``model`` by rounding. Weights are shared with ``model``; the additional copies are of
-    matrices that text reads. It stays on the device and in the dtype of ``model``.
+    matrices that text reads. It stays on the device of ``model``.
+
+    dtype: of matrix products. With ``torch.bfloat16`` it has copies of all matrices in it, and is for use under autocast
+    to bfloat16 only (:func:`diptych.model.precision.autocast_context`).
     """
 
-    def __init__(self, model: UnifiedTransformer) -> None:
+    def __init__(self, model: UnifiedTransformer, dtype: torch.dtype = torch.float32) -> None:
         with torch.device("meta"):
             super().__init__(model.config)
         self.load_state_dict(model.state_dict(), assign=True)
@@ -78,18 +100,20 @@ class InferenceTransformer(UnifiedTransformer):
         head = self.code_head
         if isinstance(head.features, nn.Linear):
             weight, bias = head.codes.weight, head.codes.bias
-            with torch.device("meta"):
-                codes = nn.Linear(head.features.in_features, head.codes.out_features)
-            codes.weight = nn.Parameter(weight @ head.features.weight, requires_grad=False)
-            codes.bias = nn.Parameter(weight @ head.features.bias + bias, requires_grad=False)
+            codes = linear(weight @ head.features.weight, weight @ head.features.bias + bias)
             head.features, head.codes = nn.Identity(), codes
         for module in self.modules():
             if isinstance(module, Attention):
                 module.fused = True
-        self.word_projection: FewRowsLinear | None = None
         words = self.text_embedding.words.weight
-        if words.device.type == "cpu" and words.dtype == torch.float32:
-            self.word_projection = FewRowsLinear(words, self.word_bias)
+        self.word_projection = linear(words.to(dtype), self.word_bias.to(dtype))
+        if dtype != torch.float32:
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    for part in (module.weight, module.bias):
+                        part.data = part.data.to(dtype)
+        if words.device.type == "cpu" and has_layout(dtype):
+            self.word_projection = FewRowsLinear(self.word_projection.weight, self.word_projection.bias)
             repack(self.language_layers)
             repack(self.word_transform)
             for layer in self.cross_layers:
@@ -98,8 +122,6 @@ class InferenceTransformer(UnifiedTransformer):
                 repack(layer.text_feed_forward)
 
     def word_logits(self, states: Tensor) -> Tensor:
-        if self.word_projection is None:
-            return super().word_logits(states)
         return self.word_projection(self.word_transform(states))
 
 

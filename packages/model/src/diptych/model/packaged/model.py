@@ -202,7 +202,7 @@ class Diptych:
                 says, or there is no such device.
         """
         place = resolve_device(device)
-        resolve_precision(place, precision)
+        dtype = resolve_precision(place, precision)
         folder = find_package(source, revision)
         config = read_package_config(folder)
         read_sums(folder)
@@ -219,7 +219,7 @@ class Diptych:
         return cls(
             folder,
             config,
-            InferenceTransformer(model),
+            InferenceTransformer(model, dtype),
             tokenizer,
             codebook.float(),
             InferenceImageGenerator(generator),
