@@ -83,6 +83,7 @@ def inputs() -> ReportInputs:
         parameters={"cluster": {"k": 512}, EVIL: EVIL},
         metrics={
             "detector": {"map50": 0.97},
+            "image_generator": {"reconstruction": {"main_object": 0.95}},
             "evaluate": {
                 "caption": {"cider_d": 3.612, "bleu_4": 0.41},
                 "real.main_object": 0.98,
@@ -97,6 +98,7 @@ def inputs() -> ReportInputs:
             "evaluate.caption.cider_d": 3.5,
             "evaluate.painted.r_precision_judge": "x0.7",
             "evaluate.painted.main_object": 0.75,
+            "image_generator.reconstruction.main_object": 0.9,
             "evaluate.caption.main_fact": 0.9,
         },
         ceilings={"evaluate.caption.cider_d": 4.3},
@@ -187,6 +189,10 @@ def test_the_page_says_what_was_measured(inputs: ReportInputs, tmp_path: Path) -
     assert "Painted pictures · R-precision by the judge 70.0 % 68.0 to 72.0 70% of real 90.0 % ✓ met" in text
     assert (
         "Painted pictures · main object: class and colour right 60.0 % 50.0 to 70.0 75.0 % 98.0 % ✗ missed"
+        in text
+    )
+    assert (
+        "Reconstructions · main object: class and colour right, measured by image_generator 95.0 % 90.0 % ✓ met"
         in text
     )
     assert "Captions that name the main object with its colour – 90.0 %" in text

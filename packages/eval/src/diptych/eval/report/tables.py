@@ -67,9 +67,11 @@ def headline(
         else:
             least, wanted = float(target), shown(metric, float(target))
         record = records.get(metric, {}) if stage == "evaluate" else {}
+        # the same name as evaluate's, of other pictures and by another network
+        by = f", measured by {stage}" if stage != "evaluate" and view in VIEWS else ""
         rows.append(
             {
-                "label": label(metric),
+                "label": f"{label(metric)}{by}",
                 "value": shown(metric, value),
                 "interval": bounds(metric, record.get("low"), record.get("high")),
                 "target": wanted,
