@@ -50,10 +50,15 @@ def check_sources(params: Mapping[str, Any]) -> None:
                 f"{source}: no such file or folder; put it there or set {stage}.{key} in {PARAMS_FILE}"
             )
     if params["evaluate"]["java"]:
-        try:
-            find_java()
-        except NotRun as error:
-            raise ParameterError(f"{error}; or set evaluate.java to false in {PARAMS_FILE}") from None
+        check_java("evaluate.java", "false")
+
+
+def check_java(key: str, otherwise: str) -> None:
+    """Raise ParameterError where Java does not start, which the parameter `key` wants and with `otherwise` would not."""
+    try:
+        find_java()
+    except NotRun as error:
+        raise ParameterError(f"{error}; or set {key} to {otherwise} in {PARAMS_FILE}") from None
 
 
 def main() -> None:

@@ -38,6 +38,7 @@ from pipelines.train_sequence import TrainSequenceParams
 from pipelines.train_token import TrainTokenParams
 
 MATRICES = YAML(typ="safe").load(REPOSITORY / "pipelines/ablations/dvc.yaml")["stages"]
+ONE_ITEM = "from pipelines.ablations import __main__ as d; d.run_items([d.Item('token@ours-0')], 1, 0, 1)"
 BLACK_PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c6360000000020001e221bc330000000049"
     "454e44ae426082"
@@ -128,10 +129,10 @@ def test_the_driver_runs_the_whole_matrix_in_order() -> None:
 
 
 def test_samplers_are_timed_alone_on_a_gpu() -> None:
-    everything = [*driver.work([0]), *driver.samplers()]
-    assert driver.rounds([0], 2, 0) == [(everything, 2)]
-    assert driver.rounds([0], 4, 1) == [(driver.work([0]), 4), (driver.samplers(), 1)]
-    assert driver.rounds([0], 2, 4) == [(driver.work([0]), 2), (driver.samplers(), 2)]
+    items = driver.work([0])
+    assert driver.rounds(items, 2, 0) == [([*items, *driver.samplers()], 2)]
+    assert driver.rounds(items, 4, 1) == [(items, 4), (driver.samplers(), 1)]
+    assert driver.rounds(items, 2, 4) == [(items, 2), (driver.samplers(), 2)]
 
 
 @pytest.mark.parametrize("seeds", [(), (1, 1), (-1,)])
@@ -189,6 +190,11 @@ def test_a_failed_item_leaves_the_others(stand_in: Path, capfd, monkeypatch) -> 
     assert "min left" in printed.out and "sequence@dense-0 not run" in printed.err
 
 
+def importing() -> dict[str, str]:
+    """The environment of a process that imports this repository from any folder."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
+
+
 @pytest.mark.parametrize("finished", [0, 4])  # in what rows share, and among the items
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_driver_goes_on_where_it_was(stand_in: Path, sent: signal.Signals, finished: int) -> None:
@@ -199,7 +205,7 @@ def test_a_stopped_driver_goes_on_where_it_was(stand_in: Path, sent: signal.Sign
         "sys.argv[1:] = ['--seeds', '0', '--jobs', '2']\n"
         "main()"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
+    environment = importing()
     pause = {"PAUSE": "0.3" if finished else "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", script], env={**environment, **pause}, stderr=subprocess.PIPE, text=True
@@ -241,10 +247,9 @@ def test_stale_seeds_stay_out_of_the_table(stand_in: Path, monkeypatch, capsys) 
 
 def drive(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`make table1` with arguments, and what it said."""
-    paths = os.pathsep.join([str(REPOSITORY), *sys.path])
     return subprocess.run(
         [sys.executable, "-m", "pipelines.ablations", *arguments],
-        env={**os.environ, "PYTHONPATH": paths, **environment},
+        env={**importing(), **environment},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -273,8 +278,7 @@ def test_a_killed_item_is_named(finished_clone: Clone, tmp_path: Path) -> None:
     text = pipeline.read_text()
     assert cmd in text
     pipeline.write_text(text.replace(cmd, "cmd: 'echo \"rows: 45%|###\"; kill -9 $$'"))
-    script = "from pipelines.ablations import __main__ as d; d.run_items([d.Item('token@ours-0')], 1, 0, 1)"
-    done = clone.run("python", "-c", script)
+    done = clone.run("python", "-c", ONE_ITEM)
     assert "token@ours-0: killed by signal 9; where memory ran out, run fewer items" in done.stderr, (
         done.stderr
     )
@@ -287,9 +291,8 @@ def test_a_locked_repository_costs_no_work(finished_clone: Clone, tmp_path: Path
         "import sys, time, zc.lockfile\n"
         "lock = zc.lockfile.LockFile('.dvc/tmp/lock'); print('held', flush=True); time.sleep(8); lock.close()"
     )
-    script = "from pipelines.ablations import __main__ as d; d.run_items([d.Item('token@ours-0')], 1, 0, 1)"
     process = subprocess.Popen(
-        **clone.command("python", "-c", script), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        **clone.command("python", "-c", ONE_ITEM), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     log = clone.folder / ".cache/ablations/logs/token@ours-0.log"
     deadline = time.monotonic() + 60

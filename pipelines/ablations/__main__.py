@@ -21,10 +21,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diptych.eval.captions.java import NotRun, find_java
 from pipelines.ablations.item import DRIVER_VARIABLE, EMBEDDINGS, MENDS, OUTPUTS, PIPELINE, Table1Params
 from pipelines.ablations.table import SAMPLER_TITLES, models
 from pipelines.ablations.trainings import TRAININGS
+from pipelines.check import check_java
 from pipelines.params import Machine, ParameterError, read_params, read_section
 from pipelines.stage import CORES_VARIABLE, available_cores, one_line_errors, remove
 
@@ -85,7 +85,8 @@ def main() -> None:
             read_section(Table1Params, "table1", params),
             read_section(Machine, "machine", params),
         )
-        check_table(table)
+        if table.java:  # before hours of training, though only the measurements would miss it
+            check_java("table1.java", "null")
         seeds = list(dict.fromkeys(arguments.seeds or table.seeds))
         unknown = sorted(set(seeds) - set(table.seeds))
         if unknown:
@@ -95,24 +96,15 @@ def main() -> None:
         if arguments.jobs is not None and arguments.jobs < 1:
             raise ParameterError(f"--jobs must be at least 1, is {arguments.jobs}")
         run_shared()
-        gpus = gpu_count(machine)
-        jobs = arguments.jobs or default_jobs(machine, gpus, len(work(seeds)))
-        for items, side_by_side in rounds(seeds, jobs, gpus):
-            run_items(items, side_by_side, gpus, available_cores())
+        items, gpus = work(seeds), gpu_count(machine)
+        jobs = arguments.jobs or default_jobs(machine, gpus, len(items))
+        for part, side_by_side in rounds(items, jobs, gpus):
+            run_items(part, side_by_side, gpus, available_cores())
         for seed in sorted(set(table.seeds) - set(seeds)):
             leave_out_if_stale(seed)
         run_items([Item("table1")], 1, gpus, available_cores())
         remove(EMBEDDINGS)
         print(f"{NAME}: metrics/table1.json, {OUTPUTS}/table1/index.html")
-
-
-def check_table(table: Table1Params) -> None:
-    """Raise ParameterError, before hours of training, for what only the measurements would miss."""
-    if table.java:
-        try:
-            find_java()
-        except NotRun as error:
-            raise ParameterError(f"{error}; or set table1.java to null in params.yaml") from None
 
 
 def run_shared() -> None:
@@ -176,12 +168,12 @@ def samplers() -> list[Item]:
     return [Item(f"sampler@{name}") for name in SAMPLER_TITLES]
 
 
-def rounds(seeds: Sequence[int], jobs: int, gpus: int) -> list[tuple[list[Item], int]]:
+def rounds(items: list[Item], jobs: int, gpus: int) -> list[tuple[list[Item], int]]:
     """What runs one after the other, and how many items of it side by side: where there are GPUs the samplers by
     themselves, one a GPU, as they are timed, and a GPU's time is that of all who use it."""
     if gpus:
-        return [(work(seeds), jobs), (samplers(), min(jobs, gpus))]
-    return [([*work(seeds), *samplers()], jobs)]
+        return [(items, jobs), (samplers(), min(jobs, gpus))]
+    return [([*items, *samplers()], jobs)]
 
 
 def gpu_count(machine: Machine) -> int:

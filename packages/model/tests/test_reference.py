@@ -3,6 +3,7 @@ positions, a full forward pass for every step (benchmarks/reference_model.py). I
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,6 +203,22 @@ def test_the_references_masks_are_shared_by_the_batch():
     assert min(counts) == 6 and max(counts) == 64 and len(counts) > 50
 
 
+def decoding_logits(network, tiny, n: int) -> list[torch.Tensor]:
+    """What both decoders of a network read, for n of the inputs, and its bidirectional states."""
+    rows = torch.arange(n) % 3
+    ids = tiny.ids[rows]
+    features = tiny.features[rows].to(network.text_embedding.words.weight.dtype)
+    visible, cells = ids != tiny.tokenizer.pad, torch.arange(16).expand(n, 16)
+    text, bias = network.encode_text(ids, visible)
+    visual = network.encode_visual(features)
+    return [
+        network.paint_logits(text, bias, visual, cells),
+        network.masked_caption_logits(ids, visible, visual, torch.full((n,), 3)),
+        network.caption_logits(ids, network.encode_visual_prefix(features)),
+        *network(ids, visible, features),
+    ]
+
+
 @pytest.mark.parametrize("code_head", ["linear", "features", "codebook"])
 def test_the_inference_copy_is_the_same_function(tiny, code_head):
     """Few rows (packed weights) and many, with a bias and without, and both decoders; the model stays as it was."""
@@ -212,21 +229,7 @@ def test_the_inference_copy_is_the_same_function(tiny, code_head):
     fast = InferenceTransformer(model)
     with torch.no_grad():
         for n in (1, 3, 12):
-            rows = torch.arange(n) % 3
-            ids, features = tiny.ids[rows], tiny.features[rows]
-            visible, cells = ids != tiny.tokenizer.pad, torch.arange(16).expand(n, 16)
-            results = []
-            for network in (model, fast):
-                text, bias = network.encode_text(ids, visible)
-                visual = network.encode_visual(features)
-                results.append(
-                    (
-                        network.paint_logits(text, bias, visual, cells),
-                        network.masked_caption_logits(ids, visible, visual, torch.full((n,), 3)),
-                        network.caption_logits(ids, network.encode_visual_prefix(features)),
-                        *network(ids, visible, features),
-                    )
-                )
+            results = [decoding_logits(network, tiny, n) for network in (model, fast)]
             for one, other in zip(*results, strict=True):
                 torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4)
     assert not any(parameter.requires_grad for parameter in fast.parameters())
@@ -241,20 +244,7 @@ def test_the_inference_copy_in_bfloat16_is_what_autocast_makes_of_it(tiny):
     copies = [InferenceTransformer(tiny.model), InferenceTransformer(tiny.model, torch.bfloat16)]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         for n in (1, 12):  # few rows and many
-            rows = torch.arange(n) % 3
-            ids, features = tiny.ids[rows], tiny.features[rows]
-            visible, cells = ids != tiny.tokenizer.pad, torch.arange(16).expand(n, 16)
-            results = []
-            for network in copies:
-                text, bias = network.encode_text(ids, visible)
-                visual = network.encode_visual(features)
-                results.append(
-                    (
-                        network.paint_logits(text, bias, visual, cells),
-                        network.masked_caption_logits(ids, visible, visual, torch.full((n,), 3)),
-                        network.caption_logits(ids, network.encode_visual_prefix(features)),
-                    )
-                )
+            results = [decoding_logits(network, tiny, n) for network in copies]
             for one, other in zip(*results, strict=True):
                 torch.testing.assert_close(other, one, rtol=0.02, atol=0.02 * float(one.abs().max()))
     for module in copies[1].modules():
@@ -264,6 +254,16 @@ def test_the_inference_copy_in_bfloat16_is_what_autocast_makes_of_it(tiny):
             assert module.weight.dtype == torch.float32
     after = tiny.model.state_dict()
     assert all(after[name].dtype == old.dtype and after[name].equal(old) for name, old in before.items())
+
+
+def test_the_inference_copy_has_the_dtype_of_its_model(tiny):
+    model = copy.deepcopy(tiny.model).bfloat16()
+    with torch.no_grad():
+        for n in (1, 12):
+            results = [decoding_logits(network, tiny, n) for network in (model, InferenceTransformer(model))]
+            for one, other in zip(*results, strict=True):
+                assert other.dtype == one.dtype == torch.bfloat16
+                torch.testing.assert_close(other, one, rtol=0.05, atol=0.05 * float(one.abs().max()))
 
 
 def test_the_inference_copy_also_runs_under_autocast(tiny):

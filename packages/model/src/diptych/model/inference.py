@@ -31,15 +31,21 @@ def has_layout(dtype: torch.dtype) -> bool:
     """Whether oneDNN rearranges weights of this dtype on this processor."""
     if not torch.backends.mkldnn.is_available():
         return False
-    return dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    bfloat16 = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or bfloat16
 
 
 def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     """A linear layer of these, without a copy."""
     with torch.device("meta"):
         layer = nn.Linear(weight.shape[1], weight.shape[0])
-    layer.weight, layer.bias = (nn.Parameter(part, requires_grad=False) for part in (weight, bias))
+    freeze(layer, weight, bias)
     return layer
+
+
+def freeze(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    """Give the layer these, shared and without gradients."""
+    layer.weight, layer.bias = (nn.Parameter(part, requires_grad=False) for part in (weight, bias))
 
 
 class FewRowsLinear(nn.Linear):
@@ -48,8 +54,7 @@ class FewRowsLinear(nn.Linear):
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         with torch.device("meta"):
             super().__init__(weight.shape[1], weight.shape[0])
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = nn.Parameter(bias, requires_grad=False)
+        freeze(self, weight, bias)
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
     def forward(self, states: Tensor) -> Tensor:
@@ -67,8 +72,7 @@ class FewRowsProjection(Projection):
         h = weight.shape[1]
         with torch.device("meta"):
             super().__init__(h)
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = nn.Parameter(bias, requires_grad=False)
+        freeze(self, weight, bias)
         self.parts = [FewRowsLinear(weight[:h], bias[:h]), FewRowsLinear(weight[h:], bias[h:])]
 
     def forward(self, states: Tensor, first: int = 0, last: int = 3) -> Tensor:
@@ -88,11 +92,11 @@ class InferenceTransformer(UnifiedTransformer):
     Logits differ from those of ``model`` by rounding. Weights are shared with ``model``; the additional copies are of
     matrices that text reads. It stays on the device of ``model``.
 
-    dtype: of matrix products. With ``torch.bfloat16`` it has copies of all matrices in it, and is for use under autocast
-    to bfloat16 only (:func:`diptych.model.precision.autocast_context`).
+    dtype: of matrix products; None is that of ``model``. With another it has copies of all matrices, and is for use under
+    autocast to that dtype only (:func:`diptych.model.precision.autocast_context`).
     """
 
-    def __init__(self, model: UnifiedTransformer, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: UnifiedTransformer, dtype: torch.dtype | None = None) -> None:
         with torch.device("meta"):
             super().__init__(model.config)
         self.load_state_dict(model.state_dict(), assign=True)
@@ -106,12 +110,12 @@ class InferenceTransformer(UnifiedTransformer):
             if isinstance(module, Attention):
                 module.fused = True
         words = self.text_embedding.words.weight
-        self.word_projection = linear(words.to(dtype), self.word_bias.to(dtype))
-        if dtype != torch.float32:
-            for module in self.modules():
-                if isinstance(module, nn.Linear):
-                    for part in (module.weight, module.bias):
-                        part.data = part.data.to(dtype)
+        dtype = dtype or words.dtype
+        self.word_projection = linear(words, self.word_bias)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                for part in (module.weight, module.bias):
+                    part.data = part.data.to(dtype)
         if words.device.type == "cpu" and has_layout(dtype):
             self.word_projection = FewRowsLinear(self.word_projection.weight, self.word_projection.bias)
             repack(self.language_layers)
