@@ -29,17 +29,17 @@ PIP_INSTALL := python -m pip install --quiet --disable-pip-version-check --const
 .PHONY: run test smoke profile bench table1 compare-generators compare-stages compare-attentions doctor team-cache clean lint setup
 
 run: $(VENV)/.complete
-	@python -m pipelines.check
+	@python -m pipelines.runner.check
 	dvc repro
 	@echo "Report: $(CURDIR)/report/index.html"
 
 smoke: $(VENV)/.complete
-	python -m pipelines.profile smoke
+	python -m pipelines.runner.profile smoke
 	dvc repro
 	@echo "Report: $(CURDIR)/report/index.html (params.yaml is the smoke profile; back: make profile PROFILE=toybox)"
 
 profile: $(VENV)/.complete
-	python -m pipelines.profile $(PROFILE)
+	python -m pipelines.runner.profile $(PROFILE)
 
 bench: $(VENV)/.complete-tools
 	python -m benchmarks.features
@@ -49,24 +49,24 @@ bench: $(VENV)/.complete-tools
 	python -m benchmarks.eval
 
 compare-generators: $(VENV)/.complete
-	python -m pipelines.compare_image_generators
+	python -m pipelines.commands.compare_image_generators
 
 compare-stages: $(VENV)/.complete
-	python -m pipelines.compare_training_stages
+	python -m pipelines.commands.compare_training_stages
 
 table1: $(VENV)/.complete
-	@python -m pipelines.check
-	@python -m pipelines.ablations $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS))
+	@python -m pipelines.runner.check
+	@python -m pipelines.tables $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS))
 
 compare-attentions: $(VENV)/.complete
 	python -m benchmarks.attention
 
 # also where nothing is set up yet, to say why that fails
 doctor:
-	@$(if $(wildcard $(VENV)/bin/python),python,$(PYTHON)) -m pipelines.doctor
+	@$(if $(wildcard $(VENV)/bin/python),python,$(PYTHON)) -m pipelines.commands.doctor
 
 team-cache: $(VENV)/.complete
-	@python -m pipelines.team_cache $(or $(DIRECTORY),$(error say where: make team-cache DIRECTORY=/srv/diptych)) \
+	@python -m pipelines.commands.team_cache $(or $(DIRECTORY),$(error say where: make team-cache DIRECTORY=/srv/diptych)) \
 		$(if $(GROUP),--group $(GROUP)) $(if $(REMOTE),--remote $(REMOTE))
 
 lint: $(VENV)/.complete-tools

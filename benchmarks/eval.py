@@ -28,9 +28,9 @@ from pycocoevalcap.cider.cider import Cider
 from benchmarks.alternate import alternate, median_ratio, seconds
 from benchmarks.figures import record
 from diptych.eval.captions.cider import CiderDReward
-from diptych.eval.clip import Clip
-from diptych.eval.images import clip_encoder
-from diptych.eval.pictures import EmbedSettings, FolderPictures, embed, read_picture, resized
+from diptych.eval.images.embeddings import EmbedSettings, FolderPictures, embed, read_picture, resized
+from diptych.eval.images.metrics import clip_encoder
+from diptych.eval.scorers.clip import Clip
 
 PICTURES, REFERENCES, VOCABULARY = 160, 5, 2000
 JPEGS = 96

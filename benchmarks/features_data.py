@@ -45,7 +45,7 @@ from diptych.features.manifest import read_manifest, write_manifest
 from diptych.features.order import batch_indices
 from diptych.features.shards import ShardDataset, ShardStream, write_shards
 from diptych.features.store import FeatureReader, feature_schema, write_part
-from pipelines.stage import keep_freed_memory
+from pipelines.runner.stage import keep_freed_memory
 
 BATCH_SIZE = 64
 Epoch = Callable[[int], Iterator[Tensor]]  # seed -> float32 [n, 64, D] batch by batch

@@ -28,7 +28,7 @@ import torch
 from benchmarks.alternate import alternate, median_ratio, seconds
 from diptych.features.datasets.toybox import GrammarConfig, SceneConfig, ToyboxConfig, build_toybox
 from diptych.features.detector import Detector, DetectorConfig, load_detector, save_detector
-from diptych.features.extract import ExtractConfig, extract_features
+from diptych.features.extraction.extract import ExtractConfig, extract_features
 from diptych.features.grid import CELLS, grid_boxes
 from diptych.features.images import read_image
 from diptych.features.manifest import read_manifest, resolve_image, write_manifest

@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from benchmarks.alternate import alternate, median_ratio, seconds
 from benchmarks.figures import record
 from benchmarks.reference_image_generator import ReferenceImageGenerator
-from diptych.model.image_generator import SIZES, ImageGenerator, named_config
-from diptych.model.image_inference import InferenceImageGenerator
 from diptych.model.importers.image_generator import import_image_generator
-from pipelines.stage import keep_freed_memory
+from diptych.model.inference.image_generator import InferenceImageGenerator
+from diptych.model.networks.image_generator import SIZES, ImageGenerator, named_config
+from pipelines.runner.stage import keep_freed_memory
 
 AIM = 1.5  # of generator.inference
 

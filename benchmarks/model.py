@@ -35,16 +35,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.alternate import alternate, median_ratio, seconds
 from benchmarks.figures import record
 from benchmarks.reference_model import ReferenceModel
-from diptych.model import inference
-from diptych.model.config import TransformerConfig, named_config
-from diptych.model.decisions import REFERENCE
 from diptych.model.decoding.caption import MaskedNextWord, PrefixNextWord, write_captions
+from diptych.model.decoding.decisions import REFERENCE
 from diptych.model.decoding.paint import paint_codes
 from diptych.model.importers.checkpoint import build
 from diptych.model.importers.names import common_names
 from diptych.model.importers.x_lxmert import GENERATE_IT_NAMES
-from diptych.model.inference import InferenceTransformer
-from diptych.model.objectives import (
+from diptych.model.inference import transformer as inference
+from diptych.model.inference.transformer import InferenceTransformer
+from diptych.model.networks.config import TransformerConfig, named_config
+from diptych.model.networks.two_streams import Attention, UnifiedTransformer
+from diptych.model.objectives.token import (
     caption_loss,
     masked_caption_loss,
     paint_loss,
@@ -54,8 +55,7 @@ from diptych.model.objectives import (
 from diptych.model.precision import autocast_context
 from diptych.model.tokenizer import SPECIAL_TOKENS, CaptionTokenizer
 from diptych.model.training.loop import clip_at_step
-from diptych.model.transformer import Attention, UnifiedTransformer
-from pipelines.stage import keep_freed_memory
+from pipelines.runner.stage import keep_freed_memory
 
 WORDS = 16  # a caption of the reference: [CLS], 16 words, [SEP]
 LENGTH = WORDS + 2

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 
-from diptych.model.image_generator import ImageGeneratorConfig
+from diptych.model.networks.image_generator import ImageGeneratorConfig
 
 
 def enlarge(features: Tensor, side: int) -> Tensor:

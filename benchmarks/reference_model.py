@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import LxmertConfig
 from transformers.models.lxmert import modeling_lxmert as lxmert
 
-from diptych.model.config import TransformerConfig
-from diptych.model.transformer import grid_boxes
+from diptych.model.networks.config import TransformerConfig
+from diptych.model.networks.two_streams import grid_boxes
 
 
 class CodePredictions(nn.Module):

@@ -9,7 +9,7 @@ from diptych.features.codebook import ClusterConfig, build_codebook, load_cluste
 from diptych.features.importers.centroids import import_centroids
 from diptych.features.manifest import read_manifest, split_rows
 from diptych.features.store import FeatureReader
-from pipelines.stage import Stage, run
+from pipelines.runner.stage import Stage, run
 
 SCENES, FEATURES = Path("data/dataset/scenes.parquet"), Path("data/features")
 CENTROIDS = (".npy", ".safetensors")

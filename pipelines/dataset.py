@@ -9,7 +9,7 @@ from diptych.features.datasets.coco import CocoConfig, read_coco
 from diptych.features.datasets.toybox import ToyboxConfig, build_toybox
 from diptych.features.errors import UserError
 from diptych.features.manifest import write_manifest, write_scenes
-from pipelines.stage import FILE_FACTS, Stage, run
+from pipelines.runner.stage import FILE_FACTS, Stage, run
 
 
 @dataclass(frozen=True)

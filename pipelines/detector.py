@@ -15,7 +15,7 @@ from diptych.features.detector import (
 )
 from diptych.features.errors import UserError
 from diptych.features.manifest import read_manifest, split_rows
-from pipelines.stage import Stage, run
+from pipelines.runner.stage import Stage, run
 
 SCENES = Path("data/dataset/scenes.parquet")
 

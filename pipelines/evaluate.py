@@ -22,18 +22,18 @@ import numpy as np
 from diptych.eval.captions.facts import names_object
 from diptych.eval.captions.metrics import JavaUse, measure_captions
 from diptych.eval.figures import Figure, flat_values, mean_figure, table, write_figures
-from diptych.eval.images import ImageSettings, measure_images
-from diptych.eval.inception import Inception
-from diptych.eval.inspector import PARTS, Inspector, load_inspector, main_and_second
-from diptych.eval.objects import object_figures
-from diptych.eval.pictures import Embedded, Encoder, embed, weights_sha256
+from diptych.eval.images.embeddings import Embedded, Encoder, embed, weights_sha256
+from diptych.eval.images.inception import Inception
+from diptych.eval.images.metrics import ImageSettings, measure_images
+from diptych.eval.images.objects import object_figures
+from diptych.eval.scorers.inspector import PARTS, Inspector, load_inspector, main_and_second
 from diptych.eval.words import read_words
 from diptych.features.detector import load_detector
 from diptych.features.manifest import read_manifest
-from pipelines.clips import read_clip
-from pipelines.objects import object_finder
-from pipelines.params import at_least
-from pipelines.stage import UNFINISHED_STORE, Stage, run
+from pipelines.measuring.clips import read_clip
+from pipelines.measuring.objects import object_finder
+from pipelines.runner.params import at_least
+from pipelines.runner.stage import UNFINISHED_STORE, Stage, run
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from diptych.features.extract import ExtractConfig, extract_features
+from diptych.features.extraction.extract import ExtractConfig, extract_features
 from diptych.features.importers.xlxmert_features import import_features
 from diptych.features.manifest import read_manifest
-from pipelines.stage import FILE_FACTS, Stage, run
+from pipelines.runner.stage import FILE_FACTS, Stage, run
 
 SCENES = Path("data/dataset/scenes.parquet")
 

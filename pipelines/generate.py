@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diptych.eval.clip_score import PROMPT
+from diptych.eval.scorers.clip_score import PROMPT
 from diptych.features.shards import ShardDataset
 from diptych.model.decoding.decode import caption_images, paint_captions
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.decoding.rerank import rerank
 from diptych.model.image_features import caption_input, caption_rows
-from diptych.model.image_generator import load_image_generator
+from diptych.model.networks.image_generator import load_image_generator
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import load_transformer
-from pipelines.clips import read_clip
-from pipelines.params import at_least
-from pipelines.stage import Stage, run
+from pipelines.measuring.clips import read_clip
+from pipelines.runner.params import at_least
+from pipelines.runner.stage import Stage, run
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,25 +12,25 @@ from typing import TYPE_CHECKING, Any
 from diptych.features.codebook import load_codebook
 from diptych.features.detector import load_detector
 from diptych.features.shards import ShardDataset
-from diptych.model.image_generator import ImageGenerator, named_config, save_image_generator
+from diptych.model.networks.image_generator import ImageGenerator, named_config, save_image_generator
+from diptych.model.objectives.perceptual import ResNetEncoder
 from diptych.model.training.image_generator import (
     ImageGeneratorTrainingConfig,
     to_uint8,
     train_image_generator,
 )
-from diptych.model.training.perceptual import ResNetEncoder
 from diptych.model.training.processes import current_processes
-from pipelines.detection import has_main_objects, main_object_shares, prepared
-from pipelines.params import at_least
-from pipelines.processes import run, training_device
-from pipelines.stage import Stage
+from pipelines.measuring.detection import has_main_objects, main_object_shares, prepared
+from pipelines.runner.params import at_least
+from pipelines.runner.processes import run, training_device
+from pipelines.runner.stage import Stage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from diptych.features.detector.grid_detector import PyramidGridDetector
+    from diptych.model.objectives.perceptual import PyramidEncoder
     from diptych.model.training.loop import Record
-    from diptych.model.training.perceptual import PyramidEncoder
 
 SHARDS, CODEBOOK, DETECTOR = Path("data/shards"), Path("data/codebook"), Path("models/detector")
 BATCH_SIZE = 50

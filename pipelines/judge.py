@@ -8,19 +8,19 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from diptych.eval.clip import ClipConfig
-from diptych.eval.clip_training import ClipTrainingConfig
-from diptych.eval.inspector import (
+from diptych.eval.scorers.clip import ClipConfig
+from diptych.eval.scorers.clip_training import ClipTrainingConfig
+from diptych.eval.scorers.inspector import (
     InspectorConfig,
     build_inspector,
     save_inspector,
     train_inspector,
 )
-from diptych.eval.training import PictureTrainingConfig
+from diptych.eval.scorers.training import PictureTrainingConfig
 from diptych.features.shards import ShardDataset
-from pipelines.clip_training import write_clip
-from pipelines.clips import PretrainedClip
-from pipelines.stage import Stage, prepare_process, run
+from pipelines.measuring.clip_training import write_clip
+from pipelines.measuring.clips import PretrainedClip
+from pipelines.runner.stage import Stage, prepare_process, run
 
 SHARDS = Path("data/shards")
 JUDGE_SEED = 1  # added to the seed: the judge must not be the scorer once more

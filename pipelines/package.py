@@ -12,15 +12,15 @@ from diptych.features.codebook import load_codebook
 from diptych.features.images import read_image
 from diptych.features.shards import ShardDataset
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
-from diptych.model.image_generator import load_image_generator
+from diptych.model.networks.image_generator import load_image_generator
 from diptych.model.packaged.card import CardFacts, model_card
 from diptych.model.packaged.directory import EXPORTED, write_package, write_sums
 from diptych.model.packaged.examples import Examples, collect_examples
 from diptych.model.packaged.export import export_programs
 from diptych.model.pretrained import load_transformer
-from pipelines.clips import pretrained_name, read_clip
-from pipelines.params import at_least, read_params
-from pipelines.stage import Stage, commit, run
+from pipelines.measuring.clips import pretrained_name, read_clip
+from pipelines.runner.params import at_least, read_params
+from pipelines.runner.stage import Stage, commit, run
 
 if TYPE_CHECKING:
     import numpy as np

@@ -18,8 +18,8 @@ from diptych.eval.report.page import ReportInputs, write_report
 from diptych.eval.report.pictures import cell_patches
 from diptych.eval.report.sheet import contact_sheet
 from diptych.features.codebook import load_cluster_sizes, load_codebook, read_codes
-from pipelines.params import at_least, read_params
-from pipelines.stage import Stage, commit, run
+from pipelines.runner.params import at_least, read_params
+from pipelines.runner.stage import Stage, commit, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -387,7 +387,7 @@ def paintings(grids: Sequence[np.ndarray]) -> list[bytes]:
     import torch
     from PIL import Image
 
-    from diptych.model.image_generator import load_image_generator
+    from diptych.model.networks.image_generator import load_image_generator
 
     generator = load_image_generator(Path("models/image_generator"))
     codebook = load_codebook(CODEBOOK)

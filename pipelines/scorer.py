@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from diptych.eval.clip import ClipConfig
-from diptych.eval.clip_training import ClipTrainingConfig
+from diptych.eval.scorers.clip import ClipConfig
+from diptych.eval.scorers.clip_training import ClipTrainingConfig
 from diptych.features.shards import ShardDataset
-from pipelines.clip_training import write_clip
-from pipelines.clips import PretrainedClip
-from pipelines.stage import Stage, run
+from pipelines.measuring.clip_training import write_clip
+from pipelines.measuring.clips import PretrainedClip
+from pipelines.runner.stage import Stage, run
 
 
 @dataclass(frozen=True)

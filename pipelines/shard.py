@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diptych.features.manifest import read_manifest
 from diptych.features.shards import write_shards
-from pipelines.stage import Stage, run
+from pipelines.runner.stage import Stage, run
 
 MANIFEST = Path("data/dataset/manifest.parquet")
 

@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Literal
 from diptych.eval.captions.cider import CiderDReward
 from diptych.features.detector import load_detector
 from diptych.features.shards import ShardDataset
-from diptych.model.image_generator import load_image_generator
+from diptych.model.networks.image_generator import load_image_generator
 from diptych.model.pretrained import load_transformer, save_transformer
 from diptych.model.training.processes import current_processes
 from diptych.model.training.sequence import SequenceTrainingConfig, reference_words, train_sequence
 from diptych.model.training.sequence_evaluation import SequenceEvaluation
-from pipelines.clips import read_clip
-from pipelines.detection import has_main_objects, main_object_shares
-from pipelines.processes import run, training_device
-from pipelines.stage import Stage
+from pipelines.measuring.clips import read_clip
+from pipelines.measuring.detection import has_main_objects, main_object_shares
+from pipelines.runner.processes import run, training_device
+from pipelines.runner.stage import Stage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from diptych.model.networks.two_streams import UnifiedTransformer
     from diptych.model.tokenizer import CaptionTokenizer
     from diptych.model.training.loop import Record
-    from diptych.model.transformer import UnifiedTransformer
 
 SHARDS = Path("data/shards")
 

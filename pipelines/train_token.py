@@ -13,15 +13,15 @@ from diptych.model.pretrained import save_transformer
 from diptych.model.training.initial import initial_transformer, random_transformer
 from diptych.model.training.processes import current_processes
 from diptych.model.training.token import TokenTrainingConfig, train_token
-from pipelines.processes import run, training_device
-from pipelines.stage import Stage
+from pipelines.runner.processes import run, training_device
+from pipelines.runner.stage import Stage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from diptych.model.networks.two_streams import UnifiedTransformer
     from diptych.model.tokenizer import CaptionTokenizer
     from diptych.model.training.loop import Record
-    from diptych.model.transformer import UnifiedTransformer
 
 SHARDS = Path("data/shards")
 

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.profile import write_profile
+from pipelines.runner.profile import write_profile
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

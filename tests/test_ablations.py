@@ -22,23 +22,23 @@ import pytest
 from pipeline_clone import REPOSITORY, Clone
 from ruamel.yaml import YAML
 
-from pipelines.ablations import __main__ as driver
-from pipelines.ablations import table1
-from pipelines.ablations.item import DRIVER_VARIABLE, Table1Params
-from pipelines.ablations.sampler import SAMPLERS
-from pipelines.ablations.sequence import sequence_params
-from pipelines.ablations.table import CLAIMS, COLUMNS, SAMPLER_TITLES, TABLE, models
-from pipelines.ablations.token import token_params
-from pipelines.ablations.trainings import TRAININGS, tasks_of
 from pipelines.evaluate import EvaluateParams, caption_figures
-from pipelines.params import Machine, ParameterError, provided_by, read_params, read_section
-from pipelines.profile import write_profile
-from pipelines.stage import Stage
+from pipelines.runner.params import Machine, ParameterError, provided_by, read_params, read_section
+from pipelines.runner.profile import write_profile
+from pipelines.runner.stage import Stage
+from pipelines.tables import __main__ as driver
+from pipelines.tables import table1
+from pipelines.tables.item import DRIVER_VARIABLE, Table1Params
+from pipelines.tables.sampler import SAMPLERS
+from pipelines.tables.sequence import sequence_params
+from pipelines.tables.table import CLAIMS, COLUMNS, SAMPLER_TITLES, TABLE, models
+from pipelines.tables.token import token_params
+from pipelines.tables.trainings import TRAININGS, tasks_of
 from pipelines.train_sequence import TrainSequenceParams
 from pipelines.train_token import TrainTokenParams
 
-MATRICES = YAML(typ="safe").load(REPOSITORY / "pipelines/ablations/dvc.yaml")["stages"]
-ONE_ITEM = "from pipelines.ablations import __main__ as d; d.run_items([d.Item('token@ours-0')], 1, 0, 1)"
+MATRICES = YAML(typ="safe").load(REPOSITORY / "pipelines/tables/dvc.yaml")["stages"]
+ONE_ITEM = "from pipelines.tables import __main__ as d; d.run_items([d.Item('token@ours-0')], 1, 0, 1)"
 BLACK_PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c6360000000020001e221bc330000000049"
     "454e44ae426082"
@@ -201,7 +201,7 @@ def test_a_stopped_driver_goes_on_where_it_was(stand_in: Path, sent: signal.Sign
     script = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits it ignored
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
-        "from pipelines.ablations.__main__ import main\n"
+        "from pipelines.tables.__main__ import main\n"
         "sys.argv[1:] = ['--seeds', '0', '--jobs', '2']\n"
         "main()"
     )
@@ -248,7 +248,7 @@ def test_stale_seeds_stay_out_of_the_table(stand_in: Path, monkeypatch, capsys) 
 def drive(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`make table1` with arguments, and what it said."""
     return subprocess.run(
-        [sys.executable, "-m", "pipelines.ablations", *arguments],
+        [sys.executable, "-m", "pipelines.tables", *arguments],
         env={**importing(), **environment},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -273,8 +273,8 @@ def test_missing_java_ends_before_the_trainings(stand_in: Path) -> None:
 def test_a_killed_item_is_named(finished_clone: Clone, tmp_path: Path) -> None:
     """Where memory runs out, the kernel kills: what is left of the item is a progress bar and DVC's line."""
     clone = finished_clone.copy(tmp_path / "clone")
-    pipeline = clone.folder / "pipelines/ablations/dvc.yaml"
-    cmd = "cmd: python -m pipelines.ablations.token ${item.row} ${item.seed}"
+    pipeline = clone.folder / "pipelines/tables/dvc.yaml"
+    cmd = "cmd: python -m pipelines.tables.token ${item.row} ${item.seed}"
     text = pipeline.read_text()
     assert cmd in text
     pipeline.write_text(text.replace(cmd, "cmd: 'echo \"rows: 45%|###\"; kill -9 $$'"))
@@ -305,7 +305,7 @@ def test_a_locked_repository_costs_no_work(finished_clone: Clone, tmp_path: Path
         out, _ = process.communicate(timeout=120)
     assert process.returncode == 0, out
     assert log.read_text().count("Running stage") == 1
-    assert "token@ours-0" in (clone.folder / "pipelines/ablations/dvc.lock").read_text()
+    assert "token@ours-0" in (clone.folder / "pipelines/tables/dvc.lock").read_text()
 
 
 # --- the table, on synthetic measurements -----------------------------------------------------------------------------
@@ -490,7 +490,7 @@ def test_unfinished_seeds_are_left_out_and_none_is_an_error(tmp_path: Path, monk
 
 def run_item(clone: Clone, *item: str) -> str:
     """What it says on stderr, progress bars included."""
-    done = clone.run("python", "-m", f"pipelines.ablations.{item[0]}", *item[1:])
+    done = clone.run("python", "-m", f"pipelines.tables.{item[0]}", *item[1:])
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
 
@@ -510,7 +510,7 @@ def test_an_unknown_row_is_named(clone: Clone) -> None:
             "sampler mask_predict: mask_predict: no such sampler (known: mask_predict_1,",
         ),
     ):
-        done = clone.run("python", "-m", f"pipelines.ablations.{arguments[0]}", *arguments[1:])
+        done = clone.run("python", "-m", f"pipelines.tables.{arguments[0]}", *arguments[1:])
         assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
 
 
@@ -563,7 +563,7 @@ def test_a_row_ends_with_its_driver_and_goes_on(finished_clone: Clone, tmp_path:
         clone.set_params("table1.token_steps=300", "machine.checkpoint_seconds=0")
     run_item(clones[0], "token", "dense", "1")
     driving = subprocess.Popen(["sleep", "300"])
-    command = clones[1].command("python", "-m", "pipelines.ablations.token", "dense", "1")
+    command = clones[1].command("python", "-m", "pipelines.tables.token", "dense", "1")
     command["env"] = {**command["env"], DRIVER_VARIABLE: str(driving.pid)}
     process = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     store = clones[1].folder / ".cache/training/ablations/token@dense-1"

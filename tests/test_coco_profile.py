@@ -18,8 +18,8 @@ from diptych.features.errors import UserError
 from diptych.features.manifest import read_manifest, resolve_image
 from pipelines.dataset import DatasetParams
 from pipelines.generate import EvaluationSet, GenerateParams, draw
-from pipelines.params import ParameterError, read_params, read_section
-from pipelines.profile import write_profile
+from pipelines.runner.params import ParameterError, read_params, read_section
+from pipelines.runner.profile import write_profile
 
 T = TypeVar("T")
 TRAIN = [9, 25, 30, 34, 36, 49, 61, 64, 71, 72, 77, 78]

@@ -8,12 +8,12 @@ from typing import cast
 
 import pytest
 
-from diptych.model.image_generator import ImageGenerator, load_image_generator, named_config
-from pipelines import compare_image_generators
-from pipelines.compare_image_generators import trained, with_steps
+from diptych.model.networks.image_generator import ImageGenerator, load_image_generator, named_config
+from pipelines.commands import compare_image_generators
+from pipelines.commands.compare_image_generators import trained, with_steps
 from pipelines.image_generator import ImageGeneratorParams
-from pipelines.params import read_params, read_section
-from pipelines.stage import Stage
+from pipelines.runner.params import read_params, read_section
+from pipelines.runner.stage import Stage
 
 REPOSITORY = Path(__file__).parent.parent
 PROVIDED = {"seed": 0, "precision": "float32", "checkpoint_seconds": 30.0}

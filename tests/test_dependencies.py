@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STAGES = YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"]
-ABLATIONS = YAML(typ="safe").load(REPOSITORY / "pipelines/ablations/dvc.yaml")["stages"]
+ABLATIONS = YAML(typ="safe").load(REPOSITORY / "pipelines/tables/dvc.yaml")["stages"]
 TOYBOX = YAML(typ="safe").load(REPOSITORY / "pipelines/conf/profile/toybox.yaml")
 PACKAGES = {
     f"diptych.{name}": REPOSITORY / f"packages/{name}/src/diptych/{name}"
@@ -21,8 +21,8 @@ PACKAGES = {
 }
 # The runner reads parameters and catches errors for all stages; dvc.yaml leaves it out on purpose.
 RUNNER = {
-    "pipelines.stage", "pipelines.params", "pipelines.profile", "pipelines", "pipelines.ablations.item",
-    "pipelines.ablations",
+    "pipelines.runner.stage", "pipelines.runner.params", "pipelines.runner.profile", "pipelines", "pipelines.tables.item",
+    "pipelines.tables",
 }  # fmt: skip
 
 
@@ -64,8 +64,8 @@ def test_dependencies_are_the_modules_a_stage_runs(stage: str, graph: grimp.Impo
 def test_dependencies_are_the_modules_an_ablation_runs(stage: str, graph: grimp.ImportGraph) -> None:
     entry = ABLATIONS[stage]
     keys = " ".join(f"${{item.{key}}}" for key in entry.get("matrix", ()))
-    assert entry["cmd"] == f"python -m pipelines.ablations.{stage} {keys}".strip()
-    check_dependencies(stage, entry, f"pipelines.ablations.{stage}", graph)
+    assert entry["cmd"] == f"python -m pipelines.tables.{stage} {keys}".strip()
+    check_dependencies(stage, entry, f"pipelines.tables.{stage}", graph)
 
 
 def check_dependencies(stage: str, entry: dict, module: str, graph: grimp.ImportGraph) -> None:
@@ -131,7 +131,7 @@ class Absent:
             raise ModuleNotFoundError(f"{name} is absent on this machine", name=name)
 sys.meta_path.insert(0, Absent())
 import diptych.model.decoding.caption, diptych.model.decoding.paint
-import diptych.model.image_generator, diptych.model.pretrained, diptych.model.transformer
+import diptych.model.networks.image_generator, diptych.model.pretrained, diptych.model.networks.two_streams
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from pipeline_clone import REPOSITORY, Clone, make_clone
 
-from pipelines import doctor, team_cache
-from pipelines.doctor import Finding
+from pipelines.commands import doctor, team_cache
+from pipelines.commands.doctor import Finding
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_torch_and_torchvision_that_do_not_match(tmp_path: Path) -> None:
         "import torch\ntorch.library.register_fake('torchvision::nms')(lambda *a: None)\n__version__ = '0'\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", "from pipelines.doctor import check_torch as c; f = c(); print(f.level, f.text)"],
+        [sys.executable, "-c", "from pipelines.commands.doctor import check_torch as c; f = c(); print(f.level, f.text)"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path, str(REPOSITORY)])},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
@@ -179,7 +179,7 @@ def test_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_encoding() -> None:
     assert doctor.check_encoding("utf-8") == doctor.check_encoding("UTF8") == doctor.ok("UTF-8")
     done = subprocess.run(
-        [sys.executable, "-c", "from pipelines.doctor import check_encoding; print(check_encoding())"],
+        [sys.executable, "-c", "from pipelines.commands.doctor import check_encoding; print(check_encoding())"],
         env={"PYTHONPATH": str(REPOSITORY), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
@@ -449,7 +449,7 @@ def test_doctor_of_a_clone(tmp_path: Path) -> None:
     """Every check has its line; a real Ray instance starts; only a problem makes the status 1."""
     clone = make_clone(tmp_path / "clone")
     clone.set_params()
-    healthy = clone.run("python", "-m", "pipelines.doctor")
+    healthy = clone.run("python", "-m", "pipelines.commands.doctor")
     assert healthy.returncode == 0, healthy.stdout + healthy.stderr
     lines = {line[9:23].strip(): line.split()[0] for line in healthy.stdout.splitlines()}
     assert list(lines) == [
@@ -467,7 +467,7 @@ def test_doctor_of_a_clone(tmp_path: Path) -> None:
     (clone.folder / "packages/features/src/diptych/features/errors.py").write_text(
         "raise ImportError('broken')\n"
     )
-    ill = clone.run("python", "-m", "pipelines.doctor")
+    ill = clone.run("python", "-m", "pipelines.commands.doctor")
     assert ill.returncode == 1 and ill.stderr == ""
     assert "problem  gpu" in ill.stdout, "it goes on where our own packages do not"
     assert "ok       ray            not used" in ill.stdout

@@ -10,9 +10,9 @@ import pytest
 from pipeline_clone import REPOSITORY, Clone
 from ruamel.yaml import YAML
 
-from pipelines.check import check_params
-from pipelines.params import ParameterError, read_params, read_section
-from pipelines.profile import profiles, write_profile
+from pipelines.runner.check import check_params
+from pipelines.runner.params import ParameterError, read_params, read_section
+from pipelines.runner.profile import profiles, write_profile
 
 STAGES = list(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])
 

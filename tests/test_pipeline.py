@@ -132,7 +132,7 @@ def test_training_stages_are_compared_on_what_a_run_leaves(finished_clone: Clone
     """Two seeds, and a third one added later, for which the first two are not trained again."""
     clone = finished_clone.copy(tmp_path / "clone")
     for seeds in (("0", "1"), ("0", "1", "2")):
-        done = clone.run("python", "-m", "pipelines.compare_training_stages", "--seeds", *seeds)
+        done = clone.run("python", "-m", "pipelines.commands.compare_training_stages", "--seeds", *seeds)
         assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("sequence-level training, step 0:") == 1, "of seed 2 alone"
     figures = read(clone, "compare_training_stages")

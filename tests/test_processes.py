@@ -14,9 +14,9 @@ import psutil
 import pytest
 from pipeline_clone import Clone
 
-from pipelines.params import Machine, ParameterError
-from pipelines.processes import _failure, process_count
-from pipelines.stage import Stage
+from pipelines.runner.params import Machine, ParameterError
+from pipelines.runner.processes import _failure, process_count
+from pipelines.runner.stage import Stage
 
 
 def losses(clone: Clone) -> list[dict[str, float]]:

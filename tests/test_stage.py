@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import stage as stages
-from pipelines.params import Machine
-from pipelines.stage import Stage
+from pipelines.runner import stage as stages
+from pipelines.runner.params import Machine
+from pipelines.runner.stage import Stage
 
 MACHINE = Machine(1, 1, "cpu", "float32", 30.0, ".cache/features")
 
@@ -134,7 +134,7 @@ def test_freed_memory_is_kept() -> None:
     """A second large buffer must not fault its pages in again."""
     script = """
 import resource, sys
-from pipelines.stage import keep_freed_memory
+from pipelines.runner.stage import keep_freed_memory
 if sys.argv[1] == "keep": keep_freed_memory()
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 bytearray(32 << 20); before = faults()

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from pipeline_clone import Clone, make_clone
 
-from pipelines import team_cache
+from pipelines.commands import team_cache
 
 # Unless told otherwise, everybody here closes what he makes to all others, as careful people and servers do.
 CLOSED = 0o077
@@ -47,7 +47,7 @@ def do(clone: Clone, *command: str) -> Done:
 
 
 def share(clone: Clone, directory: Path, *options: str) -> str:
-    return do(clone, "python", "-m", "pipelines.team_cache", str(directory), *options).printed
+    return do(clone, "python", "-m", "pipelines.commands.team_cache", str(directory), *options).printed
 
 
 def commit(clone: Clone) -> None:
@@ -346,7 +346,7 @@ def test_what_must_be_mended_is_one_line(case: str, words: str, clone: Clone, tm
         (clone.folder / ".dvc/config").write_text("[nothing]\n    of = this\n")
     else:
         shutil.rmtree(clone.folder / ".dvc")
-    failed = clone.run("python", "-m", "pipelines.team_cache", str(folder), *options)
+    failed = clone.run("python", "-m", "pipelines.commands.team_cache", str(folder), *options)
     if process:
         process.kill()
         process.wait()
@@ -459,7 +459,7 @@ def test_a_remote_that_cannot_be_reached_is_one_line(server: Server, tmp_path: P
 
     def refused(host: str) -> str:
         url = f"ssh://{host}{server.folder}/other"
-        failed = clone.run("python", "-m", "pipelines.team_cache", str(tmp_path / "shared"), "--remote", url)
+        failed = clone.run("python", "-m", "pipelines.commands.team_cache", str(tmp_path / "shared"), "--remote", url)
         assert failed.returncode == 1
         assert f"{url} cannot be used yet" in failed.stderr and f"`ssh ssh://{host} true`" in failed.stderr
         assert failed.stderr.count("\n") == 1, failed.stderr

@@ -10,7 +10,10 @@ import torch
 from open_clip.loss import ClipLoss
 from torch.nn.functional import normalize
 
-from diptych.eval.clip import (
+from diptych.eval.errors import UserError
+from diptych.eval.images.retrieval import r_precision
+from diptych.eval.precision import autocast_context
+from diptych.eval.scorers.clip import (
     Clip,
     ClipConfig,
     build_clip,
@@ -18,16 +21,13 @@ from diptych.eval.clip import (
     load_pretrained_clip,
     save_clip,
 )
-from diptych.eval.clip_score import PROMPT
-from diptych.eval.clip_training import (
+from diptych.eval.scorers.clip_score import PROMPT
+from diptych.eval.scorers.clip_training import (
     ClipTrainingConfig,
     hard_contrastive_loss,
     swapped_texts,
     train_clip,
 )
-from diptych.eval.errors import UserError
-from diptych.eval.precision import autocast_context
-from diptych.eval.retrieval import r_precision
 from diptych.eval.words import Swaps, read_words
 
 RESNET = ClipConfig(32, 32, (1, 1, 1, 1), 8, 4, 8, 32, 1, 2, 20, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

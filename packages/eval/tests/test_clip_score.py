@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diptych.eval.clip import Clip, ClipConfig, build_clip
-from diptych.eval.clip_score import PROMPT, clip_scores
+from diptych.eval.scorers.clip import Clip, ClipConfig, build_clip
+from diptych.eval.scorers.clip_score import PROMPT, clip_scores
 
 CONFIG = ClipConfig(32, 32, 2, 32, 4, 8, 32, 2, 2, 20, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 

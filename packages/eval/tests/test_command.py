@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diptych.eval.clip import ClipConfig, build_clip, save_clip
-from diptych.eval.coco import captions_of_files, read_captions
-from diptych.eval.command import main
+from diptych.eval.command.app import main
+from diptych.eval.command.coco import captions_of_files, read_captions
+from diptych.eval.scorers.clip import ClipConfig, build_clip, save_clip
 
 TINY_CLIP = ClipConfig(32, 32, (1, 1, 1, 1), 8, 4, 8, 32, 1, 2, 20, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 COCO_MINI = Path(__file__).resolve().parents[3].parent / "shared" / "coco-mini"
@@ -165,7 +165,7 @@ def test_help_and_usage() -> None:
         ([], 2),
     ):
         done = subprocess.run(
-            [sys.executable, "-m", "diptych.eval.command", *arguments],
+            [sys.executable, "-m", "diptych.eval.command.app", *arguments],
             capture_output=True,
             text=True,
             check=False,

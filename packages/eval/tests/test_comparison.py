@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from diptych.eval.comparison import write_comparison
+from diptych.eval.comparisons.page import write_comparison
 from diptych.eval.report.sheet import contact_sheet
 
 

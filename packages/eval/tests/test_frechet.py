@@ -8,7 +8,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from diptych.eval.errors import UserError
-from diptych.eval.frechet import frechet_distance
+from diptych.eval.images.frechet import frechet_distance
 
 
 @pytest.mark.parametrize(("count", "other", "width"), [(50, 70, 6), (200, 200, 32), (10, 12, 9)])

@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from diptych.eval.clip import ClipConfig, build_clip
-from diptych.eval.clip_score import PROMPT, clip_scores
 from diptych.eval.errors import UserError
 from diptych.eval.figures import Figure
-from diptych.eval.frechet import frechet_distance, frechet_interval
-from diptych.eval.images import ImageSettings, measure_images
-from diptych.eval.inception import Inception, inception_score_figure
-from diptych.eval.pictures import FolderPictures
+from diptych.eval.images.embeddings import FolderPictures
+from diptych.eval.images.frechet import frechet_distance, frechet_interval
+from diptych.eval.images.inception import Inception, inception_score_figure
+from diptych.eval.images.metrics import ImageSettings, measure_images
+from diptych.eval.scorers.clip import ClipConfig, build_clip
+from diptych.eval.scorers.clip_score import PROMPT, clip_scores
 from diptych.eval.words import WordLists
 
 SETTINGS = ImageSettings(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diptych.eval.errors import UserError
-from diptych.eval.inspector import (
+from diptych.eval.scorers.inspector import (
     Inspector,
     InspectorConfig,
     build_inspector,
@@ -19,7 +19,7 @@ from diptych.eval.inspector import (
     save_inspector,
     train_inspector,
 )
-from diptych.eval.training import PictureTrainingConfig, spoilt
+from diptych.eval.scorers.training import PictureTrainingConfig, spoilt
 
 CONFIG = InspectorConfig(image_size=32, channels=(12, 24, 32))
 TRAINING = PictureTrainingConfig(

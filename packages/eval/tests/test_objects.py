@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.eval.figures import flat_values
-from diptych.eval.objects import FoundObject, ObjectFinder, object_figures
-from diptych.eval.pictures import EmbedSettings, FolderPictures, embed
+from diptych.eval.images.embeddings import EmbedSettings, FolderPictures, embed
+from diptych.eval.images.objects import FoundObject, ObjectFinder, object_figures
 
 
 def find(images: Tensor) -> list[list[FoundObject]]:

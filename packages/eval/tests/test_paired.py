@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from diptych.eval.paired import Difference, all_of, better, not_worse, picture_difference, seed_difference
+from diptych.eval.comparisons.paired import (
+    Difference,
+    all_of,
+    better,
+    not_worse,
+    picture_difference,
+    seed_difference,
+)
 
 TRUE = 0.3
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from diptych.eval.errors import UserError
-from diptych.eval.pictures import (
+from diptych.eval.images.embeddings import (
     CHUNK,
     EmbedSettings,
     Encoder,

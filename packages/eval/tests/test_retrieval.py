@@ -5,9 +5,15 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from diptych.eval.clip_score import clip_scores
 from diptych.eval.errors import UserError
-from diptych.eval.retrieval import fold_deviation, hard_wins, r_precision, r_precision_wins, random_negatives
+from diptych.eval.images.retrieval import (
+    fold_deviation,
+    hard_wins,
+    r_precision,
+    r_precision_wins,
+    random_negatives,
+)
+from diptych.eval.scorers.clip_score import clip_scores
 from diptych.eval.words import Swapped
 
 
@@ -36,7 +42,7 @@ def test_r_precision_equals_brute_force() -> None:
 def test_r_precision_in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     images, texts = noisy_pairs(60, 0.9)
     whole = r_precision_wins(images, texts, seed=0, negatives=20, drawings=3)
-    monkeypatch.setattr("diptych.eval.retrieval._CHUNK", 7 * 60)
+    monkeypatch.setattr("diptych.eval.images.retrieval._CHUNK", 7 * 60)
     np.testing.assert_array_equal(r_precision_wins(images, texts, seed=0, negatives=20, drawings=3), whole)
 
 

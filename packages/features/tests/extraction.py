@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from diptych.features.extract import ExtractConfig, extract_features
+from diptych.features.extraction.extract import ExtractConfig, extract_features
 from diptych.features.files import sha256_of
 from diptych.features.manifest import read_manifest, write_manifest
 
@@ -32,7 +32,7 @@ _RUN = """
 import json, sys
 from pathlib import Path
 from diptych.features.errors import UserError
-from diptych.features.extract import ExtractConfig, extract_features
+from diptych.features.extraction.extract import ExtractConfig, extract_features
 from diptych.features.manifest import read_manifest
 settings = json.loads(sys.argv[1])
 manifest = Path(settings["manifest"])

@@ -17,7 +17,7 @@ from torch.nn.functional import avg_pool2d
 from diptych.features.codebook import ClusterConfig, build_codebook
 from diptych.features.datasets.coco import CocoConfig, CocoSource, read_coco
 from diptych.features.errors import UserError
-from diptych.features.extract import extract_features
+from diptych.features.extraction.extract import extract_features
 from diptych.features.files import sha256_of
 from diptych.features.images import ImageError, image_size, read_image, resize_square, to_uint8_tensor
 from diptych.features.manifest import read_manifest, write_manifest

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diptych.features.boxes import main_objects, read_boxes
 from diptych.features.detector import Detector, DetectorConfig
+from diptych.features.detector.boxes import main_objects, read_boxes
 
 LABELS, COLOURS = ["ball", "boat", "sky"], ["blue", "red"]
 

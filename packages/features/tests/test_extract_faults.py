@@ -30,13 +30,13 @@ import torch
 from extraction import CONFIG, assert_same_rows, counts_of, extract, make_dataset, manifest_row, start, stored
 from PIL import Image as PilImage
 
-from diptych.features.claims import Claims
 from diptych.features.detector import Detector, DetectorConfig, load_detector, save_detector
 from diptych.features.errors import UserError
-from diptych.features.extract import DEATHS_IN_A_ROW, _Plan
+from diptych.features.extraction.claims import Claims
+from diptych.features.extraction.extract import DEATHS_IN_A_ROW, _Plan
+from diptych.features.extraction.workers import Death, GridWorker, WorkerConfig
 from diptych.features.manifest import read_manifest, write_manifest
 from diptych.features.store import FeatureReader, FeatureStore
-from diptych.features.workers import Death, GridWorker, WorkerConfig
 
 COUNT = 60
 

@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-from diptych.eval.clip import Clip, ClipConfig, build_clip
+from diptych.eval.scorers.clip import Clip, ClipConfig, build_clip
 from diptych.features.detector.network import Detector, DetectorConfig, save_detector
 from diptych.model import Diptych
-from diptych.model.config import IMAGE_FEATURES, TransformerConfig
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
-from diptych.model.image_generator import ImageGenerator, named_config, save_image_generator
+from diptych.model.networks.config import IMAGE_FEATURES, TransformerConfig
+from diptych.model.networks.image_generator import ImageGenerator, named_config, save_image_generator
+from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.packaged.directory import write_package
 from diptych.model.packaged.examples import Examples
 from diptych.model.pretrained import save_transformer
 from diptych.model.tokenizer import build_tokenizer
-from diptych.model.transformer import UnifiedTransformer
 
 CAPTIONS = [
     ["a red kite floats.", "a kite that is red."],

@@ -7,7 +7,6 @@ import itertools
 import pytest
 import torch
 
-from diptych.model.decisions import PAPER, REFERENCE
 from diptych.model.decoding.beam import beam_search
 from diptych.model.decoding.caption import (
     MaskedNextWord,
@@ -15,6 +14,7 @@ from diptych.model.decoding.caption import (
     decode_captions,
     word_log_probabilities,
 )
+from diptych.model.decoding.decisions import PAPER, REFERENCE
 from diptych.model.decoding.words import WordFilters
 
 WORDS = 3  # the pretended language has so many words and the full stop

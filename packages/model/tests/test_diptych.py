@@ -18,7 +18,7 @@ from diptych.model.decoding.caption import encode_images
 from diptych.model.decoding.decode import caption_images, paint_captions
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.errors import UserError
-from diptych.model.image_generator import load_image_generator
+from diptych.model.networks.image_generator import load_image_generator
 from diptych.model.packaged.attention import piece_attention
 from diptych.model.pretrained import load_transformer
 

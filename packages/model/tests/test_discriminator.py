@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from diptych.model.discriminator import Discriminator, DiscriminatorConfig, HalvingConvolution
 from diptych.model.errors import UserError
+from diptych.model.networks.discriminator import Discriminator, DiscriminatorConfig, HalvingConvolution
 
 PAPER = DiscriminatorConfig(channels=64, first_channels=64)
 SMALL = DiscriminatorConfig(channels=16, first_channels=8)

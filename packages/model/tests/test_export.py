@@ -10,7 +10,7 @@ import torch
 
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.errors import UserError
-from diptych.model.image_generator import load_image_generator
+from diptych.model.networks.image_generator import load_image_generator
 from diptych.model.packaged import export
 from diptych.model.packaged.card import CardFacts, model_card
 from diptych.model.pretrained import load_transformer

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from diptych.model import Diptych
-from diptych.model.config import read_config
 from diptych.model.decoding.caption import decode_captions, encode_images
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input, caption_rows
-from diptych.model.objectives import paint_loss
+from diptych.model.networks.config import read_config
+from diptych.model.objectives.token import paint_loss
 from diptych.model.packaged.attention import word_attention
 from diptych.model.pretrained import load_transformer
-from diptych.model.training.evaluation import EvaluationConfig, TokenEvaluation
 from diptych.model.training.loop import add_gradients
 from diptych.model.training.sequence import SequenceSteps, SequenceTrainingConfig
 from diptych.model.training.token import TokenSteps, TokenTrainingConfig
+from diptych.model.training.token_evaluation import EvaluationConfig, TokenEvaluation
 
 COMMON = {
     "steps": 10, "learning_rate": 1e-3, "weight_decay": 0.01, "clip_norm": 1.0, "ema_decay": 0.0, "precision": "float32",

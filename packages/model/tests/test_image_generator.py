@@ -14,19 +14,19 @@ from torch import Tensor, nn
 
 from diptych.model.checkpoints import TrainingCheckpoints
 from diptych.model.errors import UserError
-from diptych.model.image_generator import (
+from diptych.model.networks.image_generator import (
     ImageGenerator,
     ImageGeneratorConfig,
     load_image_generator,
     named_config,
     save_image_generator,
 )
+from diptych.model.objectives.perceptual import perceptual_loss
 from diptych.model.training.image_generator import (
     ImageGeneratorTrainingConfig,
     object_emphasis,
     train_image_generator,
 )
-from diptych.model.training.perceptual import perceptual_loss
 
 SMOKE = named_config("smoke")
 # Every part of the paper's network at a size that tests can afford.

@@ -18,9 +18,10 @@ import torch
 from torch.nn import functional
 
 from diptych.model.checkpoints import TrainingCheckpoints
-from diptych.model.discriminator import Discriminator, DiscriminatorConfig
 from diptych.model.errors import UserError
-from diptych.model.image_generator import ImageGenerator
+from diptych.model.networks.discriminator import Discriminator, DiscriminatorConfig
+from diptych.model.networks.image_generator import ImageGenerator
+from diptych.model.objectives.perceptual import ResNetEncoder, perceptual_loss
 from diptych.model.training import loop
 from diptych.model.training.image_generator import (
     GameConfig,
@@ -31,7 +32,6 @@ from diptych.model.training.image_generator import (
     to_uint8,
     train_image_generator,
 )
-from diptych.model.training.perceptual import ResNetEncoder, perceptual_loss
 from diptych.model.training.processes import joined_processes
 
 sys.path.insert(0, str(Path(__file__).parent))

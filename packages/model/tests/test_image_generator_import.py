@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from benchmarks.reference_image_generator import ReferenceImageGenerator
 from diptych.model.errors import UserError
-from diptych.model.image_generator import ImageGenerator, load_image_generator, named_config
 from diptych.model.importers.__main__ import main
 from diptych.model.importers.image_generator import OURS_ONLY, import_image_generator, released_name
+from diptych.model.networks.image_generator import ImageGenerator, load_image_generator, named_config
 
 NAMES = Path(__file__).parent / "data" / "image_generator_names.txt"
 CONFIG = named_config(

@@ -12,9 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.figures import record
-from diptych.model import image_inference
-from diptych.model.image_generator import ImageGenerator, ImageGeneratorConfig, named_config, normalise
-from diptych.model.image_inference import InferenceImageGenerator
+from diptych.model.inference import image_generator as image_inference
+from diptych.model.inference.image_generator import InferenceImageGenerator
+from diptych.model.networks.image_generator import (
+    ImageGenerator,
+    ImageGeneratorConfig,
+    named_config,
+    normalise,
+)
 from diptych.model.precision import autocast_context
 
 PAPER_IN_SMALL = named_config(

@@ -14,15 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diptych.model.config import TransformerConfig, named_config
 from diptych.model.errors import UserError
 from diptych.model.importers.__main__ import main
 from diptych.model.importers.checkpoint import released_config
 from diptych.model.importers.hugging_face import export_lxmert, import_bert, import_lxmert
 from diptych.model.importers.names import lxmert_names
 from diptych.model.importers.x_lxmert import import_generate_it, import_x_lxmert
+from diptych.model.networks.config import TransformerConfig, named_config
+from diptych.model.networks.two_streams import UnifiedTransformer, grid_boxes
 from diptych.model.pretrained import load_transformer, save_transformer
-from diptych.model.transformer import UnifiedTransformer, grid_boxes
 
 DATA = Path(__file__).parent / "data"
 CONFIG = TransformerConfig(

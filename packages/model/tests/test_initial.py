@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from diptych.model import config as configs
 from diptych.model.errors import UserError
+from diptych.model.networks import config as configs
 from diptych.model.pretrained import save_transformer
 from diptych.model.training import initial
 from diptych.model.training.initial import initial_transformer, random_transformer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from diptych.model.objectives import sample_mask, smoothed_cross_entropy
+from diptych.model.objectives.token import sample_mask, smoothed_cross_entropy
 
 
 def test_label_smoothing_is_the_papers():

@@ -205,7 +205,7 @@ def test_a_pretrained_scorer_is_written_with_its_name(tmp_path: Path) -> None:
     """By a model of open_clip that is small enough to make here."""
     import open_clip
 
-    from diptych.eval.clip import Clip
+    from diptych.eval.scorers.clip import Clip
 
     torch.manual_seed(0)
     name = "ViT-S-32-alt"

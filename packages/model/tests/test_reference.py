@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from benchmarks.reference_model import ReferenceModel
-from diptych.model.decisions import PAPER, REFERENCE
 from diptych.model.decoding.caption import decode_captions
+from diptych.model.decoding.decisions import PAPER, REFERENCE
 from diptych.model.decoding.paint import paint_codes
 from diptych.model.importers.checkpoint import build
 from diptych.model.importers.names import common_names
 from diptych.model.importers.x_lxmert import GENERATE_IT_NAMES
-from diptych.model.inference import InferenceTransformer
-from diptych.model.objectives import (
+from diptych.model.inference.transformer import InferenceTransformer
+from diptych.model.objectives.token import (
     masked_caption_loss,
     paint_loss,
     sample_mask,

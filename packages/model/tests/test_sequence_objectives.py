@@ -10,7 +10,7 @@ import torch
 
 from diptych.model.decoding.caption import encode_images
 from diptych.model.decoding.paint import paint_codes
-from diptych.model.sequence_objectives import (
+from diptych.model.objectives.sequence import (
     WORDS_PER_PASS,
     clip_loss,
     feature_loss,
@@ -21,8 +21,8 @@ from diptych.model.sequence_objectives import (
 
 
 def test_reward_and_metric_use_the_same_prompt():
-    from diptych.eval import clip
-    from diptych.model import sequence_objectives
+    from diptych.eval.scorers import clip
+    from diptych.model.objectives import sequence as sequence_objectives
 
     assert sequence_objectives.PROMPT == clip.PROMPT
 

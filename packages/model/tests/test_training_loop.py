@@ -18,10 +18,10 @@ from torch import nn
 from diptych.model.checkpoints import TrainingCheckpoints
 from diptych.model.errors import UserError
 from diptych.model.training import loop, reading
-from diptych.model.training.evaluation import EvaluationConfig
 from diptych.model.training.loop import LoopConfig, Piece, Processes, averaged, run_training
 from diptych.model.training.reading import ReadAhead
 from diptych.model.training.token import TokenTrainingConfig, train_token
+from diptych.model.training.token_evaluation import EvaluationConfig
 
 EVALUATION = EvaluationConfig(every=7, images=5, samples=2, mask_predict_steps=2, guidance=2.0)
 LOOP = LoopConfig(
@@ -142,8 +142,8 @@ def test_a_compiled_training_is_the_same_up_to_rounding(tiny, monkeypatch: pytes
 
 def test_val_losses_are_those_of_training_on_the_same_data(tiny) -> None:
     """One caption an image, every cell masked, nothing drawn: losses can be computed by hand."""
-    from diptych.model.objectives import caption_loss, paint_loss
-    from diptych.model.training.evaluation import TokenEvaluation
+    from diptych.model.objectives.token import caption_loss, paint_loss
+    from diptych.model.training.token_evaluation import TokenEvaluation
 
     tiny.train.captions = lambda index: [["a red kite floats."], ["two blue boats."]][index % 2]
     config = dataclasses.replace(TOKEN, least_masked=0.999, captions_per_image=1)

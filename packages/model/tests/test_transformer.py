@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diptych.model.config import named_config
 from diptych.model.errors import UserError
 from diptych.model.importers.names import lxmert_names
-from diptych.model.transformer import UnifiedTransformer, grid_boxes
+from diptych.model.networks.config import named_config
+from diptych.model.networks.two_streams import UnifiedTransformer, grid_boxes
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_equals_hugging_face_lxmert_and_its_gradients(lxmert, dtype, tolerance, 
 
 
 def test_fused_attention_of_gpus_equals_the_explicit_one(tiny, monkeypatch):
-    import diptych.model.transformer as module
+    import diptych.model.networks.two_streams as module
 
     visible = tiny.ids != tiny.tokenizer.pad
     explicit = tiny.model(tiny.ids, visible, tiny.features)
@@ -309,12 +309,12 @@ def test_captions_and_paintings_need_only_torch_numpy_and_transformers():
     script = f"""{ONLY_THREE_LIBRARIES}
 import torch
 import diptych.model.decoding.rerank, diptych.model.importers.__main__, diptych.model.pretrained
-from diptych.model.config import named_config
+from diptych.model.networks.config import named_config
 from diptych.model.decoding.decode import caption_images, paint_captions
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
-from diptych.model.inference import InferenceTransformer
+from diptych.model.inference.transformer import InferenceTransformer
 from diptych.model.tokenizer import build_tokenizer
-from diptych.model.transformer import UnifiedTransformer
+from diptych.model.networks.two_streams import UnifiedTransformer
 tokenizer = build_tokenizer(["a red kite."], 1)
 sizes = dict(vocab_size=len(tokenizer), codebook_size=12, feature_dim=10)
 model = InferenceTransformer(UnifiedTransformer(named_config("smoke", **sizes)))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from diptych.model.winograd import LearningConvolution, WinogradConvolution
+from diptych.model.networks.winograd import LearningConvolution, WinogradConvolution
 
 
 def plain_and_ours(

@@ -32,13 +32,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest import CAPTIONS, FakeShards
 
 from diptych.model.checkpoints import TrainingCheckpoints
-from diptych.model.config import TransformerConfig
+from diptych.model.networks.config import TransformerConfig
+from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.tokenizer import build_tokenizer
-from diptych.model.training.evaluation import EvaluationConfig
 from diptych.model.training.loop import add_gradients
 from diptych.model.training.processes import current_processes, joined_processes
 from diptych.model.training.token import TokenSteps, TokenTrainingConfig, train_token
-from diptych.model.transformer import UnifiedTransformer
+from diptych.model.training.token_evaluation import EvaluationConfig
 
 SETTINGS: dict[str, Any] = {
     "steps": 30,

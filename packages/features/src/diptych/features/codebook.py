@@ -21,10 +21,10 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from .errors import UserError
-from .files import atomic_path
-from .grid import CELLS
-from .store import FeatureReader
+from diptych.features.errors import UserError
+from diptych.features.files import atomic_path
+from diptych.features.grid import CELLS
+from diptych.features.store import FeatureReader
 
 CODES = pa.schema(
     [

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from .errors import UserError
+from diptych.features.errors import UserError
 
 VERSION = 1
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .errors import UserError
+from diptych.features.errors import UserError
 
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs
 _ORIENTATION = 0x0112  # EXIF; values 5 to 8 stand the picture on its side

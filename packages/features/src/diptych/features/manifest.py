@@ -24,8 +24,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .errors import UserError
-from .files import atomic_path
+from diptych.features.errors import UserError
+from diptych.features.files import atomic_path
 
 VERSION = b"1"
 _VERSION_KEY = b"diptych.manifest"

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from .errors import UserError
+from diptych.features.errors import UserError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 

@@ -31,14 +31,14 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
-from .codebook import read_codes
-from .errors import UserError
-from .files import atomic_path, sha256_of
-from .grid import CELLS
-from .images import image_size, read_image, resize_square, to_uint8_tensor
-from .manifest import resolve_image
-from .order import batch_indices
-from .store import FeatureReader
+from diptych.features.codebook import read_codes
+from diptych.features.errors import UserError
+from diptych.features.files import atomic_path, sha256_of
+from diptych.features.grid import CELLS
+from diptych.features.images import image_size, read_image, resize_square, to_uint8_tensor
+from diptych.features.manifest import resolve_image
+from diptych.features.order import batch_indices
+from diptych.features.store import FeatureReader
 
 VERSION = 1
 _MEMBERS = ("grid.npy", "codes.npy", "json", "jpg")

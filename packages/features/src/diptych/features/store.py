@@ -28,9 +28,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .errors import UserError
-from .files import atomic_path
-from .grid import CELLS
+from diptych.features.errors import UserError
+from diptych.features.files import atomic_path
+from diptych.features.grid import CELLS
 
 FEATURE_VERSION = 1
 FAILURES = pa.schema([(name, pa.string()) for name in ("image_id", "path", "sha256", "kind", "message")])

@@ -13,19 +13,26 @@ All predict codes. ``dense`` paints from what its training never showed: the mis
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from diptych.features.assignment import nearest_codes
-from diptych.model.config import TransformerConfig
-
-if TYPE_CHECKING:
-    from diptych.model.training.loop import TrainingShards
+from diptych.model.networks.config import TransformerConfig
 
 
-def caption_rows(config: TransformerConfig, shards: TrainingShards) -> Callable[[Any], Any]:
+class PictureRows(Protocol):
+    """The part of ``diptych.features.shards.ShardDataset`` that says what pictures look like."""
+
+    def grid(self, indices: Any) -> Any:
+        """Grid features, numpy float16 ``[n, 64, D]``."""
+
+    def codes(self, indices: Any) -> Any:
+        """Codes, numpy int64 ``[n, 64]``."""
+
+
+def caption_rows(config: TransformerConfig, shards: PictureRows) -> Callable[[Any], Any]:
     """Return the method of ``shards`` that reads what :func:`caption_input` needs: ``grid`` or ``codes``."""
     return shards.codes if config.image_features == "discrete" else shards.grid
 

@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diptych.model.config import read_config
 from diptych.model.errors import UserError
+from diptych.model.networks.config import read_config
+from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer, load_tokenizer
-from diptych.model.transformer import UnifiedTransformer
 from diptych.model.weights import unpack_weights
 
 CONFIG_FILE = "config.json"

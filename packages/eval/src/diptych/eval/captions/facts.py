@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .tokens import tokenize
+from diptych.eval.captions.tokens import tokenize
 
 _IRREGULAR = {
     "aircraft": "aircraft",

@@ -9,6 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from diptych.eval.captions.cider import CiderD
+from diptych.eval.captions.java import Meteor, NotRun, find_corenlp, find_java, ptb_tokenize, spice_scores
+from diptych.eval.captions.statistics import statistics_figures
+from diptych.eval.captions.tokens import tokenize
 from diptych.eval.errors import UserError
 from diptych.eval.figures import (
     RESAMPLES,
@@ -18,11 +22,6 @@ from diptych.eval.figures import (
     ratio_figure,
     sha256_of_json,
 )
-
-from .cider import CiderD
-from .java import Meteor, NotRun, find_corenlp, find_java, ptb_tokenize, spice_scores
-from .statistics import statistics_figures
-from .tokens import tokenize
 
 JavaUse = Literal["auto", "needed", "never"]
 PTB_TOKENS, OWN_TOKENS = "PTB tokenizer (Stanford CoreNLP 3.4.1)", "Diptych's tokens (no Java)"

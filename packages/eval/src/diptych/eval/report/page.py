@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .charts import cluster_sizes, curves
-from .labels import VIEWS, flatten, shown
-from .rendering import write_page
-from .tables import caption_rows, category_bars, headline, not_run, papers, picture_rows
+from diptych.eval.report.charts import cluster_sizes, curves
+from diptych.eval.report.labels import VIEWS, flatten, shown
+from diptych.eval.report.rendering import write_page
+from diptych.eval.report.tables import caption_rows, category_bars, headline, not_run, papers, picture_rows
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .pictures import data_uri
+from diptych.eval.report.pictures import data_uri
 
 
 def write_page(

@@ -11,8 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from diptych.eval.errors import UserError
-
-from .labels import VIEWS
+from diptych.eval.report.labels import VIEWS
 
 _INK = "#23252b"
 

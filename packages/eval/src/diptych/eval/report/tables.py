@@ -9,8 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from diptych.eval.errors import UserError
-
-from .labels import VIEWS, bounds, label, shown
+from diptych.eval.report.labels import VIEWS, bounds, label, shown
 
 Records = Mapping[str, Mapping[str, Any]]
 """Records of figures (:class:`diptych.eval.figures.Figure` as JSON) by name."""

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..errors import UserError
-from ..file_facts import FileFacts
-from ..images import image_size
+from diptych.features.errors import UserError
+from diptych.features.file_facts import FileFacts
+from diptych.features.images import image_size
 
 _AHEAD = 256  # images that are being read while earlier ones are written down
 

@@ -1,11 +1,11 @@
 """The object detector whose features describe the 8x8 grid."""
 
-from .grid_detector import GridDetector, PyramidGridDetector
-from .importer import ImportReport, import_visual_genome
-from .load import load_detector
-from .network import Detector, DetectorConfig, save_detector
-from .training import DetectorTrainingConfig, average_precision, train_detector
-from .visual_genome import VisualGenomeConfig, VisualGenomeDetector
+from diptych.features.detector.grid_detector import GridDetector, PyramidGridDetector
+from diptych.features.detector.importer import ImportReport, import_visual_genome
+from diptych.features.detector.load import load_detector
+from diptych.features.detector.network import Detector, DetectorConfig, save_detector
+from diptych.features.detector.training import DetectorTrainingConfig, average_precision, train_detector
+from diptych.features.detector.visual_genome import VisualGenomeConfig, VisualGenomeDetector
 
 __all__ = [
     "Detector",

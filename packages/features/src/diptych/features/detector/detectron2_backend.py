@@ -18,9 +18,16 @@ from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
 from detectron2.structures import Boxes
 from torch import Tensor
 
-from ..grid import CELLS, grid_boxes
-from .folder import fill
-from .visual_genome import LEVELS, SAMPLES, VisualGenomeConfig, VisualGenomeInput, grid_level, read_config
+from diptych.features.detector.folder import fill
+from diptych.features.detector.visual_genome import (
+    LEVELS,
+    SAMPLES,
+    VisualGenomeConfig,
+    VisualGenomeInput,
+    grid_level,
+    read_config,
+)
+from diptych.features.grid import CELLS, grid_boxes
 
 # The beginnings of names here and in the detector's folder.
 _FOLDER_NAMES = {

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..files import atomic_path
+from diptych.features.errors import UserError
+from diptych.features.files import atomic_path
 
 FORMAT = 1
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"

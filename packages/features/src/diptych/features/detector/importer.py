@@ -15,9 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from ..files import sha256_of
-from .visual_genome import VisualGenomeConfig, VisualGenomeDetector, save_visual_genome
+from diptych.features.detector.visual_genome import (
+    VisualGenomeConfig,
+    VisualGenomeDetector,
+    save_visual_genome,
+)
+from diptych.features.errors import UserError
+from diptych.features.files import sha256_of
 
 _BODY, _FPN, _BOX = "backbone.body.", "backbone.fpn.", "roi_heads.box."
 _FC6 = f"{_BOX}feature_extractor.fc6"

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from . import network, visual_genome
-from .folder import read_folder
-from .grid_detector import PyramidGridDetector
+from diptych.features.detector import network, visual_genome
+from diptych.features.detector.folder import read_folder
+from diptych.features.detector.grid_detector import PyramidGridDetector
+from diptych.features.errors import UserError
 
 BACKENDS = ("torchvision", "detectron2")
 
@@ -45,7 +45,7 @@ def _build(content: dict[str, Any], weights: dict[str, Tensor], folder: Path, ba
     if architecture == visual_genome.ARCHITECTURE:
         if backend == "detectron2":
             try:
-                from . import detectron2_backend
+                from diptych.features.detector import detectron2_backend
             except ImportError as error:
                 raise UserError(
                     f"detector backend 'detectron2' needs the package detectron2, which is not installed or does "

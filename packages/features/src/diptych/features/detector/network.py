@@ -23,10 +23,10 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, roi_align
 
-from ..grid import CELLS, cell_targets, grid_boxes, pool_grid
-from ..images import resize_square, to_uint8_tensor
-from .folder import fill, write_folder
-from .grid_detector import hash_weights
+from diptych.features.detector.folder import fill, write_folder
+from diptych.features.detector.grid_detector import hash_weights
+from diptych.features.grid import CELLS, cell_targets, grid_boxes, pool_grid
+from diptych.features.images import resize_square, to_uint8_tensor
 
 ARCHITECTURE = "diptych"
 _VERSION = 1  # of what this module computes; a change that changes features raises it

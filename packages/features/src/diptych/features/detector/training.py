@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import UserError
-from ..images import ImageError, read_image
-from ..manifest import resolve_image
-from ..order import batch_indices
-from ..precision import autocast_context
-from .network import Detector, DetectorConfig, cell_objects
+from diptych.features.detector.network import Detector, DetectorConfig, cell_objects
+from diptych.features.errors import UserError
+from diptych.features.images import ImageError, read_image
+from diptych.features.manifest import resolve_image
+from diptych.features.order import batch_indices
+from diptych.features.precision import autocast_context
 
 # A damaged picture is left out and reported; more of them than this share are a damaged dataset.
 MAX_UNREADABLE_SHARE = 0.01

@@ -25,9 +25,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..grid import CELLS, GRID
-from .folder import fill, write_folder
-from .grid_detector import hash_weights
+from diptych.features.detector.folder import fill, write_folder
+from diptych.features.detector.grid_detector import hash_weights
+from diptych.features.grid import CELLS, GRID
 
 ARCHITECTURE = "visual_genome"
 LEVELS = (2, 3, 4, 5)  # pyramid level l has stride 2**l

@@ -13,9 +13,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from ..codebook import Checkpoints, assign_codebook
-from ..errors import UserError
-from ..store import FeatureReader
+from diptych.features.codebook import Checkpoints, assign_codebook
+from diptych.features.errors import UserError
+from diptych.features.store import FeatureReader
 
 
 def import_centroids(

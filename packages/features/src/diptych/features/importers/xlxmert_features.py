@@ -24,11 +24,11 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from ..errors import UserError
-from ..file_facts import FileFacts
-from ..files import atomic_path
-from ..grid import CELLS, GRID
-from ..store import FeatureStore, cut_into_parts, write_failures
+from diptych.features.errors import UserError
+from diptych.features.file_facts import FileFacts
+from diptych.features.files import atomic_path
+from diptych.features.grid import CELLS, GRID
+from diptych.features.store import FeatureStore, cut_into_parts, write_failures
 
 if TYPE_CHECKING:
     import h5py

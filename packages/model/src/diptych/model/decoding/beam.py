@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diptych.model.decisions import PAPER, Decisions
 from diptych.model.decoding.caption import NextWord, WordFilter, word_log_probabilities
+from diptych.model.decoding.decisions import PAPER, Decisions
 from diptych.model.decoding.words import is_among_largest
 from diptych.model.tokenizer import CaptionTokenizer
 

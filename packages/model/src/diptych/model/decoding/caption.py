@@ -9,10 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from diptych.model.decisions import PAPER, Decisions
+from diptych.model.decoding.decisions import PAPER, Decisions
 from diptych.model.decoding.noise import sample_from, uniform_noise
+from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer
-from diptych.model.transformer import UnifiedTransformer
 
 
 @dataclass(frozen=True)

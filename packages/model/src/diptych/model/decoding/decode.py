@@ -8,7 +8,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from diptych.model.decisions import PAPER, Decisions
 from diptych.model.decoding.beam import beam_search
 from diptych.model.decoding.caption import Captions, encode_images, next_word_of, write_captions
 from diptych.model.decoding.cells import (
@@ -18,14 +17,15 @@ from diptych.model.decoding.cells import (
     row_order,
     sweep_order,
 )
+from diptych.model.decoding.decisions import PAPER, Decisions
 from diptych.model.decoding.noise import sample_seeds
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.decoding.paint import FixedCells, Paintings, PaintText, free_cells, mask_predict
 from diptych.model.decoding.schedules import schedule_counts
 from diptych.model.decoding.words import WordFilters, start_words
 from diptych.model.errors import UserError
+from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer
-from diptych.model.transformer import UnifiedTransformer
 
 
 @torch.no_grad()

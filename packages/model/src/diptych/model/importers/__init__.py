@@ -12,6 +12,6 @@ became of each tensor::
 
 ``--tokenizer`` is a folder with vocab.txt or tokenizer.json; ``--codebook`` the centroids, where the source has none.
 The same in Python: :func:`diptych.model.importers.x_lxmert.import_generate_it` and its neighbours. To write and paint
-as the released code does, decode with :data:`diptych.model.decisions.REFERENCE`; its 16 words are a caption length of
+as the released code does, decode with :data:`diptych.model.decoding.decisions.REFERENCE`; its 16 words are a caption length of
 18 tokens here.
 """

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.model.config import SIZES, TransformerConfig, named_config, read_config
 from diptych.model.errors import UserError
-from diptych.model.image_generator import SIZES as IMAGE_GENERATOR_SIZES
-from diptych.model.image_generator import ImageGeneratorConfig, save_image_generator
-from diptych.model.image_generator import named_config as named_image_generator
-from diptych.model.image_generator import read_config as read_image_generator
 from diptych.model.importers.checkpoint import Imported
 from diptych.model.importers.hugging_face import export_lxmert, import_bert, import_lxmert
 from diptych.model.importers.image_generator import import_image_generator
 from diptych.model.importers.x_lxmert import import_generate_it, import_x_lxmert
+from diptych.model.networks.config import SIZES, TransformerConfig, named_config, read_config
+from diptych.model.networks.image_generator import SIZES as IMAGE_GENERATOR_SIZES
+from diptych.model.networks.image_generator import ImageGeneratorConfig, save_image_generator
+from diptych.model.networks.image_generator import named_config as named_image_generator
+from diptych.model.networks.image_generator import read_config as read_image_generator
 from diptych.model.pretrained import load_transformer, read_tensors, save_transformer
 from diptych.model.tokenizer import load_tokenizer
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.model.config import TransformerConfig
 from diptych.model.errors import UserError
 from diptych.model.importers.names import (
     CODE_FEATURES,
@@ -29,7 +28,8 @@ from diptych.model.importers.names import (
     WORDS,
     lxmert_names,
 )
-from diptych.model.transformer import UnifiedTransformer
+from diptych.model.networks.config import TransformerConfig
+from diptych.model.networks.two_streams import UnifiedTransformer
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
 FOREIGN = "unknown: no name of this family of networks"
@@ -247,7 +247,7 @@ def build(
 
 
 def code_head_of(tensors: dict[str, tuple[str, Tensor]]) -> str:
-    """Tell the kind of the code head (:class:`diptych.model.config.TransformerConfig`) by its tensors (common names);
+    """Tell the kind of the code head (:class:`diptych.model.networks.config.TransformerConfig`) by its tensors (common names);
     ``features`` where there are none."""
     if CODE_WEIGHTS not in tensors:
         return "features"

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diptych.model.config import TransformerConfig
 from diptych.model.errors import UserError
 from diptych.model.importers.checkpoint import Imported, build, code_head_of, find_tensors
 from diptych.model.importers.names import (
@@ -18,9 +17,10 @@ from diptych.model.importers.names import (
     common_names,
     lxmert_names,
 )
+from diptych.model.networks.config import TransformerConfig
+from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.pretrained import check_codebook, read_tensors
 from diptych.model.tokenizer import CaptionTokenizer
-from diptych.model.transformer import UnifiedTransformer
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 LXMERT_NAMES = {"lxmert.": "", "bert.": ""}

@@ -9,13 +9,13 @@ from pathlib import Path
 from torch import Tensor
 
 from diptych.model.errors import UserError
-from diptych.model.image_generator import ImageGenerator, ImageGeneratorConfig
 from diptych.model.importers.checkpoint import (
     ImportReport,
     check_finite,
     check_fit,
     find_tensors,
 )
+from diptych.model.networks.image_generator import ImageGenerator, ImageGeneratorConfig
 
 # What ours are called there. The spectral norm is that of torch.nn.utils.spectral_norm.
 RELEASED_NAMES = (

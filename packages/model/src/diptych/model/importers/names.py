@@ -11,7 +11,7 @@ import re
 
 from torch import Tensor
 
-from diptych.model.config import TransformerConfig
+from diptych.model.networks.config import TransformerConfig
 
 KINDS = ("weight", "bias")
 CODEBOOK = "vis_emb.weight"

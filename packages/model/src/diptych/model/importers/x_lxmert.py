@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from diptych.model.config import TransformerConfig
 from diptych.model.importers.checkpoint import Imported, build, find_tensors, released_config
 from diptych.model.importers.names import CODE_WEIGHTS, CODEBOOK, common_names
+from diptych.model.networks.config import TransformerConfig
 
 X_LXMERT_NAMES = {"bert.": ""}
 GENERATE_IT_NAMES = {

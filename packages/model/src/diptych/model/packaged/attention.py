@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diptych.model.networks.two_streams import Attention, UnifiedTransformer, causal_bias
 from diptych.model.tokenizer import CaptionTokenizer
-from diptych.model.transformer import Attention, UnifiedTransformer, causal_bias
 
 
 @dataclass(frozen=True)

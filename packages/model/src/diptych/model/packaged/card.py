@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from diptych.model.config import read_config
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
-from diptych.model.image_generator import read_config as read_generator_config
+from diptych.model.networks.config import read_config
+from diptych.model.networks.image_generator import read_config as read_generator_config
 from diptych.model.pretrained import read_tensors
 
 # name of a figure, what it is

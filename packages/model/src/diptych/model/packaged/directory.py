@@ -13,14 +13,14 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from diptych.features.files import sha256_of
-from diptych.model.config import read_config
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.errors import UserError
+from diptych.model.networks.config import read_config
 from diptych.model.pretrained import CODEBOOK_FILE, CODEBOOK_FOLDER, CONFIG_FILE, WEIGHTS_FILE
 from diptych.model.weights import WEIGHT_KINDS, pack_weights
 
 if TYPE_CHECKING:
-    from diptych.eval.clip import Clip
+    from diptych.eval.scorers.clip import Clip
     from diptych.model.packaged.examples import Examples
 
 FORMAT_VERSION = 1
@@ -232,7 +232,7 @@ def write_package(
 
     from diptych.features.detector.load import load_detector
     from diptych.features.errors import UserError as FeaturesError
-    from diptych.model.image_generator import load_image_generator
+    from diptych.model.networks.image_generator import load_image_generator
     from diptych.model.pretrained import load_transformer
 
     model, tokenizer, codebook = load_transformer(transformer)
@@ -288,7 +288,7 @@ def write_scorer(scorer: Clip, name: str | None, folder: Path) -> None:
     """Write a CLIP of ours, or the weights of a pretrained one with its name."""
     from safetensors.torch import save_file
 
-    from diptych.eval.clip import save_clip
+    from diptych.eval.scorers.clip import save_clip
 
     if scorer.config is not None:
         save_clip(scorer, folder)
@@ -303,8 +303,8 @@ def write_scorer(scorer: Clip, name: str | None, folder: Path) -> None:
 
 def read_scorer(folder: Path, device: str) -> Clip:
     """Read what :func:`write_scorer` wrote, in eval mode."""
-    from diptych.eval.clip import load_clip, load_pretrained_clip
     from diptych.eval.errors import UserError as EvalError
+    from diptych.eval.scorers.clip import load_clip, load_pretrained_clip
 
     try:
         if (folder / PRETRAINED_FILE).is_file():

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diptych.eval.clip_score import PROMPT, scores_of_cosines
+from diptych.eval.scorers.clip_score import PROMPT, scores_of_cosines
 from diptych.features.assignment import nearest_codes
 from diptych.features.errors import UserError as FeaturesError
 from diptych.features.images import resize_square, to_uint8_tensor
@@ -26,9 +26,9 @@ from diptych.model.decoding.paint import FixedCells, Paintings
 from diptych.model.decoding.rerank import rerank as pick_best
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input
-from diptych.model.image_generator import load_image_generator
-from diptych.model.image_inference import InferenceImageGenerator
-from diptych.model.inference import InferenceTransformer
+from diptych.model.inference.image_generator import InferenceImageGenerator
+from diptych.model.inference.transformer import InferenceTransformer
+from diptych.model.networks.image_generator import load_image_generator
 from diptych.model.packaged.attention import WordAttention, word_attention
 from diptych.model.packaged.directory import (
     DETECTOR,
@@ -49,7 +49,7 @@ from diptych.model.pretrained import CODEBOOK_FOLDER, load_transformer
 from diptych.model.tokenizer import CaptionTokenizer
 
 if TYPE_CHECKING:
-    from diptych.eval.clip import Clip
+    from diptych.eval.scorers.clip import Clip
     from diptych.features.detector.grid_detector import PyramidGridDetector
 
 BATCH_SIZE = 32

@@ -18,9 +18,10 @@ from torch.nn import functional
 from torch.nn.utils.parametrize import cached
 
 from diptych.features.order import batch_indices, epoch_order
-from diptych.model.discriminator import Discriminator, DiscriminatorConfig, Judgement
 from diptych.model.errors import UserError
-from diptych.model.image_generator import ImageGenerator
+from diptych.model.networks.discriminator import Discriminator, DiscriminatorConfig, Judgement
+from diptych.model.networks.image_generator import ImageGenerator
+from diptych.model.objectives.perceptual import PyramidEncoder, feature_distance, perceptual_loss, shifted
 from diptych.model.precision import autocast_context
 from diptych.model.training.loop import (
     Checkpoints,
@@ -35,7 +36,6 @@ from diptych.model.training.loop import (
     warmup_constant,
     warmup_cosine,
 )
-from diptych.model.training.perceptual import PyramidEncoder, feature_distance, perceptual_loss, shifted
 from diptych.model.training.processes import current_processes
 
 SCHEDULES = ("cosine", "constant")

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diptych.model.config import TransformerConfig, named_config
 from diptych.model.errors import UserError
+from diptych.model.networks.config import TransformerConfig, named_config
+from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.pretrained import load_transformer
 from diptych.model.tokenizer import CaptionTokenizer, build_tokenizer
-from diptych.model.transformer import UnifiedTransformer
 
 MOST_UNKNOWN = 0.01
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diptych.model.errors import UserError
+from diptych.model.image_features import PictureRows
 from diptych.model.training.processes import Processes, current_processes, threads_of_all
 from diptych.model.training.reading import ReadAhead
 from diptych.model.training.stopping import Stopping
@@ -109,19 +110,13 @@ class Checkpoints(Protocol):
         """Store a state atomically; OSError where that is not possible."""
 
 
-class TrainingShards(Protocol):
+class TrainingShards(PictureRows, Protocol):
     """The part of ``diptych.features.shards.ShardDataset`` that training reads."""
 
     keys: list[str]
 
     def __len__(self) -> int:
         """Number of images."""
-
-    def grid(self, indices: Any) -> Any:
-        """Grid features, numpy float16 ``[n, 64, D]``."""
-
-    def codes(self, indices: Any) -> Any:
-        """Codes, numpy int64 ``[n, 64]``."""
 
     def captions(self, index: int) -> list[str]:
         """The captions of one image."""

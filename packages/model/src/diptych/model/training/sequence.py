@@ -15,9 +15,10 @@ from diptych.model.decoding.caption import encode_images, next_word_of, write_ca
 from diptych.model.decoding.noise import sample_seeds
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input, caption_rows
+from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.objectives.sequence import Scorer, clip_loss, feature_loss, relaxed_painting, scst_losses
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import check_codebook
-from diptych.model.sequence_objectives import Scorer, clip_loss, feature_loss, relaxed_painting, scst_losses
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.training.data import CaptionTable, on_device, read_rows
 from diptych.model.training.loop import (
@@ -35,7 +36,6 @@ from diptych.model.training.loop import (
 from diptych.model.training.processes import current_processes
 from diptych.model.training.sequence_evaluation import SequenceEvaluation, SequenceEvaluationConfig
 from diptych.model.training.token import check_data, check_masking, paint_pieces, read_to_paint
-from diptych.model.transformer import UnifiedTransformer
 
 
 class CaptionReward(Protocol):

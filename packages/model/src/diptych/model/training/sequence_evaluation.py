@@ -13,19 +13,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from diptych.eval.clip_score import PROMPT, clip_scores
+from diptych.eval.scorers.clip_score import PROMPT, clip_scores
 from diptych.features.order import epoch_order
 from diptych.model.decoding.caption import decode_captions, encode_images
 from diptych.model.decoding.paint import paint_codes
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input, caption_rows
+from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.objectives.sequence import Scorer
 from diptych.model.precision import autocast_context
-from diptych.model.sequence_objectives import Scorer
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.training.data import CaptionTable, on_device
 from diptych.model.training.loop import TrainingShards, WatchConfig, check_at_least_one
 from diptych.model.training.stopping import Stopping
-from diptych.model.transformer import UnifiedTransformer
 
 BATCH_SIZE = 50
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from diptych.features.order import batch_indices
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input, caption_rows, painting_shows_features
-from diptych.model.objectives import (
+from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.objectives.token import (
     caption_loss,
     masked_caption_loss,
     paint_loss,
@@ -23,7 +24,6 @@ from diptych.model.precision import autocast_context
 from diptych.model.pretrained import check_codebook
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.training.data import CaptionTable, on_device, read_rows
-from diptych.model.training.evaluation import EvaluationConfig, TokenEvaluation
 from diptych.model.training.loop import (
     Checkpoints,
     LoopConfig,
@@ -36,7 +36,7 @@ from diptych.model.training.loop import (
     warmup_cosine,
 )
 from diptych.model.training.processes import current_processes
-from diptych.model.transformer import UnifiedTransformer
+from diptych.model.training.token_evaluation import EvaluationConfig, TokenEvaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,7 +304,7 @@ def train_token(
 
     Returns:
         History rows: step, learning_rate, caption_loss, paint_loss, gradient_norm; and what
-        :class:`diptych.model.training.evaluation.TokenEvaluation` measured and made.
+        :class:`diptych.model.training.token_evaluation.TokenEvaluation` measured and made.
     """
     check_codebook(model, codebook, "codebook")
     check_data(model, train, config.caption_length)

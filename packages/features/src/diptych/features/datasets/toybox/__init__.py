@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .drawing import draw
-from .grammar import GrammarConfig, describe
-from .world import CLASSES, COLORS, SCENERIES, UNSEEN, SceneConfig, compose
+from diptych.features.datasets.toybox.drawing import draw
+from diptych.features.datasets.toybox.grammar import GrammarConfig, describe
+from diptych.features.datasets.toybox.world import CLASSES, COLORS, SCENERIES, UNSEEN, SceneConfig, compose
 
 __all__ = [
     "CLASSES",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .world import COLORS, Scene
+from diptych.features.datasets.toybox.world import COLORS, Scene
 
 _SUPERSAMPLING = 4
 _INK = (52, 44, 44)

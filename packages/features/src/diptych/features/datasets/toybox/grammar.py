@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .world import VERBS, Scene, Thing
+from diptych.features.datasets.toybox.world import VERBS, Scene, Thing
 
 _PLURAL = {"fish": "fish"}
 _NUMBER = {2: "two", 3: "three"}

@@ -1,0 +1,63 @@
+"""A page that compares trainings: claims with what decides them, tables, and paintings side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diptych.eval.report.rendering import write_page
+
+Cell = tuple[str, str]
+"""A value and what stands below it, smaller."""
+
+
+@dataclass(frozen=True)
+class ComparedFigure:
+    """One comparison of a claim as text. verdict: "holds", "fails" or "undecided"."""
+
+    name: str
+    rule: str
+    ours: str
+    other: str
+    difference: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class JudgedClaim:
+    """A claim, its verdict, its comparisons, and likely reasons where it does not hold."""
+
+    text: str
+    verdict: str
+    comparisons: Sequence[ComparedFigure]
+    reasons: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class ComparisonTable:
+    """columns: with the one of the rows' names. rows: a name and a cell for each of the other columns."""
+
+    title: str
+    note: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
+
+
+@dataclass(frozen=True)
+class ClaimsPage:
+    """What the page shows; what is empty is left out. gallery: a prompt and, for each of `gallery_columns`, its name and a
+    picture as PNG or JPEG, or None."""
+
+    title: str
+    note: str
+    tables: Sequence[ComparisonTable]
+    claims: Sequence[JudgedClaim] = ()
+    gallery_note: str = ""
+    gallery_columns: Sequence[str] = ()
+    gallery: Sequence[tuple[str, Sequence[tuple[str, bytes | None]]]] = ()
+
+
+def write_claims_page(page: ClaimsPage, path: Path) -> None:
+    """Write the self-contained page to `path`, whole or not at all; all text from outside is escaped."""
+    write_page(path, "diptych.eval", "claims_page.html.j2", {}, page=page)

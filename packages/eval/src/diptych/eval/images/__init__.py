@@ -1,0 +1,1 @@
+"""Measuring pictures: `metrics.measure_images` gives the papers' figures of them."""

@@ -1,0 +1,1 @@
+"""Networks that measure: the CLIPs that score (scorer and judge) and the inspector, with their training."""

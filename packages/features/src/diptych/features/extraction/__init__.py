@@ -1,0 +1,1 @@
+"""Grid extraction: images through the detector into the feature store, by Ray actors or in this process."""

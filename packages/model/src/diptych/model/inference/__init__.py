@@ -1,0 +1,1 @@
+"""Frozen copies of networks that only decode: the same results, sooner."""

@@ -1,0 +1,576 @@
+"""The unified multimodal transformer: LXMERT's two streams with a word head and a code head (UMT 3.1).
+
+Three layouts share one set of weights:
+
+* painting is bidirectional LXMERT: both streams see each other, text padding is hidden
+  (:meth:`UnifiedTransformer.forward`, :meth:`UnifiedTransformer.paint_logits`);
+* captioning by the ``masked`` scheme is the papers': the words so far and a [MASK] at the position to predict see
+  each other both ways, and the visual stream sees them, so that every word is a new forward pass
+  (:meth:`UnifiedTransformer.masked_caption_logits`);
+* captioning by the ``prefix`` scheme: text is causal and the visual stream never sees text, so the visual states of an
+  image are computed once for all its captions and for all decoding steps
+  (:meth:`UnifiedTransformer.encode_visual_prefix`, :meth:`UnifiedTransformer.caption_states`).
+
+Letters in shape comments: n images or texts, c captions per image, t text positions, v grid cells (64), h hidden
+size, D feature size, K codes, V word pieces.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diptych.model.errors import UserError
+from diptych.model.networks.config import TransformerConfig
+
+LAYER_NORM_EPSILON = 1e-12
+
+
+def scaled_dot_product(
+    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, dropout: float, fused: bool = False
+) -> Tensor:
+    """Attend with ``queries`` ``[n, heads, q, d]`` to ``keys`` and ``values`` ``[n, heads, k, d]``.
+
+    ``bias`` is 0 where a key is visible and very low where it is hidden; it broadcasts to ``[n, heads, q, k]``. On a CPU two batched products and a softmax beat the fused kernel at our lengths (17 to 85
+    positions) in training; without gradients (``fused``), and on a GPU always, the fused kernel wins.
+    """
+    if fused or queries.device.type != "cpu":
+        mask = None if bias is None else bias.to(queries.dtype)
+        return F.scaled_dot_product_attention(queries, keys, values, mask, dropout)
+    scores = torch.matmul(queries * (1 / math.sqrt(queries.shape[-1])), keys.transpose(-1, -2))
+    if bias is not None:
+        scores += bias
+    probabilities = scores.softmax(-1)
+    if dropout:
+        probabilities = F.dropout(probabilities, dropout)
+    return torch.matmul(probabilities, values)
+
+
+def padding_bias(visible: Tensor) -> Tensor:
+    """Turn ``visible`` (bool ``[n, k]``) into an attention bias ``[n, 1, 1, k]``.
+
+    Hidden keys get a finite number, so that a row of them alone is attended to evenly, as in Hugging Face's LXMERT,
+    instead of becoming NaN; it is the lowest that every dtype with float32's exponents can hold.
+    """
+    bias = torch.zeros(visible.shape, device=visible.device)
+    return bias.masked_fill(~visible, torch.finfo(torch.bfloat16).min)[:, None, None, :]
+
+
+def causal_bias(length: int, device: torch.device) -> Tensor:
+    """Return the bias ``[length, length]`` that hides later positions."""
+    return torch.full((length, length), -math.inf, device=device).triu(1)
+
+
+class KeyValueCache:
+    """Keys and values of the words decoded so far, for one attention: ``[n, heads, length, d]`` each."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the keys and values of new positions; return those of all positions so far."""
+        if self.keys is None or self.values is None:
+            n, heads, _, d = keys.shape
+            self.keys, self.values = keys.new_empty(2, n, heads, self.capacity, d).unbind()
+        end = self.length + keys.shape[2]
+        self.keys[:, :, self.length : end] = keys
+        self.values[:, :, self.length : end] = values
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows (int64 ``[m]``)."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+class Projection(nn.Linear):
+    """Queries, keys and values from one matrix, so that a stream which needs all three pays for one product; a
+    stream that needs only some of them uses a slice of the matrix."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(hidden_size, 3 * hidden_size)
+
+    def forward(self, states: Tensor, first: int = 0, last: int = 3) -> Tensor:
+        """Project ``[..., h]`` to the parts from ``first`` to before ``last`` of (queries, keys, values):
+        ``[..., (last - first) * h]``."""
+        if (first, last) == (0, 3):
+            return super().forward(states)
+        rows = slice(first * self.in_features, last * self.in_features)
+        return F.linear(states, self.weight[rows], self.bias[rows])
+
+
+class Attention(nn.Module):
+    """Multi-head attention, output projection, dropout, residual and LayerNorm (post-norm)."""
+
+    fused = False  # see scaled_dot_product
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads = config.attention_heads
+        self.projection = Projection(config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPSILON)
+        self.dropout = config.dropout
+
+    def project(self, states: Tensor, first: int = 0, last: int = 3) -> tuple[Tensor, ...]:
+        """Project ``[n, length, h]`` to some of (queries, keys, values): a tuple of ``[n, heads, length, d]``."""
+        n, length, h = states.shape
+        projected = self.projection(states, first, last)
+        return (
+            projected.view(n, length, last - first, self.heads, h // self.heads)
+            .permute(2, 0, 3, 1, 4)
+            .unbind()
+        )
+
+    def queries(self, states: Tensor) -> Tensor:
+        return self.project(states, 0, 1)[0]
+
+    def keys_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self.project(states, 1, 3)
+        return keys, values
+
+    def attend(
+        self, states: Tensor, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        """Return LayerNorm(states + output(attention)), ``[n, length, h]``."""
+        dropout = self.dropout if self.training else 0.0
+        mixed = scaled_dot_product(queries, keys, values, bias, dropout, self.fused)
+        mixed = mixed.transpose(1, 2).reshape(states.shape)
+        return self.norm(states + F.dropout(self.output(mixed), dropout, self.training))
+
+    def forward(
+        self, states: Tensor, bias: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """Self-attention over ``[n, length, h]``, and over the cached positions before them if there is a cache."""
+        queries, keys, values = self.project(states)
+        if cache is not None:
+            keys, values = cache.append(keys, values)
+        return self.attend(states, queries, keys, values, bias)
+
+
+class FeedForward(nn.Module):
+    """Dense, GELU, dense, dropout, residual and LayerNorm (post-norm)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.inner = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.outer = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPSILON)
+        self.dropout = config.dropout
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.norm(
+            states + F.dropout(self.outer(F.gelu(self.inner(states))), self.dropout, self.training)
+        )
+
+
+class EncoderLayer(nn.Module):
+    """One layer of a single stream."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self, states: Tensor, bias: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        return self.feed_forward(self.attention(states, bias, cache))
+
+
+class CrossLayer(nn.Module):
+    """One cross-modality layer: cross-attention, with the same weights in both directions, then self-attention and
+    feed-forward network of each stream."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.cross_attention = Attention(config)
+        self.text_attention = Attention(config)
+        self.visual_attention = Attention(config)
+        self.text_feed_forward = FeedForward(config)
+        self.visual_feed_forward = FeedForward(config)
+
+    def forward(
+        self,
+        text: Tensor,
+        text_bias: Tensor | None,
+        visual: Tensor,
+        visual_projection: tuple[Tensor, ...] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Both streams see each other: text ``[n, t, h]`` and visual ``[n, v, h]`` to the same shapes.
+
+        ``visual_projection`` is ``cross_attention.project(visual)``, where the caller has it already.
+        """
+        cross = self.cross_attention
+        text_queries, text_keys, text_values = cross.project(text)
+        visual_queries, visual_keys, visual_values = visual_projection or cross.project(visual)
+        text = cross.attend(text, text_queries, visual_keys, visual_values)
+        visual = cross.attend(visual, visual_queries, text_keys, text_values, text_bias)
+        return self.text_feed_forward(self.text_attention(text, text_bias)), self.visual_alone(visual)
+
+    def visual_attentions(
+        self,
+        text: Tensor,
+        text_bias: Tensor | None,
+        visual: Tensor,
+        visual_projection: tuple[Tensor, ...] | None = None,
+    ) -> Tensor:
+        """The visual half of :meth:`forward` without its feed-forward network, for the last layer of painting:
+        nobody reads its text output, and the network is needed at a few cells only."""
+        cross = self.cross_attention
+        keys, values = cross.keys_values(text)
+        queries = visual_projection[0] if visual_projection else cross.queries(visual)
+        return self.visual_attention(cross.attend(visual, queries, keys, values, text_bias))
+
+    def text_at(
+        self,
+        text: Tensor,
+        text_bias: Tensor | None,
+        visual: Tensor,
+        positions: Tensor,
+        visual_projection: tuple[Tensor, ...] | None = None,
+    ) -> Tensor:
+        """The text half of :meth:`forward` at one position of each text (int64 ``[n]``): ``[n, h]``. It is all that
+        the last layer of ``masked`` captioning needs."""
+        cross, own = self.cross_attention, self.text_attention
+        visual_keys_values = visual_projection[1:] if visual_projection else cross.keys_values(visual)
+        text = cross.attend(text, cross.queries(text), *visual_keys_values)
+        keys, values = own.keys_values(text)
+        rows = text[torch.arange(text.shape[0], device=text.device), positions, None]
+        return self.text_feed_forward(own.attend(rows, own.queries(rows), keys, values, text_bias))[:, 0]
+
+    def visual_alone(self, visual: Tensor) -> Tensor:
+        """The visual stream of ``prefix`` captioning, which skips the cross-attention."""
+        return self.visual_feed_forward(self.visual_attention(visual))
+
+    def text_from_visual(
+        self,
+        text: Tensor,
+        text_bias: Tensor | None,
+        visual_keys_values: tuple[Tensor, Tensor],
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """The text stream of ``prefix`` captioning: text ``[n * c, t, h]``, keys and values of n images.
+
+        The captions of one image lie side by side as queries, so its keys and values exist once.
+        """
+        keys, values = visual_keys_values
+        side_by_side = text.view(keys.shape[0], -1, text.shape[-1])
+        attended = self.cross_attention.attend(
+            side_by_side, self.cross_attention.queries(side_by_side), keys, values
+        )
+        return self.text_feed_forward(self.text_attention(attended.view(text.shape), text_bias, cache))
+
+
+class TextEmbedding(nn.Module):
+    """LayerNorm(word + position + token type), then dropout."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.words = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.positions = nn.Embedding(config.text_positions, config.hidden_size)
+        self.token_types = nn.Embedding(2, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPSILON)
+        self.dropout = config.dropout
+
+    def forward(self, ids: Tensor, start: int = 0) -> Tensor:
+        """Embed ids int64 ``[n, t]`` that stand at the positions from ``start`` on: ``[n, t, h]``.
+
+        Raises:
+            UserError: the text is longer than the position table.
+        """
+        if start + ids.shape[1] > len(self.positions.weight):
+            raise UserError(
+                f"a text of {start + ids.shape[1]} tokens, but this transformer has {len(self.positions.weight)} text "
+                "positions; use a shorter caption length"
+            )
+        offsets = self.positions.weight[start : start + ids.shape[1]] + self.token_types.weight[0]
+        return F.dropout(self.norm(self.words(ids) + offsets), self.dropout, self.training)
+
+
+class VisualEmbedding(nn.Module):
+    """(LayerNorm(dense(features)) + LayerNorm(dense(boxes))) / 2, then dropout.
+
+    Grid features and codebook vectors have an arbitrary scale and a large common part, so they are standardised
+    first with fixed statistics (:meth:`UnifiedTransformer.set_codebook`); at the start these are the identity, as
+    imported checkpoints expect. A learned mask feature stands in for cells that are to be predicted.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.features = nn.Linear(config.feature_dim, config.hidden_size)
+        self.features_norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPSILON)
+        self.boxes = nn.Linear(4, config.hidden_size)
+        self.rows, self.columns = (
+            nn.Embedding(config.grid_size, config.hidden_size) if config.cell_positions else None
+            for _ in range(2)
+        )
+        self.boxes_norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPSILON)
+        # Not zero: LayerNorm of a zero vector has gradients of the order of 1e6.
+        self.mask_feature = nn.Parameter(torch.randn(config.feature_dim))
+        self.dropout = config.dropout
+        self.register_buffer("grid_boxes", grid_boxes(config.grid_size))
+        self.register_buffer("feature_mean", torch.zeros(config.feature_dim))
+        self.register_buffer("feature_scale", torch.ones(()))
+
+    def forward(self, features: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Embed features ``[n, v, D]``; cells where ``masked`` (bool ``[n, v]``) hold the mask feature."""
+        if masked is None:
+            states = self.project(features)
+        else:
+            # The masked cells hold one and the same feature: one product for all of them.
+            states = self.features_norm(self.features(self.mask_feature)).expand(*masked.shape, -1).clone()
+            states[~masked] = self.project(features[~masked])
+        positions = self.boxes(self.grid_boxes)
+        if self.rows is not None and self.columns is not None:
+            positions = positions + (self.rows.weight[:, None] + self.columns.weight).flatten(0, 1)
+        states = states + self.boxes_norm(positions)
+        return F.dropout(states / 2, self.dropout, self.training)
+
+    def project(self, features: Tensor) -> Tensor:
+        """LayerNorm(dense(features)) of ``[..., D]``, without the boxes: ``[..., h]``."""
+        return self.features_norm(self.features((features - self.feature_mean) / self.feature_scale))
+
+
+def grid_boxes(grid_size: int) -> Tensor:
+    """Return the cells' normalised boxes (x0, y0, x1, y1), float32 ``[grid_size ** 2, 4]``, row-major from the top
+    left."""
+    starts = torch.arange(grid_size) / grid_size
+    y, x = torch.meshgrid(starts, starts, indexing="ij")
+    corners = torch.stack([x, y], -1).view(-1, 2)
+    return torch.cat([corners, corners + 1 / grid_size], 1)
+
+
+class HeadTransform(nn.Sequential):
+    """Dense, GELU, LayerNorm: the first part of both heads."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(
+            nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPSILON)
+        )
+
+
+class CodeHead(nn.Module):
+    """States to logits over the codes; the three kinds are explained in :class:`TransformerConfig`."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.transform = HeadTransform(config.hidden_size)
+        width = config.hidden_size
+        self.features = (
+            nn.Identity() if config.code_head == "linear" else nn.Linear(width, config.feature_dim)
+        )
+        if config.code_head != "linear":
+            width = config.feature_dim
+        self.codes = nn.Linear(width, config.codebook_size)
+        self.tied = config.code_head == "codebook"
+        self.codes.weight.requires_grad_(not self.tied)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.codes(self.features(self.transform(states)))
+
+
+class UnifiedTransformer(nn.Module):
+    """One transformer for both directions (UMT 3.1): captions from grid features, codes from captions."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.text_embedding = TextEmbedding(config)
+        self.visual_embedding = VisualEmbedding(config)
+        self.language_layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.language_layers))
+        self.visual_layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.visual_layers))
+        self.cross_layers = nn.ModuleList(CrossLayer(config) for _ in range(config.cross_layers))
+        self.word_transform = HeadTransform(config.hidden_size)
+        self.word_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.code_head = CodeHead(config)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=config.initial_std)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    @torch.no_grad()
+    def set_codebook(self, codebook: Tensor) -> None:
+        """Take the statistics of the visual input, and the tied head's weights if any, from ``codebook`` (float
+        ``[K, D]``): the mean vector, and one scale, the root mean square of the deviations from it.
+
+        Sums are float64: in float32 they would depend on the number of threads, and a checkpoint would belong to it."""
+        embedding = self.visual_embedding
+        embedding.feature_mean.copy_(codebook.double().mean(0))
+        deviations = codebook.to(embedding.feature_mean) - embedding.feature_mean
+        embedding.feature_scale.copy_(deviations.double().square().mean().sqrt().clamp(min=1e-6))
+        if self.code_head.tied:
+            self.code_head.codes.weight.copy_(deviations / embedding.feature_scale)
+
+    # Parts that both layouts use
+
+    def encode_text(self, ids: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Run embedding and language layers on ids int64 ``[n, t]`` with ``visible`` bool ``[n, t]`` (None: all).
+
+        Returns states ``[n, t, h]`` and the attention bias of the text, the input of :meth:`paint_logits`.
+        """
+        bias = None if visible is None else padding_bias(visible)
+        text = self.text_embedding(ids)
+        for layer in self.language_layers:
+            text = layer(text, bias)
+        return text, bias
+
+    def encode_visual(self, features: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Run embedding and visual layers on features float ``[n, v, D]``, masked where bool ``[n, v]``:
+        ``[n, v, h]``.
+
+        Raises:
+            UserError: the features are of another grid or size; or, when no gradients are needed, not finite (training
+                checks its loss instead) and this is no export, whose program cannot stop.
+        """
+        config = self.config
+        if features.shape[1:] != (config.cells, config.feature_dim):
+            raise UserError(
+                f"grid features are [n, {config.cells}, {config.feature_dim}] for this transformer, these are "
+                f"{list(features.shape)}; use features of the detector and grid that it was trained with"
+            )
+        checked = not torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        if checked and not torch.isfinite(features).all():
+            rows = (~torch.isfinite(features).flatten(1).all(1)).nonzero()[:, 0].tolist()
+            raise UserError(
+                f"grid features are NaN or infinite in row {rows[0]} of the batch ({len(rows)} such rows); extract "
+                "these images again"
+            )
+        visual = self.visual_embedding(features, masked)
+        for layer in self.visual_layers:
+            visual = layer(visual)
+        return visual
+
+    def word_logits(self, states: Tensor) -> Tensor:
+        """Word head: ``[..., h]`` to float ``[..., V]``; its matrix is the word embedding."""
+        return F.linear(self.word_transform(states), self.text_embedding.words.weight, self.word_bias)
+
+    # Bidirectional layout: LXMERT, and painting
+
+    def forward(
+        self, ids: Tensor, visible: Tensor | None, features: Tensor, masked: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """LXMERT: ids int64 and ``visible`` bool (None: all) ``[n, t]``, features ``[n, v, D]`` of which cells where
+        ``masked`` (bool ``[n, v]``) hold the mask feature, to final states: text ``[n, t, h]``, visual ``[n, v, h]``."""
+        text, bias = self.encode_text(ids, visible)
+        visual = self.encode_visual(features, masked)
+        for layer in self.cross_layers:
+            text, visual = layer(text, bias, visual)
+        return text, visual
+
+    def visual_projection(self, visual: Tensor) -> tuple[Tensor, ...]:
+        """Return what the first cross-modality layer makes of ``visual`` ``[n, v, h]`` whatever the text is: queries,
+        keys and values, ``[n, heads, v, d]`` each."""
+        return self.cross_layers[0].cross_attention.project(visual)
+
+    def paint_logits(
+        self,
+        text: Tensor,
+        text_bias: Tensor | None,
+        visual: Tensor,
+        positions: Tensor,
+        visual_projection: tuple[Tensor, ...] | None = None,
+    ) -> Tensor:
+        """Return logits over the codes at chosen cells only.
+
+        Args:
+            text, text_bias: from :meth:`encode_text`; the same for all decoding steps.
+            visual: from :meth:`encode_visual`; the same with and without guidance.
+            positions: either bool ``[n, v]`` (result ``[m, K]``, m cells in row-major order) or int64 ``[n, p]``
+                (result ``[n, p, K]``).
+            visual_projection: of ``visual`` (:meth:`visual_projection`), where the caller has it already.
+        """
+        *layers, last = self.cross_layers
+        for layer in layers:
+            text, visual = layer(text, text_bias, visual, visual_projection)
+            visual_projection = None
+        states = last.visual_attentions(text, text_bias, visual, visual_projection)
+        if positions.dtype == torch.bool:
+            states = states[positions]
+        else:
+            states = states[torch.arange(states.shape[0], device=states.device)[:, None], positions]
+        return self.code_head(last.visual_feed_forward(states))
+
+    # Masked layout: captioning as in the papers
+
+    def masked_caption_logits(
+        self,
+        ids: Tensor,
+        visible: Tensor | None,
+        visual: Tensor,
+        positions: Tensor,
+        visual_projection: tuple[Tensor, ...] | None = None,
+    ) -> Tensor:
+        """Return the logits float ``[n, V]`` of one word of each caption (X-LXMERT's masked language model; UMT 4.1.1).
+
+        Args:
+            ids: int64 ``[n, t]`` with [MASK] at ``positions``.
+            visible: bool ``[n, t]``, the words that may be seen: by both streams. None: all; so a decoder that writes
+                the same position of all captions passes the ids up to it and no mask.
+            visual: from :meth:`encode_visual`, ``[n, v, h]``; without dropout the same for all words of a caption.
+            positions: int64 ``[n]``.
+            visual_projection: of ``visual`` (:meth:`visual_projection`), where the caller has it already.
+        """
+        text, bias = self.encode_text(ids, visible)
+        *layers, last = self.cross_layers
+        for layer in layers:
+            text, visual = layer(text, bias, visual, visual_projection)
+            visual_projection = None
+        return self.word_logits(last.text_at(text, bias, visual, positions, visual_projection))
+
+    # Prefix layout: captioning
+
+    def encode_visual_prefix(self, features: Tensor) -> list[Tensor]:
+        """Return the visual input ``[n, v, h]`` of each cross-modality layer when the visual stream sees no text.
+
+        The last layer's own visual part is not computed: no caption reads it.
+        """
+        states = [self.encode_visual(features)]
+        for layer in self.cross_layers[:-1]:
+            states.append(layer.visual_alone(states[-1]))
+        return states
+
+    def visual_keys_values(self, prefix: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Project a prefix to the keys and values that text reads: one pair of ``[n, heads, v, d]`` per layer."""
+        return [
+            layer.cross_attention.keys_values(states)
+            for layer, states in zip(self.cross_layers, prefix, strict=True)
+        ]
+
+    def caption_states(
+        self,
+        ids: Tensor,
+        keys_values: list[tuple[Tensor, Tensor]],
+        caches: list[KeyValueCache] | None = None,
+    ) -> Tensor:
+        """Run causal text ``ids`` int64 ``[n * c, t]``, c captions for each of n images, to states
+        ``[n * c, t, h]``; the state at a position predicts the next word.
+
+        With ``caches`` (:meth:`caption_caches`) ``ids`` is the one word that follows those already cached
+        (``[n, 1]``).
+        """
+        start = caches[0].length if caches else 0
+        bias = causal_bias(ids.shape[1], ids.device) if ids.shape[1] > 1 else None
+        layer_caches = iter(caches) if caches else None
+        text = self.text_embedding(ids, start)
+        for layer in self.language_layers:
+            text = layer(text, bias, next(layer_caches) if layer_caches else None)
+        for layer, pair in zip(self.cross_layers, keys_values, strict=True):
+            text = layer.text_from_visual(text, bias, pair, next(layer_caches) if layer_caches else None)
+        return text
+
+    def caption_caches(self, length: int) -> list[KeyValueCache]:
+        """Return empty caches for captions of up to ``length`` tokens."""
+        return [KeyValueCache(length) for _ in range(len(self.language_layers) + len(self.cross_layers))]
+
+    def caption_logits(self, ids: Tensor, prefix: list[Tensor]) -> Tensor:
+        """Teacher-forced logits ``[n, t, V]`` of the words that follow each position of ``ids`` int64 ``[n, t]``."""
+        return self.word_logits(self.caption_states(ids, self.visual_keys_values(prefix)))

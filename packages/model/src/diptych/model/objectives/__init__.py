@@ -1,0 +1,1 @@
+"""Losses: token level, sequence level, and the perceptual loss of pixels."""

@@ -1,0 +1,189 @@
+"""Losses of sequence-level training: SCST for captions (UMT 4.1.2), losses of whole pictures for painting (4.2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from diptych.eval.scorers.clip_score import PROMPT
+from diptych.model.decoding.caption import word_log_probabilities
+from diptych.model.decoding.paint import PaintText, mask_predict_counts
+from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.objectives.token import hidden_words
+from diptych.model.tokenizer import CaptionTokenizer
+
+# Words of a caption that one pass of ``masked`` attention scores: more take more memory, fewer run over the gradients of
+# all weights more often.
+WORDS_PER_PASS = 4
+
+
+class Scorer(Protocol):
+    """A CLIP (``diptych.eval.scorers.clip.Clip``)."""
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Float ``[n, 3, H, W]`` in 0..1 to unit vectors ``[n, E]``, differentiable."""
+
+    def encode_texts(self, texts: list[str]) -> Tensor:
+        """n strings to unit vectors ``[n, E]``."""
+
+
+# Captions
+
+
+def paid_words(tokenizer: CaptionTokenizer, ids: Tensor) -> Tensor:
+    """Return which of ``ids[:, 1:]`` the policy wrote, bool ``[n, t - 1]``: the words up to and including the full stop."""
+    return (ids[:, 1:] != tokenizer.pad) & (ids[:, 1:] != tokenizer.sep)
+
+
+def scst_losses(
+    model: UnifiedTransformer,
+    tokenizer: CaptionTokenizer,
+    images: list[Tensor],
+    ids: Tensor,
+    advantages: Tensor,
+    temperature: float,
+) -> Iterator[Callable[[], Tensor]]:
+    """Self-critical loss, whose gradient estimates that of UMT equation 2: the mean over sampled captions of
+    -advantage * the sum of their words' log-probabilities.
+
+    It comes in parts whose sum it is; call backward on each before the next is asked for, so that only one graph is in
+    memory. ``prefix`` attention has one part: all words of all captions in one pass. By ``masked`` attention every
+    word is a pass of its own through language and cross-modality layers, because each sees another text and shows the
+    visual stream another text: as many as the longest caption has words, no fewer (:data:`WORDS_PER_PASS` words of a
+    caption go side by side). The visual layers, which no word reaches, run once, before; their gradient is the last
+    part, whose value is 0.
+
+    Args:
+        images: visual states (:func:`diptych.model.decoding.caption.encode_images`) of n images; without gradient, the
+            visual layers stay as they are.
+        ids: int64 ``[n * c, t]``, c captions of each image side by side.
+        advantages: float ``[n * c]``, the reward minus its baseline.
+        temperature: of the policy, softmax(logits / temperature).
+    """
+    words = paid_words(tokenizer, ids)
+    targets = ids[:, 1:]
+    count = len(ids)
+
+    def part(rows: Tensor, logits: Tensor, chosen: Tensor) -> Tensor:
+        choices = word_log_probabilities(logits, tokenizer, temperature)
+        taken = choices.gather(-1, chosen[:, None])[:, 0]
+        return -(advantages[rows] * taken).sum() / count
+
+    if model.config.caption_attention == "prefix":
+
+        def all_words() -> Tensor:
+            states = model.caption_states(ids[:, :-1], model.visual_keys_values(images))
+            rows = words.nonzero()[:, 0]
+            return part(rows, model.word_logits(states[words]), targets[words])
+
+        yield all_words
+        return
+
+    (visual,) = images
+    leaf = visual.detach().requires_grad_(visual.requires_grad)
+    image_of = torch.arange(count, device=ids.device) // (count // len(visual))
+    longest = int(words.sum(1).max())
+    for first in range(0, longest, WORDS_PER_PASS):
+        rows, offsets = words[:, first : first + WORDS_PER_PASS].nonzero(as_tuple=True)
+        positions = 1 + first + offsets
+
+        def some_words(rows: Tensor = rows, positions: Tensor = positions) -> Tensor:
+            return part(rows, *hidden_words(model, tokenizer, leaf[image_of[rows]], ids[rows], positions))
+
+        yield some_words
+    gradient = leaf.grad
+    if gradient is not None:
+        yield lambda: ((visual - visual.detach()) * gradient).sum()
+
+
+# Paintings
+
+
+def relaxed_painting(
+    model: UnifiedTransformer,
+    tokenizer: CaptionTokenizer,
+    codebook: Tensor,
+    ids: Tensor,
+    steps: int,
+    guidance: float,
+    temperature: float,
+    straight_through: bool = False,
+    sample_temperature: float = 1.0,
+    recompute: bool = True,
+) -> Tensor:
+    """Paint by mask-predict-k with Gumbel-softmax codes (UMT 4.2.2): codebook vectors ``[n, cells, D]``.
+
+    Each step samples its masked cells with Gumbel noise: the soft sample
+    softmax((logits / sample_temperature + noise) / temperature) carries the gradient, its largest entry, a draw from
+    softmax(logits / sample_temperature), is the code that the next steps see. A cell's vector comes from the step
+    that last predicted it: the expected codebook vector under the soft sample, or with ``straight_through`` that of the
+    largest entry, with the soft sample's gradient. Confidence is as in :func:`diptych.model.decoding.paint.paint_codes`.
+    No gradient flows through the codes that one step shows the next.
+
+    Memory: with ``recompute`` a step keeps its inputs and is run again for its gradient, so that one step's graph is in
+    memory instead of those of all k. Uses torch's global generator.
+    """
+    n, cells, device = len(ids), model.config.cells, ids.device
+    text = PaintText(model, tokenizer, ids, guidance)
+    codes = torch.zeros(n, cells, dtype=torch.int64, device=device)
+    confidences = torch.zeros(n, cells, device=device)
+    vectors = torch.zeros(n, cells, codebook.shape[1], device=device)
+
+    def predict(features: Tensor, masked: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Codebook vectors [n, p, D] with gradient; chosen codes and their log-probabilities [n, p] without."""
+        logits = text.logits(features, masked, positions)
+        gumbel = -torch.empty_like(logits).exponential_().clamp(min=1e-20).log()
+        relaxed = ((logits / sample_temperature + gumbel) / temperature).softmax(-1)
+        chosen = relaxed.detach().argmax(-1)
+        expected = relaxed @ codebook
+        if straight_through:
+            expected = codebook[chosen] + expected - expected.detach()
+        chances = logits.detach().log_softmax(-1).gather(-1, chosen[..., None])[..., 0]
+        return expected, chosen, chances
+
+    for step, count in enumerate(mask_predict_counts(cells, steps)):
+        if step == 0:  # all cells hold the mask feature, in every image: encode one image
+            positions = torch.arange(cells, device=device).expand(n, cells)
+            features = torch.zeros(1, cells, codebook.shape[1], device=device)
+            masked = torch.ones(1, cells, dtype=torch.bool, device=device)
+        else:
+            positions = confidences.argsort(dim=1, stable=True)[:, :count].sort(1).values
+            features = codebook[codes]
+            masked = torch.zeros_like(codes, dtype=torch.bool).scatter_(1, positions, True)
+        if recompute:
+            expected, chosen, chances = checkpoint(predict, features, masked, positions, use_reentrant=False)
+        else:
+            expected, chosen, chances = predict(features, masked, positions)
+        vectors = vectors.scatter(1, positions[..., None].expand_as(expected), expected.to(vectors.dtype))
+        codes = codes.scatter(1, positions, chosen)
+        confidences = confidences.scatter(1, positions, chances)
+    return vectors
+
+
+def clip_loss(vectors: Tensor, captions: Sequence[str], generator: nn.Module, scorer: Scorer) -> Tensor:
+    """CLIP-based image loss (UMT equation 4): the mean of -max(cos(image, "A photo depicts " + caption), 0).
+
+    Args:
+        vectors: ``[n, cells, D]`` from :func:`relaxed_painting`.
+        generator: vectors to images ``[n, 3, S, S]`` in -1..1. It and the scorer should be frozen, in eval mode.
+    """
+    images = (generator(vectors) + 1) / 2
+    with torch.no_grad():
+        texts = scorer.encode_texts([PROMPT + caption for caption in captions])
+    cosines = (scorer.encode_images(images) * texts).sum(-1)
+    return -cosines.clamp(min=0).mean()
+
+
+def feature_loss(vectors: Tensor, features: Tensor, codebook: Tensor) -> Tensor:
+    """Mean squared error of painted vectors to the real picture's grid features, both ``[n, cells, D]``: what UMT 5.2
+    puts in the place of the CLIP-based loss ("w/o CLIP-based loss").
+
+    In units of the codebook's variance, so that its size does not depend on the detector's.
+    """
+    deviations = codebook - codebook.mean(0)
+    return F.mse_loss(vectors.float(), features.float()) / deviations.square().mean()

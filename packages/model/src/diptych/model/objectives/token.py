@@ -1,0 +1,124 @@
+"""Losses of token-level training (UMT 4.1.1 and 4.2.1)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diptych.model.decoding.decisions import PAPER, Decisions
+from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.tokenizer import CaptionTokenizer
+
+
+def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Mean cross-entropy of logits ``[m, C]`` and targets int64 ``[m]`` (UMT equations 1 and 3; 5.1).
+
+    The target has probability 1 - smoothing and every other class smoothing / (C - 1), as in the papers' code;
+    torch's own ``label_smoothing`` shares its mass among all C classes, hence the factor.
+    """
+    classes = logits.shape[-1]
+    return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing * classes / (classes - 1))
+
+
+def sample_mask(
+    n: int, cells: int, least: float = 0.0, all_masked: float = 0.0, decisions: Decisions = PAPER
+) -> Tensor:
+    """Draw the cells to predict, bool ``[n, cells]``: per sample a ratio uniform in (``least``, 1], rounded up to
+    whole cells, then that many cells at random (X-LXMERT 5.1, where ``least`` is 0). A share ``all_masked`` of the
+    samples has all cells masked instead. With ``decisions.shared_masks`` all samples have the same cells, their number
+    uniform from a tenth of the cells to all. Uses torch's global generator."""
+    if decisions.shared_masks:
+        count = int(torch.randint(max(1, cells // 10), cells + 1, ()))
+        return (torch.randperm(cells) < count).expand(n, cells).clone()
+    counts = ((least + (1 - least) * torch.rand(n, 1)) * cells).ceil().clamp(min=1)
+    if all_masked:
+        counts[torch.rand(n) < all_masked] = cells
+    ranks = torch.rand(n, cells).argsort(1).argsort(1)
+    return ranks < counts
+
+
+def caption_loss(
+    model: UnifiedTransformer, tokenizer: CaptionTokenizer, features: Tensor, ids: Tensor, smoothing: float
+) -> Tensor:
+    """Word-level loss (UMT equation 1) of several captions per image, which share one visual pass.
+
+    Args:
+        features: float ``[n, cells, D]`` of :func:`diptych.model.image_features.caption_input`.
+        ids: int64 ``[n, c, t]``. Every token after ``[CLS]`` up to ``[SEP]`` is a target; padding is not.
+    """
+    ids = ids.flatten(0, 1)
+    ids = ids[:, : int((ids != tokenizer.pad).sum(1).max())]
+    targets = ids[:, 1:]
+    supervised = targets != tokenizer.pad
+    keys_values = model.visual_keys_values(model.encode_visual_prefix(features))
+    states = model.caption_states(ids[:, :-1], keys_values)
+    return smoothed_cross_entropy(model.word_logits(states[supervised]), targets[supervised], smoothing)
+
+
+def sample_positions(tokenizer: CaptionTokenizer, ids: Tensor, decisions: Decisions = PAPER) -> Tensor:
+    """Draw the token of each caption that is to be predicted: int64 ``[...]`` for ids ``[..., t]``, uniform over the
+    tokens after [CLS] up to [SEP], with ``decisions.padding_is_target`` over one [PAD] more if there is one. Uses
+    torch's global generator."""
+    targets = (ids != tokenizer.pad).sum(-1) - 1
+    if decisions.padding_is_target:
+        targets = (targets + 1).clamp(max=ids.shape[-1] - 1)
+    return 1 + (torch.rand(targets.shape).to(ids.device) * targets).long()
+
+
+def masked_caption_loss(
+    model: UnifiedTransformer,
+    tokenizer: CaptionTokenizer,
+    features: Tensor,
+    ids: Tensor,
+    positions: Tensor,
+    smoothing: float,
+) -> Tensor:
+    """Word-level loss (UMT equation 1) by the ``masked`` scheme: one word of each caption is hidden and predicted from
+    the image and the words before it.
+
+    Args:
+        features: float ``[n, cells, D]`` of :func:`diptych.model.image_features.caption_input`.
+        ids: int64 ``[n, c, t]``, c captions per image; they share the visual layers that no word reaches.
+        positions: int64 ``[n, c]``, the word to predict (:func:`sample_positions`).
+    """
+    visual = model.encode_visual(features)
+    if ids.shape[1] > 1:
+        visual = visual.repeat_interleave(ids.shape[1], 0)
+    logits, targets = hidden_words(model, tokenizer, visual, ids.flatten(0, 1), positions.flatten())
+    return smoothed_cross_entropy(logits, targets, smoothing)
+
+
+def hidden_words(
+    model: UnifiedTransformer, tokenizer: CaptionTokenizer, visual: Tensor, ids: Tensor, positions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Hide one word of each of ids int64 ``[n, t]``, at ``positions`` int64 ``[n]``, and all that follow it.
+
+    Returns:
+        What ``masked`` captioning makes of the hidden word from the words before it and ``visual`` ``[n, v, h]``, logits
+        ``[n, V]``; and the word, int64 ``[n]``.
+    """
+    ids = ids[:, : int(positions.max()) + 1]
+    places = torch.arange(ids.shape[1], device=ids.device)
+    targets = ids.gather(1, positions[:, None])[:, 0]
+    hidden = ids.scatter(1, positions[:, None], tokenizer.mask)
+    return model.masked_caption_logits(hidden, places <= positions[:, None], visual, positions), targets
+
+
+def paint_loss(
+    model: UnifiedTransformer,
+    tokenizer: CaptionTokenizer,
+    codebook: Tensor,
+    codes: Tensor,
+    ids: Tensor,
+    masked: Tensor,
+    smoothing: float,
+    features: Tensor | None = None,
+) -> Tensor:
+    """Grid-level loss (UMT equation 3): codes int64 ``[n, cells]`` at ``masked`` (bool) from the other cells' codebook
+    vectors, or from their ``features`` float ``[n, cells, D]``, and the text int64 ``[n, t]``."""
+    ids = ids[:, : int((ids != tokenizer.pad).sum(1).max())]
+    text, bias = model.encode_text(ids, ids != tokenizer.pad)
+    visual = model.encode_visual(codebook[codes] if features is None else features, masked)
+    logits = model.paint_logits(text, bias, visual, masked)
+    return smoothed_cross_entropy(logits, codes[masked], smoothing)

@@ -1,0 +1,87 @@
+"""Compare sequence-level training with the token-level model that it starts from, over several seeds.
+
+`python -m pipelines.commands.compare_training_stages [--seeds 0 1 2]` is no stage: it reads what the stages up to `train_token`
+have made and the sections `train_sequence`, `generate` and `evaluate` of params.yaml, trains models/token further once
+for each seed, and measures all on the test set as `evaluate` does. With the pipeline's own seed the stage `train_sequence`
+has trained it already, if it has run. It writes metrics/compare_training_stages.json: every figure of the token-level model,
+and mean, standard deviation and gain of the sequence-level ones. Stopped, it goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import statistics
+from pathlib import Path
+
+from diptych.eval.figures import flat_values
+from diptych.model.pretrained import save_transformer
+from pipelines.evaluate import EMBEDDINGS
+from pipelines.measuring.test_set import measured_model
+from pipelines.runner import stage as stages
+from pipelines.runner.stage import Stage
+from pipelines.train_sequence import TrainSequenceParams, train
+
+NAME = "compare_training_stages"
+STAGE_S_OWN = Path("models/sequence")
+
+
+def main() -> None:
+    """Read the parameters, then train, measure, write."""
+    parser = argparse.ArgumentParser(description="Compare sequence-level with token-level training.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    seeds = parser.parse_args().seeds
+    with stages.one_line_errors(NAME):
+        stage, params = stages.read_stage("train_sequence", TrainSequenceParams)
+        stages.prepare_process(stage.threads)
+        compare(stage, params, seeds)
+
+
+def compare(stage: Stage, params: TrainSequenceParams, seeds: list[int]) -> None:
+    """Train and measure one seed after the other; what is finished is kept."""
+    folder = stage.training_folder / "comparison"
+    token = measured(folder / "token.json", Path("models/token"))
+    rows = []
+    for seed in seeds:
+        seeded = dataclasses.replace(stage, seed=seed)
+        training = dataclasses.replace(params.training, seed=seed)
+        model = folder / f"model-{seed}"
+        if seed == stage.seed and STAGE_S_OWN.is_dir():
+            model = STAGE_S_OWN
+        if not model.is_dir():
+            result, _ = train(
+                seeded, dataclasses.replace(params, training=training), stage.device, f"comparison/{seed}"
+            )
+            unfinished = folder / f"unfinished-{seed}"
+            save_transformer(unfinished, *result)
+            unfinished.replace(model)
+        rows.append(measured(folder / f"{seed}.json", model))
+    figures: dict[str, float] = {"seeds": len(seeds)}
+    print("| figure | token-level | sequence-level | gain |\n| --- | --- | --- | --- |")
+    for name, before in token.items():
+        values = [row[name] for row in rows]
+        after, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+        figures |= {f"{name}.token": before, f"{name}.sequence": after, f"{name}.sequence_std": spread}
+        if before:
+            figures[f"{name}.gain"] = after / before - 1
+            print(f"| {name} | {before:.3f} | {after:.3f} ± {spread:.3f} | {after / before - 1:+.1%} |")
+    stage.write_metrics(f"metrics/{NAME}.json", figures)
+    shutil.rmtree(EMBEDDINGS, ignore_errors=True)
+
+
+def measured(file: Path, transformer: Path) -> dict[str, float]:
+    """Figures of a model on the test set, kept in `file`. The seeds of decoding and of R-precision are the same for all."""
+    if file.is_file():
+        return json.loads(file.read_text())
+    with measured_model(transformer, file.with_suffix(".parquet")) as made:
+        metrics = flat_values(made.figures)
+    unfinished = file.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(metrics))
+    unfinished.replace(file)
+    return metrics
+
+
+if __name__ == "__main__":
+    main()

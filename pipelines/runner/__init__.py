@@ -1,0 +1,1 @@
+"""How any stage runs: parameters, threads, safe writing, processes, checks. No stage depends on it."""

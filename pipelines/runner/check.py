@@ -1,0 +1,84 @@
+"""Check all parameters before the first stage runs: `python -m pipelines.runner.check`, the first step of `make run`.
+
+Each stage checks its own section again; here a slip in the last one is found before the first has run for an hour.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from diptych.eval.captions.java import NotRun, find_java
+from pipelines.runner.params import (
+    PARAMS_FILE,
+    Machine,
+    ParameterError,
+    provided_by,
+    read_params,
+    read_section,
+)
+from pipelines.tables.item import Table1Params
+
+SHARED = ("seed", "machine")
+# of pipelines/tables/dvc.yaml, whose stages share it
+ABLATIONS = {"table1": Table1Params}
+MADE_BY_STAGES = ("models/detector", "data/features")
+
+
+def check_params(params: Mapping[str, Any], stages: list[str], path: Path = PARAMS_FILE) -> None:
+    """Raise ParameterError for the first section that is unknown, missing or wrong."""
+    for name in params:
+        if name not in (known := (*stages, *SHARED, *ABLATIONS)):
+            raise ParameterError(f"{path}: {name}: unknown section (known: {', '.join(known)})")
+    machine = read_section(Machine, "machine", params, path)
+    seed = read_section(int, "seed", params, path)
+    if seed < 0:
+        raise ParameterError(f"{path}: seed must be 0 or more, is {seed}")
+    provided = provided_by(machine, seed)
+    for stage in stages:
+        kind = get_type_hints(importlib.import_module(f"pipelines.{stage}").main)["params"]
+        read_section(kind, stage, params, path, provided)
+    for name, section in ABLATIONS.items():
+        read_section(section, name, params, path, provided)
+
+
+def check_sources(params: Mapping[str, Any]) -> None:
+    """Raise ParameterError for the first thing from others that is not there and that no stage makes: a file, a folder,
+    or Java where the parameters want it."""
+    named = [(stage, "source") for stage in ("dataset", "detector", "extract", "cluster")]
+    others = (("image_generator", "perceptual_encoder"), ("evaluate", "corenlp"), ("evaluate", "inception"))
+    for stage, key in (*named, *others):
+        source = params[stage][key]
+        if source is not None and source not in MADE_BY_STAGES and not Path(source).exists():
+            raise ParameterError(
+                f"{source}: no such file or folder; put it there or set {stage}.{key} in {PARAMS_FILE}"
+            )
+    if params["evaluate"]["java"]:
+        check_java("evaluate.java", "false")
+
+
+def check_java(key: str, otherwise: str) -> None:
+    """Raise ParameterError where Java does not start, which the parameter `key` wants and with `otherwise` would not."""
+    try:
+        find_java()
+    except NotRun as error:
+        raise ParameterError(f"{error}; or set {key} to {otherwise} in {PARAMS_FILE}") from None
+
+
+def main() -> None:
+    """Check ./params.yaml and that what others made is where it says."""
+    from ruamel.yaml import YAML
+
+    try:
+        params = read_params()
+        check_params(params, list(YAML(typ="safe").load(Path("dvc.yaml"))["stages"]))
+        check_sources(params)
+    except ParameterError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

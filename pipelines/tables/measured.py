@@ -1,0 +1,81 @@
+"""Captions and paintings of the table's pictures by one model and seed, measured as `generate` and `evaluate` do it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from diptych.eval.figures import write_figures
+from diptych.model.pretrained import load_transformer
+from pipelines.evaluate import EvaluateParams
+from pipelines.measuring.test_set import measured_model
+from pipelines.runner import stage as stages
+from pipelines.runner.stage import UNFINISHED_STORE, Stage
+from pipelines.tables.item import EMBEDDINGS, OUTPUTS, Table1Params, run
+from pipelines.tables.trainings import tasks_of
+
+
+def main(stage: Stage, table: Table1Params) -> None:
+    """Write ablations/measured/MODEL-SEED: figures.json, pictures.parquet with the values of single pictures, examples.parquet
+    with the first paintings, and parameters.txt."""
+    name, tasks = f"{stage.item['model']}-{stage.seed}", tasks_of(stage.item["model"])
+    transformer = Path(f"{OUTPUTS}/models/{name}")
+    generated = UNFINISHED_STORE / "ablations" / f"{name}.parquet"
+    with (
+        measured_model(
+            transformer,
+            generated,
+            captions=tasks != "paintings",
+            paintings=tasks != "captions",
+            pictures=table.pictures,
+            guidance=table.guidance,
+            evaluation=replace(stages.read_stage("evaluate", EvaluateParams)[1], java=table.java),
+            embeddings=EMBEDDINGS,
+            java_key="table1.java",
+        ) as measured,
+        stage.write(f"{OUTPUTS}/measured/{name}") as folder,
+    ):
+        folder.mkdir()
+        write_figures(measured.figures, folder / "figures.json")
+        write_pictures(folder / "pictures.parquet", measured.rows)
+        write_examples(folder / "examples.parquet", generated, table.examples)
+        (folder / "parameters.txt").write_text(f"{parameters(transformer)}\n", encoding="utf-8")
+
+
+def parameters(transformer: Path) -> int:
+    """Trained numbers of a model directory's transformer."""
+    model, _, _ = load_transformer(transformer)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def write_pictures(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A row per picture: `image_id`, `painted.main_object` as a number, and its part in the figures that are means over
+    pictures, by their names; null or NaN where it has none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = dict.fromkeys(name for row in rows for name in row if "." in name)
+    columns: dict[str, list[Any]] = {"image_id": [row["image_id"] for row in rows]}
+    for name in names:
+        columns[name] = [row.get(name) for row in rows]
+    right = [row.get("painted_right") for row in rows]
+    columns["painted.main_object"] = [None if value is None else float(value) for value in right]
+    schema = [(name, pa.string() if name == "image_id" else pa.float64()) for name in columns]
+    pq.write_table(pa.table(columns, pa.schema(schema)), path)
+
+
+def write_examples(path: Path, generated: Path, count: int) -> None:
+    """The first `count` painted captions: `image_id`, `prompt`, `painted` and `real` as PNG or as the dataset has it."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    columns = ["image_id", "prompt", "caption", "painted", "real"]
+    table = pq.read_table(generated, columns=columns)
+    painted = table.filter(pc.is_valid(table["prompt"]))
+    pq.write_table((painted if len(painted) else table).slice(0, count), path)
+
+
+if __name__ == "__main__":
+    run("measured", ("model", "seed"), main)
