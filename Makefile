@@ -54,9 +54,13 @@ compare-generators: $(VENV)/.complete
 compare-stages: $(VENV)/.complete
 	python -m pipelines.commands.compare_training_stages
 
-table1: $(VENV)/.complete
+# each folder of pipelines/tables with data is a table and a target
+TABLES := $(patsubst pipelines/tables/%/table.py,%,$(wildcard pipelines/tables/*/table.py))
+.PHONY: $(TABLES)
+table1:
+$(TABLES): $(VENV)/.complete
 	@python -m pipelines.runner.check
-	@python -m pipelines.tables $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS))
+	@python -m pipelines.tables $@ $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS))
 
 compare-attentions: $(VENV)/.complete
 	python -m benchmarks.attention
@@ -97,4 +101,4 @@ $(VENV)/.complete-tools: $(VENV)/.complete
 	@touch $(VENV)/.complete $@
 
 clean:
-	rm -rf $(VENV) data/{dataset,features,codebook,shards,generated,evaluation.parquet} models plots report ablations comparison metrics/stages .cache/training .cache/unfinished .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) code data/{dataset,features,codebook,shards,generated,evaluation.parquet} models plots report ablations comparison metrics/stages .cache/training .cache/unfinished .mypy_cache .pytest_cache .ruff_cache

@@ -25,8 +25,8 @@ import torch
 from ruamel.yaml import YAML
 
 from diptych.eval.captions.cider import CiderDReward
-from diptych.features.codebook import load_codebook
-from diptych.features.shards import ShardDataset
+from diptych.features.codebook.reading import load_codebook
+from diptych.features.shards.reading import ShardDataset
 from diptych.model.decoding.caption import decode_captions, encode_images
 from diptych.model.training.initial import random_transformer
 from diptych.model.training.sequence import reference_words

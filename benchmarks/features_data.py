@@ -38,14 +38,17 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.alternate import alternate, median_ratio, seconds
-from diptych.features import codebook
-from diptych.features.codebook import CODES, ClusterConfig
+from diptych.features.codebook import clustering as codebook
+from diptych.features.codebook.clustering import ClusterConfig
+from diptych.features.codebook.reading import CODES
 from diptych.features.files import sha256_of
 from diptych.features.manifest import read_manifest, write_manifest
 from diptych.features.order import batch_indices
-from diptych.features.shards import ShardDataset, ShardStream, write_shards
+from diptych.features.shards.reading import ShardDataset
+from diptych.features.shards.stream import ShardStream
+from diptych.features.shards.writing import write_shards
 from diptych.features.store import FeatureReader, feature_schema, write_part
-from pipelines.runner.stage import keep_freed_memory
+from pipelines.runner.threads import keep_freed_memory
 
 BATCH_SIZE = 64
 Epoch = Callable[[int], Iterator[Tensor]]  # seed -> float32 [n, 64, D] batch by batch

@@ -32,7 +32,7 @@ from benchmarks.reference_image_generator import ReferenceImageGenerator
 from diptych.model.importers.image_generator import import_image_generator
 from diptych.model.inference.image_generator import InferenceImageGenerator
 from diptych.model.networks.image_generator import SIZES, ImageGenerator, named_config
-from pipelines.runner.stage import keep_freed_memory
+from pipelines.runner.threads import keep_freed_memory
 
 AIM = 1.5  # of generator.inference
 

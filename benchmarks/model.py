@@ -43,8 +43,9 @@ from diptych.model.importers.names import common_names
 from diptych.model.importers.x_lxmert import GENERATE_IT_NAMES
 from diptych.model.inference import transformer as inference
 from diptych.model.inference.transformer import InferenceTransformer
+from diptych.model.networks.attention import Attention
 from diptych.model.networks.config import TransformerConfig, named_config
-from diptych.model.networks.two_streams import Attention, UnifiedTransformer
+from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.objectives.token import (
     caption_loss,
     masked_caption_loss,
@@ -54,8 +55,8 @@ from diptych.model.objectives.token import (
 )
 from diptych.model.precision import autocast_context
 from diptych.model.tokenizer import SPECIAL_TOKENS, CaptionTokenizer
-from diptych.model.training.loop import clip_at_step
-from pipelines.runner.stage import keep_freed_memory
+from diptych.model.training.optimisation import clip_at_step
+from pipelines.runner.threads import keep_freed_memory
 
 WORDS = 16  # a caption of the reference: [CLS], 16 words, [SEP]
 LENGTH = WORDS + 2

@@ -16,7 +16,7 @@ from transformers import LxmertConfig
 from transformers.models.lxmert import modeling_lxmert as lxmert
 
 from diptych.model.networks.config import TransformerConfig
-from diptych.model.networks.two_streams import grid_boxes
+from diptych.model.networks.embeddings import grid_boxes
 
 
 class CodePredictions(nn.Module):

@@ -30,9 +30,10 @@ from benchmarks.figures import record
 from benchmarks.model import LENGTH, WORDS, Sides, small
 from diptych.eval.captions.cider import CiderDReward
 from diptych.model.networks.config import named_config
-from diptych.model.training.loop import Piece, add_gradients
+from diptych.model.training.contracts import Piece
+from diptych.model.training.optimisation import add_gradients
 from diptych.model.training.sequence import SequenceTrainingConfig, scst_parts
-from pipelines.runner.stage import keep_freed_memory
+from pipelines.runner.threads import keep_freed_memory
 
 AIMS = {"scst.prefix": 9.0, "scst.masked": 2.0, "scst.activation_memory": 0.1}
 SETTINGS = SequenceTrainingConfig(

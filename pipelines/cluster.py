@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from diptych.features.codebook import ClusterConfig, build_codebook, load_cluster_sizes
+from diptych.features.codebook.clustering import ClusterConfig, build_codebook
+from diptych.features.codebook.reading import load_cluster_sizes
 from diptych.features.importers.centroids import import_centroids
 from diptych.features.manifest import read_manifest, split_rows
 from diptych.features.store import FeatureReader

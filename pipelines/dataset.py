@@ -30,7 +30,7 @@ class DatasetParams:
 
 def main(stage: Stage, params: DatasetParams) -> None:
     """Write the manifest, the same without captions (what visual stages read), and the pictures drawn."""
-    if not Path(params.source).exists():
+    if params.toybox is None and not Path(params.source).exists():
         raise UserError(f"{params.source}: no such dataset folder; put the data there or set dataset.source")
     with stage.write("data/dataset") as folder:
         (folder / "images").mkdir(parents=True)  # stays empty where the pictures are somewhere else

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diptych.features.codebook import load_codebook
+from diptych.features.codebook.reading import load_codebook
 from diptych.features.detector import load_detector
-from diptych.features.shards import ShardDataset
+from diptych.features.shards.reading import ShardDataset
 from diptych.model.networks.image_generator import ImageGenerator, named_config, save_image_generator
 from diptych.model.objectives.perceptual import ResNetEncoder
-from diptych.model.training.image_generator import (
-    ImageGeneratorTrainingConfig,
-    to_uint8,
-    train_image_generator,
-)
+from diptych.model.pixels import png, to_uint8
+from diptych.model.training.image_generator import ImageGeneratorTrainingConfig, train_image_generator
 from diptych.model.training.processes import current_processes
 from pipelines.measuring.detection import has_main_objects, main_object_shares, prepared
+from pipelines.measuring.samples import write_samples
 from pipelines.runner.params import at_least
 from pipelines.runner.processes import run, training_device
 from pipelines.runner.stage import Stage
@@ -30,7 +27,7 @@ if TYPE_CHECKING:
 
     from diptych.features.detector.grid_detector import PyramidGridDetector
     from diptych.model.objectives.perceptual import PyramidEncoder
-    from diptych.model.training.loop import Record
+    from diptych.model.training.contracts import Record
 
 SHARDS, CODEBOOK, DETECTOR = Path("data/shards"), Path("data/codebook"), Path("models/detector")
 BATCH_SIZE = 50
@@ -63,7 +60,7 @@ def main(stage: Stage, params: ImageGeneratorParams) -> None:
             save_image_generator(folder, generator)
         stage.write_history("plots/image_generator.csv", record.history)
         stage.write_history("plots/image_generator_val.csv", record.evaluations)
-        write_samples(stage, record.samples)
+        write_samples(stage, record.samples, [], sample_pictures())
         stage.write_metrics("metrics/image_generator.json", val_metrics(generator, params.val_images, device))
 
 
@@ -98,26 +95,12 @@ def perceptual_encoder(path: Path, device: str) -> PyramidEncoder:
     return load_detector(path, device) if path.is_dir() else ResNetEncoder(path)
 
 
-def write_samples(stage: Stage, samples: Sequence[Mapping[str, Any]]) -> None:
-    """plots/image_generator_samples.parquet: a row per evaluation and picture, real and painted as PNG."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pa.schema(
-        {"step": pa.int64(), "image_id": pa.string(), "real": pa.binary(), "painted": pa.binary()}
-    )
-    rows = [{**sample, **{kind: png(sample[kind]) for kind in ("real", "painted")}} for sample in samples]
-    with stage.write("plots/image_generator_samples.parquet") as path:
-        pq.write_table(pa.Table.from_pylist(rows, schema), path)
-
-
-def png(pixels: Tensor) -> bytes:
-    """uint8 [3, S, S] as a PNG file."""
-    from PIL import Image
-
-    content = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(content, "PNG")
-    return content.getvalue()
+def sample_pictures() -> dict[str, Callable[[Mapping[str, Any]], bytes]]:
+    """PNG files of a sample's pictures."""
+    return {
+        "real": lambda sample: png(sample["real"]),
+        "painted": lambda sample: png(sample["painted"]),
+    }
 
 
 def val_metrics(generator: ImageGenerator, count: int, device: str) -> dict[str, float]:
@@ -158,7 +141,7 @@ def reconstruct(generator: ImageGenerator, shards: ShardDataset, indices: list[i
     with torch.inference_mode():
         for start in range(0, len(indices), BATCH_SIZE):
             codes = torch.from_numpy(shards.codes(indices[start : start + BATCH_SIZE])).to(device)
-            parts.append(to_uint8(generator(codebook[codes])))
+            parts.append(to_uint8(generator(codebook[codes])).cpu())
     return torch.cat(parts)
 
 

@@ -17,10 +17,11 @@ from diptych.eval.scorers.inspector import (
     train_inspector,
 )
 from diptych.eval.scorers.training import PictureTrainingConfig
-from diptych.features.shards import ShardDataset
+from diptych.features.shards.reading import ShardDataset
 from pipelines.measuring.clip_training import write_clip
 from pipelines.measuring.clips import PretrainedClip
-from pipelines.runner.stage import Stage, prepare_process, run
+from pipelines.runner.stage import Stage, run
+from pipelines.runner.threads import prepare_process
 
 SHARDS = Path("data/shards")
 JUDGE_SEED = 1  # added to the seed: the judge must not be the scorer once more

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from diptych.features.codebook import load_codebook
+from diptych.features.codebook.reading import load_codebook
 from diptych.features.images import read_image
-from diptych.features.shards import ShardDataset
+from diptych.features.shards.reading import ShardDataset
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.networks.image_generator import load_image_generator
 from diptych.model.packaged.card import CardFacts, model_card

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diptych.eval.scorers.clip import ClipConfig
 from diptych.eval.scorers.clip_training import ClipTrainingConfig
-from diptych.features.shards import ShardDataset
+from diptych.features.shards.reading import ShardDataset
 from pipelines.measuring.clip_training import write_clip
 from pipelines.measuring.clips import PretrainedClip
 from pipelines.runner.stage import Stage, run

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diptych.features.manifest import read_manifest
-from diptych.features.shards import write_shards
+from diptych.features.shards.writing import write_shards
 from pipelines.runner.stage import Stage, run
 
 MANIFEST = Path("data/dataset/manifest.parquet")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 from diptych.eval.captions.cider import CiderDReward
 from diptych.features.detector import load_detector
-from diptych.features.shards import ShardDataset
+from diptych.features.shards.reading import ShardDataset
 from diptych.model.networks.image_generator import load_image_generator
+from diptych.model.pixels import unit_to_uint8
 from diptych.model.pretrained import load_transformer, save_transformer
 from diptych.model.training.processes import current_processes
 from diptych.model.training.sequence import SequenceTrainingConfig, reference_words, train_sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from diptych.model.networks.two_streams import UnifiedTransformer
     from diptych.model.tokenizer import CaptionTokenizer
-    from diptych.model.training.loop import Record
+    from diptych.model.training.contracts import Record
 
 SHARDS = Path("data/shards")
 
@@ -114,8 +115,8 @@ def inspection(val: ShardDataset, device: str) -> Callable[[Tensor, list[int]], 
 
     def inspect(pictures: Tensor, images: list[int]) -> dict[str, float]:
         samples = [val.meta(index) for index in images]
-        pixels = (pictures * 255).round().clamp(0, 255).byte()
-        return {"val_main_object": main_object_shares(detector, pixels, samples)["main_object"]}
+        shares = main_object_shares(detector, unit_to_uint8(pictures), samples)
+        return {"val_main_object": shares["main_object"]}
 
     return inspect
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from diptych.features.codebook import load_codebook
-from diptych.features.shards import ShardDataset
+from diptych.features.codebook.reading import load_codebook
+from diptych.features.shards.reading import ShardDataset
 from diptych.model.pretrained import save_transformer
 from diptych.model.training.initial import initial_transformer, random_transformer
 from diptych.model.training.processes import current_processes
 from diptych.model.training.token import TokenTrainingConfig, train_token
+from pipelines.measuring.samples import write_samples
 from pipelines.runner.processes import run, training_device
 from pipelines.runner.stage import Stage
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from diptych.model.networks.two_streams import UnifiedTransformer
     from diptych.model.tokenizer import CaptionTokenizer
-    from diptych.model.training.loop import Record
+    from diptych.model.training.contracts import Record
 
 SHARDS = Path("data/shards")
 
@@ -63,7 +64,8 @@ def main(stage: Stage, params: TrainTokenParams) -> None:
         # Apart, because a cell without a number would be drawn as zero.
         stage.write_history("plots/train_token.csv", record.history)
         stage.write_history("plots/train_token_val.csv", record.evaluations)
-        write_samples(stage, record.samples, val_shards(params))
+        contents = sample_contents(val_shards(params))
+        write_samples(stage, record.samples, ["caption", "prompt"], contents)
 
 
 def val_shards(params: TrainTokenParams) -> ShardDataset | None:
@@ -113,29 +115,19 @@ def train(
     return (model, tokenizer, codebook), record
 
 
-def write_samples(stage: Stage, samples: Sequence[Mapping[str, Any]], val: ShardDataset | None) -> None:
-    """plots/train_token_samples.parquet: a row per evaluation and picture, with its codes and the real picture."""
+def sample_contents(val: ShardDataset | None) -> dict[str, Callable[[Mapping[str, Any]], bytes]]:
+    """Bytes of a sample: its codes, and the real picture as a file. Without `val` there are no samples."""
     import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    schema = pa.schema(
-        {
-            "step": pa.int64(), "image_id": pa.string(), "caption": pa.string(), "prompt": pa.string(),
-            "codes": pa.binary(), "real": pa.binary(),
-        }
-    )  # fmt: skip
     number = {key: index for index, key in enumerate(val.keys)} if val else {}
-    rows = [
-        {
-            **sample,
-            "codes": np.array(sample["codes"], "<u2").tobytes(),
-            "real": val.image_bytes(number[sample["image_id"]]) if val else b"",
-        }
-        for sample in samples
-    ]
-    with stage.write("plots/train_token_samples.parquet") as path:
-        pq.write_table(pa.Table.from_pylist(rows, schema), path)
+
+    def codes(sample: Mapping[str, Any]) -> bytes:
+        return np.array(sample["codes"], "<u2").tobytes()
+
+    def real(sample: Mapping[str, Any]) -> bytes:
+        return val.image_bytes(number[sample["image_id"]]) if val else b""
+
+    return {"codes": codes, "real": real}
 
 
 if __name__ == "__main__":

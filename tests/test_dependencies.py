@@ -1,8 +1,9 @@
-"""Both dvc.yaml list for every stage exactly the package modules that the stage runs."""
+"""What a stage depends on: its code, by code/, is what it imports; files are those that it reads."""
 
 from __future__ import annotations
 
-import re
+import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,19 +12,22 @@ import grimp
 import pytest
 from ruamel.yaml import YAML
 
+from pipelines.runner.code import BY_SOURCE, NAMED_AS_SOURCE, Code, entries
+
 REPOSITORY = Path(__file__).resolve().parents[1]
-STAGES = YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"]
-ABLATIONS = YAML(typ="safe").load(REPOSITORY / "pipelines/tables/dvc.yaml")["stages"]
-TOYBOX = YAML(typ="safe").load(REPOSITORY / "pipelines/conf/profile/toybox.yaml")
+PIPELINES = {
+    path.relative_to(REPOSITORY).as_posix(): YAML(typ="safe").load(path)["stages"]
+    for path in (REPOSITORY / "dvc.yaml", *sorted((REPOSITORY / "pipelines").rglob("dvc.yaml")))
+}
+STAGES = PIPELINES["dvc.yaml"]
+TABLE1 = PIPELINES.get("pipelines/tables/table1/dvc.yaml", {})
 PACKAGES = {
     f"diptych.{name}": REPOSITORY / f"packages/{name}/src/diptych/{name}"
     for name in ("features", "eval", "model")
 }
-# The runner reads parameters and catches errors for all stages; dvc.yaml leaves it out on purpose.
-RUNNER = {
-    "pipelines.runner.stage", "pipelines.runner.params", "pipelines.runner.profile", "pipelines", "pipelines.tables.item",
-    "pipelines.tables",
-}  # fmt: skip
+# sizes of networks by name, which parameters choose: dvc.yaml names the chosen one
+CONFIGS = "packages/model/src/diptych/model/networks/configs/"
+ENTRIES = sorted(set(entries().values()))
 
 
 @pytest.fixture(scope="module")
@@ -32,21 +36,14 @@ def graph() -> grimp.ImportGraph:
     return grimp.build_graph("pipelines", *PACKAGES, exclude_type_checking_imports=True, cache_dir=None)
 
 
-def file_of(module: str) -> Path:
-    """The source file of one of our modules."""
-    for package, folder in {**PACKAGES, "pipelines": REPOSITORY / "pipelines"}.items():
-        if module == package or module.startswith(package + "."):
-            path = folder.joinpath(*module[len(package) :].strip(".").split("."))
-            return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    raise AssertionError(f"{module} is none of our modules")
-
-
 def modules_run_by(module: str, graph: grimp.ImportGraph) -> set[str]:
-    """All modules that `import module` runs, also the packages that contain them."""
+    """All modules that `import module` runs, also the packages that contain them, but for those that do not count."""
     found, open_modules = set(), {module}
     while open_modules:
         current = open_modules.pop()
-        if current in found or current in RUNNER or current not in graph.modules:
+        runner = current.startswith("pipelines.runner.") and current != "pipelines.runner.processes"
+        by_source = module not in BY_SOURCE and f"{current}.".startswith(f"{BY_SOURCE[0]}.")
+        if current in found or runner or by_source or current not in graph.modules:
             continue
         found.add(current)
         parent = current.rpartition(".")[0]
@@ -54,42 +51,153 @@ def modules_run_by(module: str, graph: grimp.ImportGraph) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_dependencies_are_the_modules_a_stage_runs(stage: str, graph: grimp.ImportGraph) -> None:
-    assert STAGES[stage]["cmd"] == f"python -m pipelines.{stage}"
-    check_dependencies(stage, STAGES[stage], f"pipelines.{stage}", graph)
+def says_more(module: str) -> bool:
+    """Whether one of our modules has more than a docstring; folders that are no packages have nothing."""
+    package = next(name for name in ("pipelines", *PACKAGES) if f"{module}.".startswith(f"{name}."))
+    folder = PACKAGES.get(package, REPOSITORY / "pipelines")
+    path = folder.joinpath(*module.removeprefix(package).strip(".").split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    statements = ast.parse(file.read_text()).body if file.exists() else []
+    return any(not isinstance(getattr(each, "value", None), ast.Constant) for each in statements)
 
 
-@pytest.mark.parametrize("stage", ABLATIONS)
-def test_dependencies_are_the_modules_an_ablation_runs(stage: str, graph: grimp.ImportGraph) -> None:
-    entry = ABLATIONS[stage]
-    keys = " ".join(f"${{item.{key}}}" for key in entry.get("matrix", ()))
-    assert entry["cmd"] == f"python -m pipelines.tables.{stage} {keys}".strip()
-    check_dependencies(stage, entry, f"pipelines.tables.{stage}", graph)
+@pytest.fixture(scope="module")
+def code() -> Code:
+    return Code(REPOSITORY)
 
 
-def check_dependencies(stage: str, entry: dict, module: str, graph: grimp.ImportGraph) -> None:
-    """The stage lists the modules that `module` runs, and no others."""
-    needed = {file_of(name) for name in modules_run_by(module, graph)}
-    needed = {path for path in needed if path.exists() and path.stat().st_size}  # no or empty __init__.py
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_the_code_of_an_entry_is_what_it_imports(entry: str, graph: grimp.ImportGraph, code: Code) -> None:
+    """Compared with another reader of imports."""
+    digests = code.of(entry, () if entry in BY_SOURCE else BY_SOURCE)
+    found = {name for name in digests if "/" not in name}
+    assert sorted(found) == sorted(name for name in modules_run_by(entry, graph) if says_more(name))
 
-    listed: set[Path] = set()
-    for dep in entry["deps"]:
-        if dep.startswith("ablations/"):
-            continue
-        dep = re.sub(r"\$\{(\w+)\.(\w+)\}", lambda key: TOYBOX[key[1]][key[2]], dep)
-        if not dep.startswith(("packages/", "pipelines/")):
-            continue
-        path = REPOSITORY / dep
-        assert path.exists(), f"{stage} depends on {dep}, which does not exist"
-        listed |= set(path.rglob("*.py")) if path.is_dir() else {path}
-    listed = {path for path in listed if path.suffix == ".py" and path.stat().st_size}
 
-    def names(paths: set[Path]) -> list[str]:
-        return sorted(str(path.relative_to(REPOSITORY)) for path in paths)
+@pytest.mark.parametrize(("file", "stage"), [(file, stage) for file in PIPELINES for stage in PIPELINES[file]])
+def test_a_stage_depends_on_its_own_code_in_one_line(file: str, stage: str) -> None:
+    entry = PIPELINES[file][stage]
+    if stage == "code":
+        assert entry["cmd"] == "python -m pipelines.code"
+        return
+    module = entry["cmd"].split()[2]
+    if file == "dvc.yaml":
+        assert entry["cmd"] == f"python -m pipelines.{stage}"
+    own = [dep for dep in entry["deps"] if dep.startswith("code/")]
+    assert own[0] == f"code/{'/'.join(module.split('.')[1:])}.json"
+    assert all(dep in entries() for dep in own)
+    sources = [dep for dep in entry["deps"] if dep.startswith(("packages/", "pipelines/"))]
+    assert all(dep.startswith(CONFIGS) for dep in sources), "code is a dependency by code/"
 
-    assert names(needed - listed) == [], f"dvc.yaml: {stage} runs these, but does not list them"
-    assert names(listed - needed) == [], f"dvc.yaml: {stage} lists these, but does not run them"
+
+def test_the_code_stage_reads_all_code() -> None:
+    assert set(STAGES["code"]["deps"]) == {
+        "pipelines", *(str(folder.parents[1].relative_to(REPOSITORY)) for folder in PACKAGES.values())
+    }  # fmt: skip
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A repository of four modules and a data file."""
+    package = tmp_path / "packages/model/src/diptych/model"
+    package.mkdir(parents=True)
+    (tmp_path / "pipelines/runner").mkdir(parents=True)
+    files = {
+        "pipelines/__init__.py": '"""Stages."""\n',
+        "pipelines/one.py": "from diptych.model import a\nfrom pipelines.runner import stage\n\nprint(a.f(1))\n",
+        "pipelines/two.py": "def g():\n    from diptych.model.b import X\n    return X\n",
+        "pipelines/runner/__init__.py": "",
+        "pipelines/runner/stage.py": "RUN = 1\n",
+        "packages/model/src/diptych/model/__init__.py": "",
+        "packages/model/src/diptych/model/words.json": "{}",
+        "packages/model/src/diptych/model/a.py": (
+            '"""A."""\nfrom typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    from diptych.model.b import X\n\n\n'
+            'def f(x: int) -> "X":\n    """F."""\n    return x + 1\n'
+        ),
+        "packages/model/src/diptych/model/b.py": "X = 1.0\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def changed(root: Path, name: str, text: str) -> list[str]:
+    """Which of the two entries another content of a file changes; the file is put back."""
+    path, modules = root / name, ("pipelines.one", "pipelines.two")
+    before = {module: Code(root).of(module) for module in modules}
+    old = path.read_text()
+    path.write_text(text)
+    after = {module: Code(root).of(module) for module in modules}
+    path.write_text(old)
+    return [module.rpartition(".")[2] for module in modules if before[module] != after[module]]
+
+
+A, B = "packages/model/src/diptych/model/a.py", "packages/model/src/diptych/model/b.py"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# why\nfrom typing import TYPE_CHECKING\ndef f(x: int) -> 'X':\n  return (\n    x\n    + 1\n  )  # more\n",
+        '"""B."""\nfrom typing import TYPE_CHECKING\n\n\ndef f(x: int,) -> "X":\n    """G.\n\n    H."""\n    return x + 1\n',
+    ],
+)
+def test_comments_docstrings_and_layout_do_not_count(small: Path, text: str) -> None:
+    assert changed(small, A, text) == []
+
+
+def test_a_change_counts_for_those_that_run_it(small: Path) -> None:
+    assert changed(small, A, (small / A).read_text().replace("+ 1", "+ 2")) == ["one"]
+    assert changed(small, A, (small / A).read_text().replace("int", "float")) == ["one"], "dataclasses read annotations"
+    assert changed(small, A, (small / A).read_text().replace("+ 1", '+ len("docstring")')) == ["one"]
+    assert changed(small, B, "X = 1\n") == ["two"], "for the one that imports it inside a function"
+    assert changed(small, B, "X = 1.0\n'text'\n") == ["two"], "no docstring: it comes second"
+    assert changed(small, "packages/model/src/diptych/model/words.json", "[]") == ["one", "two"]
+    assert changed(small, "pipelines/runner/stage.py", "RUN = 2\n") == []
+
+
+def test_data_of_packages_counts_or_is_named(code: Code) -> None:
+    """Files in folders below a package, which are no packages, are none of its code: no stage may read such a file that
+    its pipeline does not name."""
+    run = {name for entry in ENTRIES for name in code.of(entry) if "/" not in name}
+    folders = {
+        path.parent
+        for folder in (REPOSITORY / "pipelines", *PACKAGES.values())
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc") and not (path.parent / "__init__.py").exists()
+    }
+    read = set()
+    for folder in folders:
+        owner = next(above for above in folder.parents if (above / "__init__.py").exists())
+        parts = owner.parts[owner.parts.index("diptych" if "diptych" in owner.parts else "pipelines") :]
+        if any(f"{name}.".startswith(f"{'.'.join(parts)}.") for name in run):
+            read.add(folder.relative_to(REPOSITORY).as_posix())
+    # the demo's and the study's pages are read by no stage; tables' and profiles' YAML files are DVC's
+    assert read <= {CONFIGS.rstrip("/"), "pipelines/conf", "pipelines/conf/profile", "pipelines/tables/table1"}
+
+
+def test_sources_of_data_that_are_code() -> None:
+    """Toybox and the training of its detector are sources as COCO's folder and a checkpoint are: of those who name them."""
+    assert set(NAMED_AS_SOURCE) == {"code/sources/toybox.json", "code/sources/detector.json"}
+    dataset = Code(REPOSITORY).of("pipelines.dataset", BY_SOURCE)
+    assert not any("toybox" in name for name in dataset) and "diptych.features.datasets.coco" in dataset
+    drawn = Code(REPOSITORY).of(NAMED_AS_SOURCE["code/sources/toybox.json"])
+    assert "diptych.features.datasets.toybox.drawing" in drawn
+
+
+def test_digests_do_not_depend_on_the_python() -> None:
+    """A team shares what it has made across versions; compared with the others that this machine has."""
+    found = [shutil.which(f"python3.{minor}") for minor in (11, 12, 13, 14)]
+    pythons = [python for python in found if python and "shims" not in python]
+    pythons += [str(path) for path in (Path.home() / ".pyenv/versions").glob("3.1[1-9].*/bin/python")]
+    others = {path for python in pythons if (path := Path(python).resolve()) != Path(sys.executable).resolve()}
+    if not others:
+        pytest.skip("no other Python from 3.11 on is here")
+    script = "import sys; sys.path.insert(0, '.'); from pipelines.runner.code import Code; print(Code().of('pipelines.report'))"
+    expected = Code(REPOSITORY).of("pipelines.report")
+    for python in sorted(others):
+        done = subprocess.run([python, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert done.stdout.strip() == repr(expected), f"{python}: {done.stderr[-2000:]}"
 
 
 @pytest.mark.parametrize(
@@ -103,22 +211,23 @@ def check_dependencies(stage: str, entry: dict, module: str, graph: grimp.Import
         ("sampler", ["generate", "evaluate"], {"data/generated"}),
     ],
 )
-def test_an_ablation_lists_the_files_that_its_stages_read(
+def test_an_item_of_table1_lists_the_files_that_its_stages_read(
     item: str, stages: list[str], own: set[str]
 ) -> None:
-    """What is no module: data, models and the sizes of networks, but those that the item has made itself or does not read."""
-    files = {dep for stage in stages for dep in STAGES[stage]["deps"] if not dep.endswith(".py")}
+    """What is no code: data, models and the sizes of networks, but those that the item has made itself or does not read."""
+    files = {dep for stage in stages for dep in STAGES[stage]["deps"] if not dep.startswith("code/")}
     assert own <= files
-    assert files - own <= set(ABLATIONS[item]["deps"])
+    assert files - own <= set(TABLE1[item]["deps"])
     params = {param for stage in stages for param in STAGES[stage]["params"]}
-    assert params - {"seed"} <= set(ABLATIONS[item]["params"])
+    assert params - {"seed"} <= {param for param in TABLE1[item]["params"] if isinstance(param, str)}
 
 
 def test_no_output_persists() -> None:
     """DVC accepts old content of a persisting output as new (docs: side stores replace it)."""
-    for stage, entry in [*STAGES.items(), *ABLATIONS.items()]:
-        for out in [*entry.get("outs", []), *entry.get("metrics", []), *entry.get("plots", [])]:
-            assert not (isinstance(out, dict) and any(o.get("persist") for o in out.values())), stage
+    for stages in PIPELINES.values():
+        for stage, entry in stages.items():
+            for out in [*entry.get("outs", []), *entry.get("metrics", []), *entry.get("plots", [])]:
+                assert not (isinstance(out, dict) and any(o.get("persist") for o in out.values())), stage
 
 
 def test_a_forward_pass_needs_no_heavy_library() -> None:

@@ -33,6 +33,7 @@ THEIRS = {"image_generator/src/trainer.py"}  # what X-LXMERT's repository lacks
 OURS = ("diptych", "diptych-eval", "diptych-study")
 SHELL_TOOLS = {
     "apt-get",
+    "cat",
     "cd",
     "chgrp",
     "chmod",
@@ -92,6 +93,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     relative = [target for target in targets if "://" not in target]
     assert [target for target in relative if not (page.parent / target).exists()] == []
+
+
+def test_the_index_has_every_page_once() -> None:
+    text = (REPOSITORY / "docs/README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^- \[[\w-]+\.md\]\(([\w-]+\.md)\): ", text, re.MULTILINE)
+    pages = [page.name for page in PAGES if page.parent.name == "docs" and page.name != "README.md"]
+    assert sorted(listed) == sorted(pages)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -18,8 +18,33 @@ from pathlib import Path
 import pytest
 from pipeline_clone import REPOSITORY, Clone, make_clone
 
-from pipelines.commands import doctor, team_cache
-from pipelines.commands.doctor import Finding
+from pipelines.commands import team_cache
+from pipelines.commands.doctor.clone import check_git, check_leftovers, check_locks, check_params
+from pipelines.commands.doctor.finding import Finding, guarded, ok
+from pipelines.commands.doctor.installation import (
+    _required,
+    check_packages,
+    check_python,
+    check_ray,
+    check_torch,
+)
+from pipelines.commands.doctor.machine import (
+    check_encoding,
+    check_gpu,
+    check_java,
+    check_memory,
+    check_processor,
+    cpu_quota,
+    memory,
+)
+from pipelines.commands.doctor.storage import (
+    check_links,
+    check_remote,
+    check_shared_folder,
+    check_space,
+    image_count,
+    space_needed,
+)
 
 
 @pytest.fixture
@@ -65,10 +90,10 @@ def expect(finding: Finding, level: str, *words: str) -> None:
 
 
 def test_python() -> None:
-    expect(doctor.check_python(), "ok")
-    expect(doctor.check_python((3, 9, 2)), "problem", "3.9.2", "3.11", "make run PYTHON=")
+    expect(check_python(), "ok")
+    expect(check_python((3, 9, 2)), "problem", "3.9.2", "3.11", "make run PYTHON=")
     expect(
-        doctor.check_python(on_path="/usr/bin/python"),
+        check_python(on_path="/usr/bin/python"),
         "note",
         "/usr/bin/python",
         f"PATH={Path(sys.executable).parent}",
@@ -93,15 +118,15 @@ def test_packages(tmp_path: Path) -> None:
             raise importlib.metadata.PackageNotFoundError(name)
         return versions[name]
 
-    expect(doctor.check_packages(tmp_path, version_of), "ok")  # pytest is no part of a run
+    expect(check_packages(tmp_path, version_of), "ok")  # pytest is no part of a run
     versions["torch"] = "2.13.0"
-    expect(doctor.check_packages(tmp_path, version_of), "note", "torch 2.13.0 instead of 2.12.1", "make run")
+    expect(check_packages(tmp_path, version_of), "note", "torch 2.13.0 instead of 2.12.1", "make run")
     del versions["dvc"], versions["uvicorn"]
-    expect(doctor.check_packages(tmp_path, version_of), "problem", "missing: dvc, uvicorn", "make run")
+    expect(check_packages(tmp_path, version_of), "problem", "missing: dvc, uvicorn", "make run")
 
 
 def test_packages_of_this_repository_are_found() -> None:
-    required = doctor._required(REPOSITORY)
+    required = _required(REPOSITORY)
     assert {"torch", "ray", "faiss-cpu", "uvicorn", "dvc", "psutil", "pyarrow"} <= required
     assert not any(name.startswith("diptych") or not name for name in required)
 
@@ -113,73 +138,73 @@ def test_torch_and_torchvision_that_do_not_match(tmp_path: Path) -> None:
         "import torch\ntorch.library.register_fake('torchvision::nms')(lambda *a: None)\n__version__ = '0'\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", "from pipelines.commands.doctor import check_torch as c; f = c(); print(f.level, f.text)"],
+        [sys.executable, "-c", "from pipelines.commands.doctor.installation import check_torch as c; f = c(); print(f.level, f.text)"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path, str(REPOSITORY)])},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.startswith("problem") and "operator torchvision::nms does not exist" in done.stdout
     assert "pip install" in done.stdout
-    expect(doctor.check_torch(), "ok")
+    expect(check_torch(), "ok")
 
 
 def test_processor(tmp_path: Path) -> None:
-    expect(doctor.check_processor("auto", 8, None), "ok", "8 cores, 8 threads")
-    expect(doctor.check_processor("auto", 8, 1.5), "note", "machine.threads to 1")
-    expect(doctor.check_processor(16, 8, None), "note", "machine.threads is 16", "auto")
+    expect(check_processor("auto", 8, None), "ok", "8 cores, 8 threads")
+    expect(check_processor("auto", 8, 1.5), "note", "machine.threads to 1")
+    expect(check_processor(16, 8, None), "note", "machine.threads is 16", "auto")
     (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert doctor.cpu_quota(tmp_path / "cpu.max") == 1.5
+    assert cpu_quota(tmp_path / "cpu.max") == 1.5
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert doctor.cpu_quota(tmp_path / "cpu.max") is doctor.cpu_quota(tmp_path / "none") is None
+    assert cpu_quota(tmp_path / "cpu.max") is cpu_quota(tmp_path / "none") is None
 
 
 def test_memory(tmp_path: Path) -> None:
-    expect(doctor.check_memory("toybox", 16, 12), "ok", "12.0 of 16.0 GiB free")
-    expect(doctor.check_memory("toybox", 16, 1), "note", "needs 3.1", "close other programs")
-    expect(doctor.check_memory("toybox", 2.5, 2), "problem", "needs 3.1", "smoke")
-    expect(doctor.check_memory("mine", 1, 1), "ok")
+    expect(check_memory("toybox", 16, 12), "ok", "12.0 of 16.0 GiB free")
+    expect(check_memory("toybox", 16, 1), "note", "needs 3.1", "close other programs")
+    expect(check_memory("toybox", 2.5, 2), "problem", "needs 3.1", "smoke")
+    expect(check_memory("mine", 1, 1), "ok")
     (tmp_path / "memory.max").write_text(str(2**30))
     (tmp_path / "memory.current").write_text(str(2**29))
     (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {2**28}\nactive_file 2\n")
-    assert doctor.memory(tmp_path) == (1.0, 0.75), "files read before are no used memory"
+    assert memory(tmp_path) == (1.0, 0.75), "files read before are no used memory"
     (tmp_path / "memory.max").write_text("max\n")
-    assert doctor.memory(tmp_path)[0] > 1.0
+    assert memory(tmp_path)[0] > 1.0
 
 
 def test_gpu() -> None:
-    expect(doctor.check_gpu("auto", [], None, None), "ok", "none")
-    expect(doctor.check_gpu("auto", ["H200"] * 2, "13.0", "580.1"), "ok", "2 x H200", "580.1", "13.0")
-    expect(doctor.check_gpu("cuda:1", [], "13.0", None), "problem", "machine.device is cuda:1", "auto")
-    expect(doctor.check_gpu("auto", [], None, "580.1"), "note", "build without CUDA")
-    expect(doctor.check_gpu("auto", [], "13.0", "470.2"), "note", "470.2", "CUDA_VISIBLE_DEVICES", "older")
-    expect(doctor.check_gpu("cuda", [], "13.0", "470.2"), "problem", "470.2")
+    expect(check_gpu("auto", [], None, None), "ok", "none")
+    expect(check_gpu("auto", ["H200"] * 2, "13.0", "580.1"), "ok", "2 x H200", "580.1", "13.0")
+    expect(check_gpu("cuda:1", [], "13.0", None), "problem", "machine.device is cuda:1", "auto")
+    expect(check_gpu("auto", [], None, "580.1"), "note", "build without CUDA")
+    expect(check_gpu("auto", [], "13.0", "470.2"), "note", "470.2", "CUDA_VISIBLE_DEVICES", "older")
+    expect(check_gpu("cuda", [], "13.0", "470.2"), "problem", "470.2")
 
 
 def test_ray_that_does_not_start(tmp_path: Path) -> None:
-    expect(doctor.check_ray(workers=0), "ok", "not used")
+    expect(check_ray(workers=0), "ok", "not used")
     pid_file = tmp_path / "pid"
     program = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    expect(doctor.check_ray(program=program, seconds=2), "problem", "within 2 s", "machine.workers to 0")
+    expect(check_ray(program=program, seconds=2), "problem", "within 2 s", "machine.workers to 0")
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), 0)
     program = "raise SystemExit('first line\\nConnectionError: no route to host')"
-    expect(doctor.check_ray(address="head:6379", program=program), "problem", "head:6379", "no route to host")
+    expect(check_ray(address="head:6379", program=program), "problem", "head:6379", "no route to host")
 
 
 def test_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expect(
-        doctor.check_java("java-that-is-not-there"), "note", "missing", "apt-get install default-jre-headless"
+        check_java("java-that-is-not-there"), "note", "missing", "apt-get install default-jre-headless"
     )
     broken = tmp_path / "java"
     broken.write_text("#!/bin/sh\necho 'libjvm.so: cannot open shared object file' >&2; exit 127\n")
     broken.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    expect(doctor.check_java(), "note", str(broken), "libjvm.so", "apt-get install")
+    expect(check_java(), "note", str(broken), "libjvm.so", "apt-get install")
 
 
 def test_encoding() -> None:
-    assert doctor.check_encoding("utf-8") == doctor.check_encoding("UTF8") == doctor.ok("UTF-8")
+    assert check_encoding("utf-8") == check_encoding("UTF8") == ok("UTF-8")
     done = subprocess.run(
-        [sys.executable, "-c", "from pipelines.commands.doctor import check_encoding; print(check_encoding())"],
+        [sys.executable, "-c", "from pipelines.commands.doctor.machine import check_encoding; print(check_encoding())"],
         env={"PYTHONPATH": str(REPOSITORY), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
@@ -190,24 +215,24 @@ def test_encoding() -> None:
 
 
 def test_git(tmp_path: Path, clone: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
-    expect(doctor.check_git(clone.folder), "ok")
-    expect(doctor.check_git(tmp_path), "problem", "not a git repository", "git clone")
+    expect(check_git(clone.folder), "ok")
+    expect(check_git(tmp_path), "problem", "not a git repository", "git clone")
     (clone.folder / ".dvc/config").unlink()
-    expect(doctor.check_git(clone.folder), "problem", ".dvc/config is missing", "git checkout .dvc")
+    expect(check_git(clone.folder), "problem", ".dvc/config is missing", "git checkout .dvc")
     monkeypatch.setenv("PATH", str(tmp_path))
-    expect(doctor.check_git(clone.folder), "problem", "apt-get install git")
+    expect(check_git(clone.folder), "problem", "apt-get install git")
 
 
 def test_parameters(clone: Clone) -> None:
-    expect(doctor.check_params(clone.folder), "ok", "smoke")
+    expect(check_params(clone.folder), "ok", "smoke")
     params = clone.folder / "params.yaml"
     right = params.read_text()
     params.write_text(right.replace("  part_size:", "  part_sice:"))
-    expect(doctor.check_params(clone.folder), "problem", "params.yaml", "part_sice")
-    params.write_text(right.replace("source: packages/", "source: nowhere/"))
-    expect(doctor.check_params(clone.folder), "problem", "nowhere/", "dataset.source")
+    expect(check_params(clone.folder), "problem", "params.yaml", "part_sice")
+    params.write_text(right.replace("source: code/sources/toybox.json", "source: nowhere/"))
+    expect(check_params(clone.folder), "problem", "nowhere/", "dataset.source")
     params.write_text("a: [")
-    expect(doctor.check_params(clone.folder), "problem", "params.yaml", "not valid YAML")
+    expect(check_params(clone.folder), "problem", "params.yaml", "not valid YAML")
 
 
 def test_links(tmp_path: Path) -> None:
@@ -216,14 +241,14 @@ def test_links(tmp_path: Path) -> None:
     works = team_cache.working_links(cache, clone)
     assert "symlink" in works and "hardlink" in works, "on the file system of the tests"
     assert list(clone.iterdir()) == list(cache.iterdir()) == [], "what was tried is gone"
-    expect(doctor.check_links(clone, cache, team_cache.best_cache_types(works)), "ok")
+    expect(check_links(clone, cache, team_cache.best_cache_types(works)), "ok")
     if "reflink" not in works:
         expect(
-            doctor.check_links(clone, cache, ["reflink", "hardlink", "copy"]),
+            check_links(clone, cache, ["reflink", "hardlink", "copy"]),
             "note", "on disk twice", "dvc config --local cache.type hardlink,symlink && dvc checkout --relink",
         )  # fmt: skip
         expect(
-            doctor.check_links(clone, cache, ["reflink"]),
+            check_links(clone, cache, ["reflink"]),
             "problem",
             "cache.type is reflink",
             "hardlink,symlink",
@@ -237,8 +262,8 @@ def test_links_to_another_file_system(tmp_path: Path) -> None:
     cache = Path(tempfile.mkdtemp(dir=memory))
     try:
         assert team_cache.working_links(cache, tmp_path) == ["symlink"]
-        expect(doctor.check_links(tmp_path, cache, ["hardlink"]), "problem", "cache.type symlink")
-        expect(doctor.check_links(tmp_path, cache, ["symlink"]), "ok")
+        expect(check_links(tmp_path, cache, ["hardlink"]), "problem", "cache.type symlink")
+        expect(check_links(tmp_path, cache, ["symlink"]), "ok")
     finally:
         cache.rmdir()
 
@@ -256,9 +281,9 @@ def test_links_to_another_users_file(open_folder: Path) -> None:
     works = team_cache.working_links(cache, clone)
     if "reflink" in works:
         pytest.skip("reflinks are allowed for other users' files")
-    expect(as_ordinary_user(lambda: doctor.check_links(clone, cache, ["hardlink", "symlink"])), "ok", "root")
+    expect(as_ordinary_user(lambda: check_links(clone, cache, ["hardlink", "symlink"])), "ok", "root")
     expect(
-        as_ordinary_user(lambda: doctor.check_links(clone, cache, ["hardlink", "copy"])),
+        as_ordinary_user(lambda: check_links(clone, cache, ["hardlink", "copy"])),
         "note", "files of root are refused", "hardlink,symlink",
     )  # fmt: skip
     assert list(clone.iterdir()) == []
@@ -268,10 +293,10 @@ def test_a_folder_that_is_not_writable(open_folder: Path) -> None:
     closed = open_folder / "closed"
     closed.mkdir(mode=0o555)
     expect(
-        as_ordinary_user(lambda: doctor.check_shared_folder(closed, False)), "problem", "not writable for you"
+        as_ordinary_user(lambda: check_shared_folder(closed, False)), "problem", "not writable for you"
     )
     expect(
-        as_ordinary_user(lambda: doctor.check_shared_folder(closed / "later", False)),
+        as_ordinary_user(lambda: check_shared_folder(closed / "later", False)),
         "problem", "not writable for you", str(closed),
     )  # fmt: skip
     wide = open_folder / "wide"
@@ -279,44 +304,44 @@ def test_a_folder_that_is_not_writable(open_folder: Path) -> None:
     wide.chmod(0o2777)
     (wide / "key").chmod(0o755 if os.geteuid() == 0 else 0o555)
     expect(
-        as_ordinary_user(lambda: doctor.check_shared_folder(wide, True)),
+        as_ordinary_user(lambda: check_shared_folder(wide, True)),
         "problem", "1 folders", "closed to you", "such as key", "make team-cache",
     )  # fmt: skip
 
 
 def test_a_shared_folder_that_others_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = tmp_path / "store"
-    expect(doctor.check_shared_folder(store, False), "ok", "of this clone only")
+    expect(check_shared_folder(store, False), "ok", "of this clone only")
     link = tmp_path / "link"
     link.symlink_to(store)
-    expect(doctor.check_shared_folder(link, True), "problem", f"{store} does not exist", "mounted")
+    expect(check_shared_folder(link, True), "problem", f"{store} does not exist", "mounted")
     store.mkdir(mode=0o755)
-    expect(doctor.check_shared_folder(link, True), "note", "not open to its group", "make team-cache")
+    expect(check_shared_folder(link, True), "note", "not open to its group", "make team-cache")
     store.chmod(0o2775)  # as an administrator makes it: right, but a umask of 077 closes what is made inside
     before = os.umask(0o077)
     try:
-        expect(doctor.check_shared_folder(link, True), "note", "closed to others", "umask 002")
+        expect(check_shared_folder(link, True), "note", "closed to others", "umask 002")
         os.umask(0o002)
-        expect(doctor.check_shared_folder(link, True), "ok", str(store))
+        expect(check_shared_folder(link, True), "ok", str(store))
     finally:
         os.umask(before)
     assert list(store.iterdir()) == []
 
 
 def test_remote(monkeypatch: pytest.MonkeyPatch) -> None:
-    expect(doctor.check_remote(None, None), "ok", "none")
-    expect(doctor.check_remote("disk", "/srv/remote"), "ok")
+    expect(check_remote(None, None), "ok", "none")
+    expect(check_remote("disk", "/srv/remote"), "ok")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    expect(doctor.check_remote("team", "ssh://server/srv"), "note", "ssh://server/srv", "dvc-ssh")
+    expect(check_remote("team", "ssh://server/srv"), "note", "ssh://server/srv", "dvc-ssh")
 
 
 def test_space(tmp_path: Path) -> None:
     places = {"a": (tmp_path / "not/yet", 3e9), "b": (tmp_path, 2e9)}
-    expect(doctor.check_space(places, free=lambda _: 6 * 10**9), "ok", "5.0 GB to be written, 6.0 GB free")
+    expect(check_space(places, free=lambda _: 6 * 10**9), "ok", "5.0 GB to be written, 6.0 GB free")
     expect(
-        doctor.check_space(places, free=lambda _: 4 * 10**9), "problem", "5.0 GB", "4.0 GB free", "make room"
+        check_space(places, free=lambda _: 4 * 10**9), "problem", "5.0 GB", "4.0 GB free", "make room"
     )
-    expect(doctor.check_space({"a": (tmp_path, 10**15)}), "problem", "1000000.0 GB to be written")
+    expect(check_space({"a": (tmp_path, 10**15)}), "problem", "1000000.0 GB to be written")
 
 
 def test_space_of_coco_is_the_papers_arithmetic(tmp_path: Path) -> None:
@@ -325,38 +350,38 @@ def test_space_of_coco_is_the_papers_arithmetic(tmp_path: Path) -> None:
     cache, store = tmp_path / "cache", tmp_path / "store"
     (store / "key").mkdir(parents=True)
     (store / "key/part").write_bytes(bytes(10**6))
-    places = doctor.space_needed(params, tmp_path, cache, store, linked=True)
+    places = space_needed(params, tmp_path, cache, store, linked=True)
     features = 123_287 * 256 * 1024
     assert places["feature store"] == (store, features - 10**6), "what is there needs no room"
     networks = pytest.approx(0.1 * 2**30)
     assert places["DVC's cache"][1] - features == networks, "the shards; features are linked from the store"
     assert places["this clone"] == (tmp_path, 0)
-    copied = doctor.space_needed(params, tmp_path, cache, store, linked=False)
+    copied = space_needed(params, tmp_path, cache, store, linked=False)
     assert copied["DVC's cache"][1] - 2 * features == networks
     assert copied["this clone"][1] - features == networks, "the shards; features are linked from the store"
     toybox = {"dataset": {"toybox": {"train": 10, "val": 2, "test": 2, "compositional": 1, "ablation": 1}}}
-    assert doctor.image_count(toybox, tmp_path) == 16
+    assert image_count(toybox, tmp_path) == 16
 
 
 def test_leftovers(tmp_path: Path) -> None:
-    expect(doctor.check_leftovers(tmp_path), "ok", "none")
+    expect(check_leftovers(tmp_path), "ok", "none")
     (tmp_path / "models/.partial-detector").mkdir(parents=True)
     (tmp_path / "models/.partial-detector/model").write_bytes(bytes(2_000_000))
     (tmp_path / "data").mkdir()
     (tmp_path / "data/.partial-evaluation.parquet").touch()
     expect(
-        doctor.check_leftovers(tmp_path), "note",
+        check_leftovers(tmp_path), "note",
         "2.0 MB", "rm -r data/.partial-evaluation.parquet models/.partial-detector",
     )  # fmt: skip
     state = tmp_path / ".cache/training/train_token/0123"
     state.mkdir(parents=True)
-    assert "train_token" not in doctor.check_leftovers(tmp_path).text, "an empty folder is no training"
+    assert "train_token" not in check_leftovers(tmp_path).text, "an empty folder is no training"
     (state / "state.pt").touch()
     unfinished = tmp_path / ".cache/unfinished/shard/4567"
     unfinished.mkdir(parents=True)
     (unfinished / "part").touch()
     expect(
-        doctor.check_leftovers(tmp_path),
+        check_leftovers(tmp_path),
         "note",
         "train_token",
         "dvc repro",
@@ -380,7 +405,7 @@ def sleeper(tmp_path: Path) -> Clone:
 
 
 def test_locks_of_a_living_and_of_a_killed_command(sleeper: Clone) -> None:
-    expect(doctor.check_locks(sleeper.folder), "ok", "none")
+    expect(check_locks(sleeper.folder), "ok", "none")
     process = subprocess.Popen(
         **sleeper.command("dvc", "repro"),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -390,11 +415,11 @@ def test_locks_of_a_living_and_of_a_killed_command(sleeper: Clone) -> None:
         while not (sleeper.folder / "asleep").exists():  # sooner, the kill could meet DVC writing its lock
             assert time.monotonic() < until and process.poll() is None, "dvc repro did not start its stage"
             time.sleep(0.05)
-        expect(doctor.check_locks(sleeper.folder), "note", f"process {process.pid}", "is at work")
+        expect(check_locks(sleeper.folder), "note", f"process {process.pid}", "is at work")
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    expect(doctor.check_locks(sleeper.folder), "note", f"process {process.pid}", "was killed")
+    expect(check_locks(sleeper.folder), "note", f"process {process.pid}", "was killed")
     (sleeper.folder / "awake").touch()
     assert sleeper.repro() == ["nap"], "a killed command's lock stops nobody"
 
@@ -405,14 +430,14 @@ def test_a_lock_whose_number_is_another_programs_now(sleeper: Clone) -> None:
     holder = {"pid": os.getppid(), "cmd": "/bin/dvc repro"}
     lock = sleeper.folder / ".dvc/tmp/rwlock"
     lock.write_text(json.dumps({"write": {str(sleeper.folder / "out"): holder}}))
-    expect(doctor.check_locks(sleeper.folder), "problem", "another program's", f"rm {lock}")
+    expect(check_locks(sleeper.folder), "problem", "another program's", f"rm {lock}")
     refused = sleeper.run("dvc", "repro")
     assert refused.returncode != 0 and "is busy" in refused.stderr
     lock.write_text("{")
-    expect(doctor.check_locks(sleeper.folder), "problem", "damaged", "remove it")
+    expect(check_locks(sleeper.folder), "problem", "damaged", "remove it")
     assert sleeper.run("dvc", "repro").returncode != 0
     lock.unlink()
-    expect(doctor.check_locks(sleeper.folder), "ok")
+    expect(check_locks(sleeper.folder), "ok")
     assert sleeper.repro() == ["nap"]
 
 
@@ -424,11 +449,11 @@ def test_a_hardlink_lock_of_a_killed_command(sleeper: Clone) -> None:
         [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stdout.readline() == "held\n"
-    expect(doctor.check_locks(sleeper.folder, hardlink_lock=True), "ok")
+    expect(check_locks(sleeper.folder, hardlink_lock=True), "ok")
     process.kill()
     process.communicate()
     expect(
-        doctor.check_locks(sleeper.folder, hardlink_lock=True),
+        check_locks(sleeper.folder, hardlink_lock=True),
         "problem",
         f"process {process.pid}",
         f"rm {lock}",
@@ -442,7 +467,18 @@ def test_a_check_that_breaks_is_a_finding() -> None:
     def broken() -> Finding:
         raise ZeroDivisionError("division by zero")
 
-    expect(doctor._guarded(broken), "note", "could not be examined", "division by zero")
+    expect(guarded(broken), "note", "could not be examined", "division by zero")
+
+
+def test_it_starts_where_nothing_is_installed() -> None:
+    """What is missing is what it is there to find, so without any package it must get as far as its checks."""
+    script = "import sys, pipelines.commands.doctor.__main__; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert loaded - {*sys.stdlib_module_names, "__main__"} == {"pipelines"}
 
 
 def test_doctor_of_a_clone(tmp_path: Path) -> None:

@@ -8,13 +8,12 @@ from typing import Any, Literal
 
 import pytest
 from pipeline_clone import REPOSITORY, Clone
-from ruamel.yaml import YAML
 
-from pipelines.runner.check import check_params
+from pipelines.runner.check import check_params, stages_with_sections
 from pipelines.runner.params import ParameterError, read_params, read_section
 from pipelines.runner.profile import profiles, write_profile
 
-STAGES = list(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])
+STAGES = stages_with_sections(REPOSITORY / "dvc.yaml")
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def test_freed_memory_is_kept() -> None:
     """A second large buffer must not fault its pages in again."""
     script = """
 import resource, sys
-from pipelines.runner.stage import keep_freed_memory
+from pipelines.runner.threads import keep_freed_memory
 if sys.argv[1] == "keep": keep_freed_memory()
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 bytearray(32 << 20); before = faults()

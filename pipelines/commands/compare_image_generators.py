@@ -24,20 +24,22 @@ from diptych.eval.comparisons.page import write_comparison
 from diptych.eval.images.frechet import frechet_distance
 from diptych.eval.images.retrieval import r_precision
 from diptych.eval.report.sheet import contact_sheet
-from diptych.eval.scorers.clip_score import PROMPT
 from diptych.eval.scorers.inspector import load_inspector
-from diptych.features.shards import ShardDataset
+from diptych.features.shards.reading import ShardDataset
+from diptych.model.decoding.clip_rerank import embed_captions, embed_pictures
 from diptych.model.networks.image_generator import load_image_generator, save_image_generator
-from pipelines.image_generator import SHARDS, ImageGeneratorParams, png, reconstruct, train, val_metrics
+from diptych.model.pixels import png
+from pipelines.image_generator import SHARDS, ImageGeneratorParams, reconstruct, train, val_metrics
 from pipelines.measuring.clips import read_clip
 from pipelines.runner import stage as stages
+from pipelines.runner.errors import one_line_errors
 from pipelines.runner.params import ParameterError
 from pipelines.runner.stage import Stage
+from pipelines.runner.threads import prepare_process
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diptych.eval.scorers.clip import Clip
 
 # The stage whose parameters, inputs and training these are.
 NAME = "image_generator"
@@ -52,13 +54,13 @@ def main() -> None:
         "--steps", type=int, help="of each training; image_generator.training.steps by default"
     )
     steps = parser.parse_args().steps
-    with stages.one_line_errors("compare_image_generators"):
+    with one_line_errors("compare_image_generators"):
         stage, params = stages.read_stage(NAME, ImageGeneratorParams)
         if params.training.game is None:
             raise ParameterError(
                 f"params.yaml: {NAME}.training.game: expected a section to compare with, found null"
             )
-        stages.prepare_process(stage.threads)
+        prepare_process(stage.threads)
         length = steps or params.training.steps
         compare(stage, with_steps(params, length), own=length == params.training.steps)
 
@@ -86,7 +88,7 @@ def compare(stage: Stage, params: ImageGeneratorParams, own: bool) -> None:
     judge = read_clip(Path("models/judge"), stage.device)
     inspects = any(Path("models/inspector").iterdir())  # empty for data without attributes
     inspector = load_inspector(Path("models/inspector"), stage.device) if inspects else None
-    texts = batched(judge.encode_texts, [PROMPT + val.captions(index)[0] for index in indices], BATCH_SIZE)
+    texts = batched(partial(embed_captions, judge), [val.captions(index)[0] for index in indices], BATCH_SIZE)
 
     def judged(images: Tensor, embeddings: Tensor) -> dict[str, float]:
         figures = {"r_precision_judge": r_precision(embeddings, texts, stage.seed)[0]}
@@ -94,7 +96,7 @@ def compare(stage: Stage, params: ImageGeneratorParams, own: bool) -> None:
             figures["inspector.main_object"] = inspector.accuracy(images, objects)["main_object"]
         return figures
 
-    encode = partial(encode_pixels, judge, stage.device)
+    encode = partial(embed_pictures, judge)
     folder = stage.training_folder / f"comparison-{params.training.steps}"
     figures: dict[str, dict[str, float]] = {}
     sheets = {}
@@ -148,11 +150,6 @@ def compare(stage: Stage, params: ImageGeneratorParams, own: bool) -> None:
         )
     shutil.rmtree(folder)
     print(f"Comparison: {Path('comparison/index.html').resolve()}")
-
-
-def encode_pixels(clip: Clip, device: str, images: Tensor) -> Tensor:
-    """Embeddings of uint8 pictures."""
-    return clip.encode_images(images.to(device).float() / 255)
 
 
 def batched(encode: Callable[[Any], Tensor], items: Any, size: int) -> Tensor:

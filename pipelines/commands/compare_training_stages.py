@@ -18,10 +18,12 @@ from pathlib import Path
 
 from diptych.eval.figures import flat_values
 from diptych.model.pretrained import save_transformer
-from pipelines.evaluate import EMBEDDINGS
+from pipelines.measuring.figures import EMBEDDINGS
 from pipelines.measuring.test_set import measured_model
 from pipelines.runner import stage as stages
+from pipelines.runner.errors import one_line_errors
 from pipelines.runner.stage import Stage
+from pipelines.runner.threads import prepare_process
 from pipelines.train_sequence import TrainSequenceParams, train
 
 NAME = "compare_training_stages"
@@ -33,9 +35,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare sequence-level with token-level training.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     seeds = parser.parse_args().seeds
-    with stages.one_line_errors(NAME):
+    with one_line_errors(NAME):
         stage, params = stages.read_stage("train_sequence", TrainSequenceParams)
-        stages.prepare_process(stage.threads)
+        prepare_process(stage.threads)
         compare(stage, params, seeds)
 
 

@@ -14,7 +14,7 @@ from diptych.features.files import sha256_of
 from pipelines.measuring.clips import POINTER, PretrainedClip
 
 if TYPE_CHECKING:
-    from diptych.features.shards import ShardDataset
+    from diptych.features.shards.reading import ShardDataset
     from diptych.model.checkpoints import TrainingCheckpoints
 
 

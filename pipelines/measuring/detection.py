@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from diptych.features.detector.boxes import main_objects, read_boxes
 from diptych.features.detector.network import Detector
+from diptych.model.pixels import to_image
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,11 +20,8 @@ BATCH_SIZE = 50
 def prepared(detector: PyramidGridDetector, images: Tensor) -> Tensor:
     """Pictures uint8 [n, 3, S, S] as the detector's input."""
     import torch
-    from PIL import Image
 
-    return torch.stack(
-        [detector.prepare(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in images]
-    )
+    return torch.stack([detector.prepare(to_image(image)) for image in images])
 
 
 def has_main_objects(

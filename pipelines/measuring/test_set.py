@@ -8,8 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.evaluate import EMBEDDINGS, EvaluateParams, measure
-from pipelines.generate import EvaluationSet, GenerateParams, Sample, generate, pictures_of, write_rows
+from pipelines.measuring.figures import EMBEDDINGS, EvaluateParams, measure
+from pipelines.measuring.generation import (
+    EvaluationSet,
+    GenerateParams,
+    Sample,
+    generate,
+    pictures_of,
+    write_rows,
+)
 from pipelines.runner import stage as stages
 
 if TYPE_CHECKING:
@@ -19,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measured:
-    """figures: of the set. rows: what each picture has to do with them (`pipelines.evaluate.measure`)."""
+    """figures: of the set. rows: what each picture has to do with them (`pipelines.measuring.figures.measure`)."""
 
     figures: list[Figure]
     rows: list[dict[str, Any]]
@@ -37,15 +44,14 @@ def measured_model(
     pictures: Sample | None = None,
     evaluation: EvaluateParams | None = None,
     embeddings: Path = EMBEDDINGS,
-    java_key: str = "evaluate.java",
 ) -> Iterator[Measured]:
     """Write the table of captions and paintings that the model directory `transformer` makes of the test set, and measure
     it. Inside the block the table is there; after it, it is removed, being large. The seeds of decoding and of R-precision
     are the pipeline's, the same for all models.
 
     paint, evaluation: other options than those of the sections `generate` and `evaluate`. guidance: in the place of that of
-    the options of painting. pictures: those to caption and to paint, in the place of `generate.sets.test`. embeddings,
-    java_key: as of `pipelines.evaluate.measure`.
+    the options of painting. pictures: those to caption and to paint, in the place of `generate.sets.test`. embeddings:
+    as of `pipelines.measuring.figures.measure`.
     """
     stage, generation = stages.read_stage("generate", GenerateParams)
     evaluation = evaluation or stages.read_stage("evaluate", EvaluateParams)[1]
@@ -61,6 +67,6 @@ def measured_model(
     )  # fmt: skip
     try:
         write_rows(table, batches)
-        yield Measured(*measure(stage, evaluation, table, Path("none"), embeddings, java_key))
+        yield Measured(*measure(stage, evaluation, table, Path("none"), embeddings))
     finally:
         table.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from diptych.eval.captions.java import NotRun, find_java
+from pipelines.runner.code import NAMED_AS_SOURCE
 from pipelines.runner.params import (
     PARAMS_FILE,
     Machine,
@@ -20,18 +21,30 @@ from pipelines.runner.params import (
     read_params,
     read_section,
 )
-from pipelines.tables.item import Table1Params
 
 SHARED = ("seed", "machine")
-# of pipelines/tables/dvc.yaml, whose stages share it
-ABLATIONS = {"table1": Table1Params}
-MADE_BY_STAGES = ("models/detector", "data/features")
+MADE_BY_STAGES = ("models/detector", "data/features", *NAMED_AS_SOURCE)
+
+
+def stages_with_sections(pipeline: Path = Path("dvc.yaml")) -> list[str]:
+    """The stages of a pipeline that have a section in params.yaml: all that list parameters."""
+    from ruamel.yaml import YAML
+
+    return [name for name, stage in YAML(typ="safe").load(pipeline)["stages"].items() if "params" in stage]
+
+
+def sections_of_tables() -> dict[str, type]:
+    """The sections of params.yaml that tables have, by their names, and their types."""
+    data = sorted(Path(__file__).parents[1].glob("tables/*/table.py"))
+    modules = {path.parent.name: f"pipelines.tables.{path.parent.name}.table" for path in data}
+    return {name: importlib.import_module(module).TABLE.section for name, module in modules.items()}
 
 
 def check_params(params: Mapping[str, Any], stages: list[str], path: Path = PARAMS_FILE) -> None:
     """Raise ParameterError for the first section that is unknown, missing or wrong."""
+    tables = sections_of_tables()
     for name in params:
-        if name not in (known := (*stages, *SHARED, *ABLATIONS)):
+        if name not in (known := (*stages, *SHARED, *tables)):
             raise ParameterError(f"{path}: {name}: unknown section (known: {', '.join(known)})")
     machine = read_section(Machine, "machine", params, path)
     seed = read_section(int, "seed", params, path)
@@ -41,7 +54,7 @@ def check_params(params: Mapping[str, Any], stages: list[str], path: Path = PARA
     for stage in stages:
         kind = get_type_hints(importlib.import_module(f"pipelines.{stage}").main)["params"]
         read_section(kind, stage, params, path, provided)
-    for name, section in ABLATIONS.items():
+    for name, section in tables.items():
         read_section(section, name, params, path, provided)
 
 
@@ -70,11 +83,9 @@ def check_java(key: str, otherwise: str) -> None:
 
 def main() -> None:
     """Check ./params.yaml and that what others made is where it says."""
-    from ruamel.yaml import YAML
-
     try:
         params = read_params()
-        check_params(params, list(YAML(typ="safe").load(Path("dvc.yaml"))["stages"]))
+        check_params(params, stages_with_sections())
         check_sources(params)
     except ParameterError as error:
         sys.exit(str(error))

@@ -20,8 +20,10 @@ from typing import Any, TypeVar
 
 from diptych.model.errors import UserError
 from pipelines.runner import stage as stages
+from pipelines.runner.errors import explain
 from pipelines.runner.params import ParameterError
 from pipelines.runner.stage import Stage
+from pipelines.runner.threads import end_with_parent, prepare_process
 
 T = TypeVar("T")
 # more than one, as layers are small: a second thread waits for the first most of the time, while a second process has half of
@@ -86,13 +88,13 @@ def _run_one_of_several(name: str, kind: type[T], main: Callable[[Stage, T], Non
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes; one of them says so
-    stages._end_with_parent()
+    end_with_parent()
     try:
         stage, params = stages.read_stage(name, kind)
-        stages.prepare_process(max(1, stage.threads // int(os.environ["LOCAL_WORLD_SIZE"])))
+        prepare_process(max(1, stage.threads // int(os.environ["LOCAL_WORLD_SIZE"])))
         main(stage, params)
     except Exception as error:  # noqa: BLE001 - the process that waits raises it
-        message = stages.explain(error, name)
+        message = explain(error, name)
         get_error_handler().record_exception(error if message is None else UserError(message))
         if "TORCHELASTIC_ERROR_FILE" not in os.environ:
             traceback.print_exc()

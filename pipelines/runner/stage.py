@@ -1,40 +1,30 @@
-"""What all stages share: typed parameters, threads and memory, safe writing, resumable training, one-line errors.
-
-dvc.yaml does not list this module (nor params.py) as a dependency: a change to the runner must not retrain everything.
-"""
+"""What all stages share: how one runs, what it may read besides its own section, how it writes, how its training resumes."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import ctypes
 import errno
 import hashlib
 import json
 import math
-import multiprocessing
 import os
 import re
 import resource
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipelines.runner.params import (
-    PACKAGE_ERRORS,
-    Machine,
-    ParameterError,
-    provided_by,
-    read_params,
-    read_section,
-)
+from pipelines.runner import code
+from pipelines.runner.errors import one_line_errors
+from pipelines.runner.params import Machine, provided_by, read_params, read_section
+from pipelines.runner.threads import at_most_given, available_cores, prepare_process
+from pipelines.runner.writing import remove, writing
 
 if TYPE_CHECKING:
     from diptych.model.checkpoints import TrainingCheckpoints
@@ -44,8 +34,6 @@ TRAINING_STORE = Path(".cache/training")
 # sha256 of pictures and features that were read, so that no file is hashed again while it stays the same
 FILE_FACTS = Path(".cache/files.jsonl")
 UNFINISHED_STORE = Path(".cache/unfinished")
-# where set, how many cores a process may take: several that run side by side share them
-CORES_VARIABLE = "DIPTYCH_CORES"
 # Small files that say everything about a large folder beside or inside them, sha256 sums included.
 STANDS_FOR = {
     "data/dataset/images": "data/dataset/scenes.parquet",
@@ -71,7 +59,7 @@ class Stage:
     @property
     def threads(self) -> int:
         """Threads for tensor work in this process."""
-        return available_cores() if self.machine.threads == "auto" else _at_most_given(self.machine.threads)
+        return available_cores() if self.machine.threads == "auto" else at_most_given(self.machine.threads)
 
     @property
     def workers(self) -> int:
@@ -93,22 +81,9 @@ class Stage:
 
         return "cuda" if torch.cuda.is_available() else "cpu"
 
-    @contextlib.contextmanager
-    def write(self, path: str) -> Iterator[Path]:
-        """A place to write the file or folder `path`; it gets its name only when the block ends without an error."""
-        final = Path(path)
-        partial = final.with_name(f".partial-{final.name}")
-        final.parent.mkdir(parents=True, exist_ok=True)
-        remove(partial)
-        try:
-            yield partial
-            if (
-                final.is_dir()
-            ):  # a folder cannot be replaced in one step; DVC has removed it already in a normal run
-                remove(final)
-            os.replace(partial, final)
-        finally:
-            remove(partial)
+    def write(self, path: str) -> contextlib.AbstractContextManager[Path]:
+        """:func:`writing`."""
+        return writing(path)
 
     @contextlib.contextmanager
     def resumable_folder(self, path: str) -> Iterator[Path]:
@@ -193,123 +168,10 @@ def read_stage(name: str, kind: type[T]) -> tuple[Stage, T]:
     return Stage(name, seed, machine, {key: params[key] for key in ("seed", name)}), section
 
 
-@contextlib.contextmanager
-def one_line_errors(name: str, mends: Mends | None = None) -> Iterator[None]:
-    """End the process with status 1, and the 143 of SIGTERM, as whatever is called `name` should.
-
-    An error that the user can mend is one line on stderr: the file or key, and the mend. Other errors are defects of
-    this project and keep their traceback.
-    """
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # as an exception, so that partial files are removed
-    try:
-        yield
-    except KeyboardInterrupt:
-        _fail(name, "interrupted: the same command goes on from the last checkpoint", status=130)
-    except Exception as error:
-        message = explain(error, name, mends)
-        if message is None:
-            raise
-        _fail(name, message)
-
-
-def available_cores() -> int:
-    """Cores this process may run on (a container, `taskset` or what started it may allow fewer than the machine has)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return _at_most_given(cores)
-
-
-def _at_most_given(cores: int) -> int:
-    """`cores`, or fewer where what started this process has given it a share of them."""
-    return min(cores, int(os.environ.get(CORES_VARIABLE, cores)))
-
-
 def commit() -> str:
     """The commit this run is made from, marked where files were changed since."""
     command = ["git", "describe", "--always", "--dirty=, with changes"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "none"
-
-
-def prepare_process(threads: int) -> None:
-    """Threads and memory of a process that is about to work, a stage's own or one that it starts."""
-    if multiprocessing.parent_process() is not None:
-        _end_with_parent()
-    keep_freed_memory()
-    set_threads(threads)
-
-
-def _end_with_parent() -> None:
-    """End this process when its stage is killed: a rerun must not meet it at the same checkpoints."""
-    parent = os.getppid()
-    end_when(lambda: os.getppid() != parent)
-
-
-def end_when(gone: Callable[[], bool]) -> None:
-    """End this process as soon as `gone`, which a thread asks five times a second."""
-
-    def watch() -> None:
-        while not gone():
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def set_threads(threads: int) -> None:
-    """Say once how many threads tensor work takes: libraries loaded later and child processes read the environment."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    # idle OpenMP threads spin by default and take the cores from a second process of this stage
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory instead of handing it back to the kernel after every step.
-
-    A training step frees and allocates the same large blocks again and again. By default each of them is a fresh
-    `mmap` whose pages fault in one by one, at about 9 microseconds each where it was measured: small training steps
-    were up to 2.8 times slower for it. Other C libraries lack `mallopt`; there nothing happens.
-    """
-    mmap_max, trim_threshold, top_pad = -4, -1, -2  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD of <malloc.h>
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)  # mallopt takes an int: the largest one
-        mallopt(top_pad, 64 << 20)
-
-
-@dataclass(frozen=True)
-class Mends:
-    """What messages tell to do. command: that goes on, and makes what is missing. memory: where there is too little."""
-
-    command: str
-    memory: str
-
-
-def explain(error: BaseException, name: str, mends: Mends | None = None) -> str | None:
-    """One line for an error that the user can mend, None for a defect of this project. mends: by default a stage's."""
-    mends = mends or Mends("dvc repro", f"lower {name}'s batch size in params.yaml, or close other programs")
-    if isinstance(error, (ParameterError, *PACKAGE_ERRORS)):
-        return str(error)
-    text = str(error)
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or "No space left on device" in text or shutil.disk_usage(".").free < 1 << 20:
-        return f"the disk is full: free some space, then `{mends.command}` goes on; nothing half-written was kept"
-    if isinstance(error, FileNotFoundError) and error.filename:
-        return f"{error.filename} is missing: `{mends.command}` makes what a stage reads"
-    if isinstance(error, PermissionError) and error.filename:
-        return f"{error.filename}: permission denied: change its owner or mode"
-    if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text:
-        return f"out of memory: {mends.memory}"
-    return None
-
-
-def _fail(name: str, message: str, status: int = 1) -> None:
-    # DVC prints "failed to reproduce" after this; the reason is the line that stands alone
-    print(f"\n{name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    sys.exit(status)
 
 
 def cost_so_far() -> dict[str, float]:
@@ -337,6 +199,9 @@ def _key_of_inputs(stage: Stage) -> str:
     for dep in YAML(typ="safe").load(stage.pipeline)["stages"][entry]["deps"]:
         # `${section.key}` stands for a parameter or for a key of the item, as it does for DVC
         dep = re.sub(r"\$\{(\w+)\.(\w+)\}", lambda key: params[key[1]][key[2]], dep)
+        if dep.startswith(f"{code.FOLDER}/"):  # of the code that runs, also where nobody has asked for the stage `code`
+            digest.update(f"{dep}\0{json.dumps(code.code_of(dep))}\n".encode())
+            continue
         root = Path(STANDS_FOR.get(dep, dep))
         files = (
             sorted(p for p in root.rglob("*") if p.is_file() and p.suffix != ".pyc")
@@ -347,10 +212,3 @@ def _key_of_inputs(stage: Stage) -> str:
             with path.open("rb") as file:
                 digest.update(f"{path}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()[:32]
-
-
-def remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

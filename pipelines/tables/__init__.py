@@ -1,1 +1,2 @@
-"""The papers' ablations: rows of trainings that differ from ours in one thing, side by side over several seeds."""
+"""The papers' tables in miniature: rows of trainings side by side over several seeds, with verdicts on the
+papers' claims."""

@@ -1,91 +1,92 @@
-"""Runs one item of a matrix of pipelines/tables/dvc.yaml, as pipelines/runner/stage.py runs a stage.
-
-Like that module it decides how an item runs, not what it computes, and no stage lists it.
-"""
+"""Runs one item of a table, as pipelines/runner/stage.py runs a stage: it decides how an item runs, not what
+it computes."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pipelines.generate import Sample
 from pipelines.runner import stage as stages
-from pipelines.runner.params import Machine, ParameterError, at_least, read_params, read_section
+from pipelines.runner.errors import Mends, one_line_errors
+from pipelines.runner.params import Machine, ParameterError, read_params, read_section
 from pipelines.runner.stage import UNFINISHED_STORE, Stage
+from pipelines.runner.threads import end_when, prepare_process
+from pipelines.runner.writing import remove
+from pipelines.tables.items import Item, read_items, value_of
+from pipelines.tables.table import Table, data_of, read_table
 
-PIPELINE = Path("pipelines/tables/dvc.yaml")
-OUTPUTS = "ablations"
-# what networks made of pictures, shared by all items: real pictures and reconstructions are the same for all models
-EMBEDDINGS = UNFINISHED_STORE / "ablations" / "embeddings"
-# what a message tells to do, where a stage's own would say `dvc repro`
-MENDS = stages.Mends(
-    "make table1", "run fewer items side by side (`make table1 JOBS=1`), or close other programs"
-)
+T = TypeVar("T")
 # the process that runs the items: its number, in their environment
-DRIVER_VARIABLE = "DIPTYCH_TABLE1_DRIVER"
+DRIVER_VARIABLE = "DIPTYCH_TABLE_DRIVER"
 
 
 @dataclass(frozen=True)
-class Table1Params:
-    """The section table1 of params.yaml.
+class TableItem:
+    """A running item. stage: its seed is the item's where it has one, else the pipeline's. values: what its
+    command says: row, seed. deps: what its pipeline file lists."""
 
-    seeds: of initial weights, data order and sampling of both stages; a training of every row for each.
+    table: Table
+    stage: Stage
+    values: Mapping[str, str]
+    deps: tuple[str, ...]
 
-    token_steps, sequence_steps: of ours in stage 1 and 2; null: those of train_token and train_sequence. pictures: that are
-    captioned, and of which a caption is painted; null: those of generate.sets.test. guidance: of all paintings, samplers'
-    included; null: that of generate.paint. examples: painted captions that the page shows. java: in the place of
-    `evaluate.java`, METEOR being a column of the table; null: where Java starts.
+    @property
+    def unfinished(self) -> Path:
+        """Where it may keep what nobody needs after it."""
+        return UNFINISHED_STORE / self.table.folder
+
+    def path(self, name: str) -> str:
+        """`name` in the table's folder."""
+        return f"{self.table.folder}/{name}"
+
+
+def mends(table: str) -> Mends:
+    """What messages about a table tell to do, where a stage's own would say `dvc repro`."""
+    return Mends(
+        f"make {table}",
+        f"run fewer items side by side (`make {table} JOBS=1`), or close other programs",
+    )
+
+
+def embeddings(table: Table) -> Path:
+    """What networks made of pictures, shared by all items: real pictures and reconstructions are the same for
+    all models."""
+    return UNFINISHED_STORE / table.folder / "embeddings"
+
+
+def run(kind: str, keys: tuple[str, ...], main: Callable[[TableItem, Any], None]) -> None:
+    """Run `python -m pipelines.tables.<kind> TABLE VALUE ...`, a value of the item for each of its `keys`.
+
+    `main` gets the item and the table's section of params.yaml. What it cost is an output too:
+    costs/<item>.json in the table's folder.
     """
-
-    seeds: tuple[int, ...]
-    token_steps: int | None
-    sequence_steps: int | None
-    pictures: Sample | None
-    guidance: float | None
-    examples: int
-    java: bool | None
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "token_steps", "sequence_steps", "examples")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(
-                f"seeds must be different whole numbers from 0 on, at least one, are {list(self.seeds)}"
-            )
-
-
-def run(definition: str, keys: tuple[str, ...], main: Callable[[Stage, Table1Params], None]) -> None:
-    """Run `python -m pipelines.tables.<definition> VALUE ...`, a value of the item for each of its `keys`.
-
-    The stage that `main` gets has the item's seed where it has one, else the pipeline's. What it cost is an output too:
-    ablations/costs/<item>.json.
-    """
-    values = sys.argv[1:]
-    shown = "-".join(values)
+    name, *values = sys.argv[1:] or ("",)
     if DRIVER_VARIABLE in os.environ:
         # another driver must not meet this item at the same checkpoints
-        stages.end_when(has_ended(int(os.environ[DRIVER_VARIABLE])))
-    with stages.one_line_errors(f"{definition} {shown}".strip(), MENDS):
-        if len(values) != len(keys):
+        end_when(has_ended(int(os.environ[DRIVER_VARIABLE])))
+    with one_line_errors(f"{kind} {'-'.join(values)}" if values else name or kind, mends(name)):
+        if not name or len(values) != len(keys):
             raise ParameterError(
-                f"usage: python -m pipelines.tables.{definition} {' '.join(keys).upper()}"
+                f"usage: python -m pipelines.tables.{kind} {' '.join(('TABLE', *keys)).upper()}"
             )
-        stage = read_item(definition, dict(zip(keys, values, strict=True)))
-        stages.prepare_process(stage.threads)
-        main(stage, read_section(Table1Params, "table1", read_params()))
-        if stage.training_store.exists():
-            stages.remove(stage.training_folder)
-        stage.write_metrics(
-            f"{OUTPUTS}/costs/{'_'.join(filter(None, (definition, shown)))}.json", stages.cost_so_far()
-        )
+        table, params = read_table(name), read_params()
+        item = read_item(kind, table, dict(zip(keys, values, strict=True)), params)
+        prepare_process(item.stage.threads)
+        main(item, read_section(table.section, table.name, params))
+        if item.stage.training_store.exists():
+            remove(item.stage.training_folder)
+        cost = item.stage.name.removeprefix(f"{table.folder}/").replace("@", "_")
+        item.stage.write_metrics(item.path(f"costs/{cost}.json"), stages.cost_so_far())
 
 
 def has_ended(number: int) -> Callable[[], bool]:
-    """Ask whether the process that has this number now has ended. One that nobody waits for has, though it is still listed;
-    and another process that gets its number later is not it."""
+    """Ask whether the process that has this number now has ended. One that nobody waits for has, though it is
+    still listed; and another process that gets its number later is not it."""
     import psutil
 
     try:
@@ -102,35 +103,70 @@ def has_ended(number: int) -> Callable[[], bool]:
     return ended
 
 
-def read_item(definition: str, item: Mapping[str, str]) -> Stage:
-    """One item as a stage. Raises ParameterError where a value, such as the name of a row, or the parameter file is wrong."""
-    from ruamel.yaml import YAML
-
-    params = read_params()
-    seed = read_section(int, "seed", params)
-    if "seed" in item:
-        if not item["seed"].isdigit():
-            raise ParameterError(f"seed must be a whole number from 0 on, is {item['seed']!r}")
-        seed = int(item["seed"])
-    described = YAML(typ="safe").load(PIPELINE)["stages"][definition]
-    for key, known in described.get("matrix", {}).items():
-        if isinstance(known, list) and item[key] not in known:
-            raise ParameterError(f"{item[key]}: no such {key} (known: {', '.join(known)})")
-    return Stage(
-        f"ablations/{definition}@{'-'.join(item.values())}",
+def read_item(kind: str, table: Table, values: Mapping[str, str], params: Mapping[str, Any]) -> TableItem:
+    """The item whose command has these values. Raises ParameterError where one of them, such as the name of a
+    row, or the parameter file is wrong."""
+    item = find_item(kind, table, values, params)
+    seed = int(values["seed"]) if "seed" in values else read_section(int, "seed", params)
+    stage = Stage(
+        f"{table.folder}/{item.name}",
         seed,
         read_section(Machine, "machine", params),
-        {key: value_of(params, key) for key in described.get("params", [])},
-        PIPELINE,
-        item,
+        listed_values(item, params),
+        table.pipeline,
+        item.values,
     )
+    return TableItem(table, stage, values, item.deps)
 
 
-def value_of(params: Mapping[str, Any], key: str) -> Any:
-    """The value of `section.key`. Raises ParameterError where there is none."""
-    value: Any = params
-    for name in key.split("."):
-        if not isinstance(value, Mapping) or name not in value:
-            raise ParameterError(f"params.yaml: {key} is missing: `make profile PROFILE=toybox` restores it")
-        value = value[name]
-    return value
+def find_item(kind: str, table: Table, values: Mapping[str, str], params: Mapping[str, Any]) -> Item:
+    """The item of the table's pipeline that `python -m pipelines.tables.KIND TABLE VALUE ...` runs.
+
+    Raises ParameterError that names the first value that no such item has.
+    """
+    start = ["python", "-m", f"pipelines.tables.{kind}", table.name]
+    known = {
+        tuple(words[len(start) :]): item
+        for item in read_items(table.pipeline, params)
+        if (words := item.command.split())[: len(start)] == start
+    }
+    for place, (key, value) in enumerate(values.items()):
+        found = list(dict.fromkeys(of_item[place] for of_item in known))
+        if value not in found:
+            raise ParameterError(f"{value}: no such {key} (known: {', '.join(found)})")
+    if (wanted := tuple(values.values())) not in known:
+        raise ParameterError(f"{table.pipeline}: no item {kind} {'-'.join(wanted)}".strip())
+    return known[wanted]
+
+
+def listed_values(item: Item, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of all parameters that an item's pipeline file lists: of params.yaml, and literals of Python
+    files, which DVC reads as parameters, too."""
+    found: dict[str, Any] = {}
+    for listed in item.params:
+        if isinstance(listed, str):
+            found[listed] = value_of(params, listed)
+            continue
+        for file, keys in listed.items():
+            module = importlib.import_module(".".join(Path(file).with_suffix("").parts))
+            found |= {f"{file}:{key}": value_of(vars(module), key, file) for key in keys}
+    return found
+
+
+def read_entry(kind: type[T], table: Table, name: str, key: str) -> T:
+    """What the table's data say under `key` of the dict `name`, such as CHANGES: a checked `kind`.
+
+    Raises ParameterError where there is no such key, and for what is unknown or ill-typed in it, by file, key
+    and field.
+    """
+    entries: Mapping[str, Any] = getattr(data_of(table.name), name)
+    if key not in entries:
+        raise ParameterError(f"{table.data}: {name} has no {key} (known: {', '.join(entries)})")
+    return read_section(kind, f"{name}.{key}", {f"{name}.{key}": entries[key]}, table.data)
+
+
+def only_one_in(paths: Sequence[str], folder: str) -> Path:
+    """The path of `paths` that lies in `folder`, such as the model that an item starts from. ValueError where
+    it is not one."""
+    (found,) = [path for path in paths if Path(path).parent == Path(folder)]
+    return Path(found)

@@ -1,46 +1,49 @@
-"""Captions and paintings of the table's pictures by one model and seed, measured as `generate` and `evaluate` do it."""
+"""Captions and paintings of the table's pictures by one model and seed, measured as `generate` and `evaluate`
+do it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diptych.eval.figures import write_figures
 from diptych.model.pretrained import load_transformer
-from pipelines.evaluate import EvaluateParams
+from pipelines.measuring.figures import EvaluateParams, with_mends
 from pipelines.measuring.test_set import measured_model
-from pipelines.runner import stage as stages
-from pipelines.runner.stage import UNFINISHED_STORE, Stage
-from pipelines.tables.item import EMBEDDINGS, OUTPUTS, Table1Params, run
-from pipelines.tables.trainings import tasks_of
+from pipelines.runner.stage import read_stage
+from pipelines.tables.changes import tasks_of
+from pipelines.tables.item import TableItem, embeddings, run
+
+if TYPE_CHECKING:
+    from pipelines.tables.params import TransformerTableParams
 
 
-def main(stage: Stage, table: Table1Params) -> None:
-    """Write ablations/measured/MODEL-SEED: figures.json, pictures.parquet with the values of single pictures, examples.parquet
-    with the first paintings, and parameters.txt."""
-    name, tasks = f"{stage.item['model']}-{stage.seed}", tasks_of(stage.item["model"])
-    transformer = Path(f"{OUTPUTS}/models/{name}")
-    generated = UNFINISHED_STORE / "ablations" / f"{name}.parquet"
+def main(item: TableItem, section: TransformerTableParams) -> None:
+    """Write measured/MODEL-SEED in the table's folder: figures.json, pictures.parquet with the values of
+    single pictures, examples.parquet with the first paintings, and parameters.txt."""
+    table, model = item.table, item.values["model"]
+    name, tasks = f"{model}-{item.stage.seed}", tasks_of(table, model)
+    transformer, generated = Path(item.path(f"models/{name}")), item.unfinished / f"{name}.parquet"
     with (
         measured_model(
             transformer,
             generated,
             captions=tasks != "paintings",
             paintings=tasks != "captions",
-            pictures=table.pictures,
-            guidance=table.guidance,
-            evaluation=replace(stages.read_stage("evaluate", EvaluateParams)[1], java=table.java),
-            embeddings=EMBEDDINGS,
-            java_key="table1.java",
+            pictures=section.pictures,
+            guidance=section.guidance,
+            evaluation=replace(read_stage("evaluate", EvaluateParams)[1], java=section.java),
+            embeddings=embeddings(table),
         ) as measured,
-        stage.write(f"{OUTPUTS}/measured/{name}") as folder,
+        item.stage.write(f"{table.measured}/{name}") as folder,
     ):
         folder.mkdir()
-        write_figures(measured.figures, folder / "figures.json")
+        figures = with_mends(measured.figures, section.java, f"{table.name}.java")
+        write_figures(figures, folder / "figures.json")
         write_pictures(folder / "pictures.parquet", measured.rows)
-        write_examples(folder / "examples.parquet", generated, table.examples)
+        write_examples(folder / "examples.parquet", generated, section.examples)
         (folder / "parameters.txt").write_text(f"{parameters(transformer)}\n", encoding="utf-8")
 
 
@@ -51,8 +54,8 @@ def parameters(transformer: Path) -> int:
 
 
 def write_pictures(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A row per picture: `image_id`, `painted.main_object` as a number, and its part in the figures that are means over
-    pictures, by their names; null or NaN where it has none."""
+    """A row per picture: `image_id`, `painted.main_object` as a number, and its part in the figures that are
+    means over pictures, by their names; null or NaN where it has none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -67,7 +70,8 @@ def write_pictures(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_examples(path: Path, generated: Path, count: int) -> None:
-    """The first `count` painted captions: `image_id`, `prompt`, `painted` and `real` as PNG or as the dataset has it."""
+    """The first `count` painted captions: `image_id`, `prompt`, `painted` and `real` as PNG or as the dataset
+    has it."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 

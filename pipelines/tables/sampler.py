@@ -1,55 +1,51 @@
-"""X-LXMERT's tables 4 and 6 in miniature: models/sequence painting the test split by one sampler, without any training."""
+"""A model of the pipeline painting the test split by one sampler, without any training: X-LXMERT's tables 4
+and 6."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diptych.eval.figures import Figure, write_figures
 from diptych.model.decoding.decode import paint_captions
 from diptych.model.decoding.options import PaintOptions
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import load_transformer
-from pipelines.generate import GenerateParams, pictures_of
+from pipelines.measuring.generation import GenerateParams, pictures_of
 from pipelines.measuring.test_set import measured_model
-from pipelines.runner.stage import UNFINISHED_STORE, Stage, read_stage
-from pipelines.tables.item import EMBEDDINGS, OUTPUTS, Table1Params, run
+from pipelines.runner.stage import Stage, read_stage
+from pipelines.tables.item import TableItem, embeddings, read_entry, run
+
+if TYPE_CHECKING:
+    from pipelines.tables.params import TransformerTableParams
 
 TRANSFORMER = Path("models/sequence")
-# of a grid of 8 x 8 cells: 200 steps are 136 more than there are cells
-SAMPLERS: dict[str, PaintOptions] = {
-    "mask_predict_1": PaintOptions(steps=1),
-    "mask_predict_4": PaintOptions(steps=4),
-    "mask_predict_10": PaintOptions(steps=10),
-    "rows": PaintOptions(method="rows"),
-    "random": PaintOptions(method="random"),
-    "random_200": PaintOptions(method="random", extra_steps=136),
-    "easiest": PaintOptions(method="easiest"),
-}
 
 
-def main(stage: Stage, table: Table1Params) -> None:
-    """Write ablations/samplers/SAMPLER.json: the figures of the paintings, and `painted.seconds` of one."""
-    name = stage.item["sampler"]
+def main(item: TableItem, section: TransformerTableParams) -> None:
+    """Write samplers/SAMPLER.json in the table's folder: the figures of the paintings, and `painted.seconds`
+    of one."""
+    stage, name = item.stage, item.values["sampler"]
     _, generation = read_stage("generate", GenerateParams)
-    guidance = generation.paint.guidance if table.guidance is None else table.guidance
-    options = replace(SAMPLERS[name], guidance=guidance)
-    generated = UNFINISHED_STORE / "ablations" / f"{name}.parquet"
+    guidance = generation.paint.guidance if section.guidance is None else section.guidance
+    options = replace(read_entry(PaintOptions, item.table, "SAMPLERS", name), guidance=guidance)
+    generated = item.unfinished / f"{name}.parquet"
     with measured_model(
-        TRANSFORMER, generated, captions=False, paint=options, embeddings=EMBEDDINGS
+        TRANSFORMER, generated, captions=False, paint=options, embeddings=embeddings(item.table)
     ) as measured:
         figures = measured.figures
     seconds, count = seconds_per_painting(stage, generation, options)
-    with stage.write(f"{OUTPUTS}/samplers/{name}.json") as path:
+    with stage.write(item.path(f"samplers/{name}.json")) as path:
         write_figures([*figures, Figure("painted.seconds", seconds, count)], path)
 
 
 def seconds_per_painting(
     stage: Stage, generation: GenerateParams, options: PaintOptions
 ) -> tuple[float, int]:
-    """Time that codes of one painting take in a batch of test captions, and how many these are: on a CPU that of the
-    processor, which what runs beside does not change; on a GPU that of the clock."""
+    """Time that codes of one painting take in a batch of test captions, and how many these are: on a CPU that
+    of the processor, which what runs beside does not change; on a GPU that of the clock."""
     import torch
 
     model, tokenizer, codebook = load_transformer(TRANSFORMER, stage.device)

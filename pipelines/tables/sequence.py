@@ -1,62 +1,59 @@
-"""Stage 2 of one row and seed: sequence-level training as `train_sequence`, changed where the row differs from ours."""
+"""Stage 2 of one row and seed: sequence-level training as `train_sequence`, changed where the row differs
+from ours."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diptych.model.pretrained import save_transformer
 from pipelines import train_sequence
-from pipelines.runner.params import ParameterError
-from pipelines.runner.stage import Stage, read_stage
-from pipelines.tables.item import OUTPUTS, Table1Params, run
-from pipelines.tables.trainings import TRAININGS
+from pipelines.runner.stage import read_stage
+from pipelines.tables.changes import read_changes, steps_of_ours
+from pipelines.tables.item import TableItem, only_one_in, run
 from pipelines.train_sequence import TrainSequenceParams
 
+if TYPE_CHECKING:
+    from pipelines.tables.params import TransformerTableParams
+    from pipelines.tables.table import Table
 
-def main(stage: Stage, table: Table1Params) -> None:
-    """Write ablations/models/sequence_ROW-SEED and the training's history."""
-    train_row(stage.item["row"], stage, table)
 
-
-def train_row(row: str, stage: Stage, table: Table1Params) -> None:
-    """Go on from the row's stage 1."""
-    seed = stage.seed
-    _, section = read_stage("train_sequence", TrainSequenceParams)
-    params = sequence_params(row, section, table.sequence_steps, seed)
-    start = Path(f"{OUTPUTS}/models/token_{TRAININGS[row].token}-{seed}")
+def main(item: TableItem, section: TransformerTableParams) -> None:
+    """Go on from the model of stage 1 among the item's dependencies, the row's own or another's; write
+    models/sequence_ROW-SEED in the table's folder, and the training's history."""
+    stage, row = item.stage, item.values["row"]
+    _, ours = read_stage("train_sequence", TrainSequenceParams)
+    params = sequence_params(item.table, row, ours, section.sequence_steps, stage.seed)
+    start = only_one_in(item.deps, item.path("models"))
     model, record = train_sequence.train(stage, params, stage.device, start=start)
-    with stage.write(f"{OUTPUTS}/models/sequence_{row}-{seed}") as folder:
+    with stage.write(item.path(f"models/sequence_{row}-{stage.seed}")) as folder:
         save_transformer(folder, *model)
-    stage.write_history(f"{OUTPUTS}/histories/sequence_{row}-{seed}.csv", record.history)
+    stage.write_history(item.path(f"histories/sequence_{row}-{stage.seed}.csv"), record.history)
 
 
 def sequence_params(
-    row: str, params: TrainSequenceParams, steps: int | None, seed: int
+    table: Table, row: str, params: TrainSequenceParams, steps: int | None, seed: int
 ) -> TrainSequenceParams:
     """The section train_sequence as this row's stage 2 takes it. steps: of ours, null those of the section.
 
-    Nothing is measured meanwhile, and so nothing ends a training early: all rows take the steps that they are said to take.
-    Raises ParameterError where these are too few for the row's task.
+    Nothing is measured meanwhile, and so nothing ends a training early: all rows take the steps that they are
+    said to take. Raises ParameterError where these are too few for the row's task.
     """
-    training, section = TRAININGS[row], params.training
-    ours = replace(section, steps=steps or section.steps, seed=seed, evaluation=None)
-    own = ours
-    if training.tasks != "both":
-        kept = ("scst",) if training.tasks == "captions" else ("clip", "paint")
-        cycles, rest = divmod(ours.steps, len(ours.cycle))
+    changes, section = read_changes(table, row), params.training
+    ours = steps_of_ours(table, "sequence", steps, section.steps)
+    own = replace(section, steps=ours.count, seed=seed, evaluation=None)
+    if changes.tasks != "both":
+        kept = ("scst",) if changes.tasks == "captions" else ("clip", "paint")
+        cycles, rest = divmod(own.steps, len(own.cycle))
         count = sum(
-            cycles * ours.cycle.count(task) + ours.cycle[:rest].count(task) for task in dict.fromkeys(kept)
+            cycles * own.cycle.count(task) + own.cycle[:rest].count(task) for task in dict.fromkeys(kept)
         )
-        if count == 0:
-            name = "table1.sequence_steps" if steps else "train_sequence.training.steps"
-            raise ParameterError(
-                f"params.yaml: {name} {ours.steps} leaves no step to row {row}; all tasks' turns take {len(ours.cycle)}"
-            )
+        because = f"; all tasks' turns take {len(own.cycle)}"
         dropped = {f"{task}_steps": 0 for task in ("scst", "clip", "paint") if task not in kept}
-        own = replace(ours, steps=count, **dropped)  # type: ignore[arg-type]
-    if training.painting_loss:
-        own = replace(own, painting_loss=training.painting_loss)
+        own_steps = ours.of_row(row, count, because=because)
+        own = replace(own, steps=own_steps, **dropped)  # type: ignore[arg-type]
+    if changes.painting_loss:
+        own = replace(own, painting_loss=changes.painting_loss)
     return replace(params, training=own)
 
 

@@ -1,47 +1,40 @@
-"""The paper's table 1 as data: its rows and columns, its numbers, and what would show each of its claims."""
+"""What a table is, as data. Each is a folder beside this module: table.py names its TABLE, dvc.yaml says what
+is run."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipelines.runner.params import ParameterError
+
+if TYPE_CHECKING:
+    from pipelines.tables.params import TableParams
+
+FOLDER = Path("pipelines/tables")
+# the row that all others of a table are compared with
+OURS = "ours"
 
 
 @dataclass(frozen=True)
-class TableRow:
-    """A row of the table: its name in the paper, and the models of each seed that caption and that paint for it."""
+class Row:
+    """A row of the table. title: in the paper. models: of each seed, by what they do, which is the first part
+    of the names of the figures that they are measured by: {"caption": "sequence_ours", "painted":
+    "sequence_ours"}."""
 
     title: str
-    captions: str
-    paintings: str
-
-    @property
-    def models(self) -> list[str]:
-        """One model, or two."""
-        return list(dict.fromkeys((self.captions, self.paintings)))
-
-
-TABLE: dict[str, TableRow] = {
-    "ours": TableRow("Ours", "sequence_ours", "sequence_ours"),
-    "without_unified": TableRow("w/o unified architecture", "sequence_captions", "sequence_paintings"),
-    "dense": TableRow("Dense feature", "sequence_dense", "sequence_dense"),
-    "discrete": TableRow("Discrete feature", "sequence_discrete", "sequence_discrete"),
-    "without_sequence": TableRow("w/o sequence-level training", "token_ours", "token_ours"),
-    "without_clip": TableRow("w/o CLIP-based loss", "sequence_features", "sequence_features"),
-}
-
-
-def models() -> list[str]:
-    """All models that the table shows."""
-    return list(dict.fromkeys(model for row in TABLE.values() for model in row.models))
+    models: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Column:
     """A figure of `evaluate`. scale: the table shows value x scale, as the papers do.
 
-    over: "pictures", a mean over pictures, or "set", a figure of all pictures together. parts: the figures whose mean it is,
-    where those and not it are means over pictures.
+    over: "pictures", a mean over pictures, or "set", a figure of all pictures together. parts: the figures
+    whose mean it is, where those and not it are means over pictures.
     """
 
     title: str
@@ -51,42 +44,18 @@ class Column:
     parts: tuple[str, ...] = ()
     digits: int = 1
 
-
-CATEGORIES = ("nouns", "verbs", "colors", "numbers")
-COLUMNS: dict[str, Column] = {
-    "caption.bleu_4": Column("B@4", over="set"),
-    "caption.meteor": Column("METEOR", over="set"),
-    "caption.rouge_l": Column("ROUGE-L"),
-    "caption.cider_d": Column("CIDEr-D"),
-    "caption.spice": Column("SPICE"),
-    "painted.clip_score_judge": Column("CLIPScore"),
-    "painted.frechet_judge": Column("FID (judge's space)", 1.0, higher_is_better=False, over="set", digits=4),
-    "painted.r_precision_hard_judge": Column(
-        "R-precision hard",
-        parts=tuple(f"painted.r_precision_hard_{category}_judge" for category in CATEGORIES),
-    ),
-    "painted.r_precision_judge": Column("R-precision easy"),
-    "painted.main_object": Column("main object found"),
-}
-
-# UMT table 1: parameters in millions; R-precision by ViLBERT is left out, which we have not
-PAPER_COLUMNS = ("Parameters", "B@4", "M", "R", "C", "S", "CLIPScore", "FID", "CLIP hard", "CLIP easy")
-PAPER: dict[str, tuple[float, ...]] = {
-    "ours": (228, 37.3, 28.2, 57.9, 122.6, 21.9, 77.2, 29.9, 40.7, 69.9),
-    "without_unified": (456, 37.4, 28.2, 58.0, 122.3, 22.0, 76.5, 30.2, 40.3, 68.9),
-    "dense": (228, 37.2, 28.2, 57.9, 122.2, 22.0, 75.7, 34.9, 38.6, 61.9),
-    "discrete": (228, 34.7, 27.0, 56.0, 114.3, 20.7, 76.9, 30.2, 40.7, 69.3),
-    "without_sequence": (228, 32.2, 26.9, 54.8, 107.9, 20.2, 73.4, 33.5, 35.5, 63.0),
-    "without_clip": (228, 37.6, 28.3, 58.1, 122.5, 22.0, 72.5, 40.1, 34.2, 59.0),
-}
+    @property
+    def heading(self) -> str:
+        """Above the column, with the direction that is better."""
+        return f"{self.title} {'↑' if self.higher_is_better else '↓'}"
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Ours against another row in one column.
 
-    wanted: "not worse" by more than `margin`, a share of the other row's mean; or "better". counts: whether the claim's verdict
-    depends on it; the page shows the others beside.
+    wanted: "not worse" by more than `margin`, a share of the other row's mean; or "better". counts: whether
+    the claim's verdict depends on it; the page shows the others beside.
     """
 
     column: str
@@ -98,93 +67,125 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Claim:
-    """text: the paper's claim. likely: why it may not hold in miniature, by the column and row of a comparison."""
+    """text: the paper's claim. likely: why it may not hold in miniature, by the column and row of a
+    comparison."""
 
     text: str
     comparisons: tuple[Comparison, ...]
-    likely: Mapping[tuple[str, str], str]
+    likely: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
 
-# X-LXMERT's samplers: name of the stage's item, and in its tables 4 and 6
-SAMPLER_TITLES = {
-    "mask_predict_1": "mask-predict-1",
-    "mask_predict_4": "mask-predict-4",
-    "mask_predict_10": "mask-predict-10",
-    "rows": "top left to bottom right",
-    "random": "random",
-    "random_200": "random-200",
-    "easiest": "easiest first",
-}
-SAMPLER_COLUMNS: dict[str, Column] = {
-    **{name: column for name, column in COLUMNS.items() if name.startswith("painted.")},
-    **{f"painted.r_precision_hard_{category}_judge": Column(f"hard, {category}") for category in CATEGORIES},
-    "painted.seconds": Column("seconds", 1.0, higher_is_better=False, over="set", digits=4),
-}
+@dataclass(frozen=True)
+class PaperTable:
+    """The same table as the paper prints it. columns: a format for the numbers of each. rows: by the name of
+    ours."""
 
-CIDER_D, CLIP_SCORE, EASY = "caption.cider_d", "painted.clip_score_judge", "painted.r_precision_judge"
-# shown and not counted: the judge itself takes many a noun and verb of real pictures for another
-HARD = "painted.r_precision_hard_judge"
-# a share: trainings of some minutes differ by more than the 0.2% of CIDEr-D between the paper's models
-SAME = 0.02
+    title: str
+    note: str
+    columns: Mapping[str, str]
+    rows: Mapping[str, tuple[float, ...]]
 
-CLAIMS: dict[str, Claim] = {
-    "unified": Claim(
-        "One unified model is as good as two models of one task each.",
-        (
-            Comparison(CIDER_D, "without_unified", "not worse", SAME),
-            Comparison(CLIP_SCORE, "without_unified", "not worse", SAME),
-            Comparison(EASY, "without_unified", "not worse", SAME),
-            Comparison(HARD, "without_unified", "not worse", SAME, counts=False),
-        ),
-        {
-            (CIDER_D, "without_unified"): "two tasks share one small transformer, and captioning loses by it",
-            (CLIP_SCORE, "without_unified"): "two tasks share one small transformer, and painting loses by it",
-            (EASY, "without_unified"): "two tasks share one small transformer, and painting loses by it",
-        },
-    ),
-    "two_level": Claim(
-        "With two-level features it paints better than with dense ones, and captions better than with discrete ones.",
-        (
-            Comparison(CLIP_SCORE, "dense", "better"),
-            Comparison(EASY, "dense", "better"),
-            Comparison(HARD, "dense", "better", counts=False),
-            Comparison(CIDER_D, "discrete", "better"),
-        ),
-        {
-            (CLIP_SCORE, "dense"): (
-                "features of a cell are near enough to its codebook vector that painting does not notice the difference "
-                "between training and use"
-            ),
-            (EASY, "dense"): (
-                "features of a cell are near enough to its codebook vector that painting does not notice the difference "
-                "between training and use"
-            ),
-            (CIDER_D, "discrete"): "the codebook loses nothing here that captions tell",
-        },
-    ),
-    "sequence_level": Claim(
-        "Sequence-level training improves captions and paintings.",
-        (
-            Comparison(CIDER_D, "without_sequence", "better"),
-            Comparison(CLIP_SCORE, "without_sequence", "better"),
-        ),
-        {
-            (CIDER_D, "without_sequence"): "stage 2 is too short, or stage 1 has left no CIDEr-D to gain",
-            (CLIP_SCORE, "without_sequence"): (
-                "stage 2 is too short, or what the scorer rewards is not what the judge sees"
-            ),
-        },
-    ),
-    "clip_loss": Claim(
-        "The CLIP-based loss paints better than a squared error of features.",
-        (
-            Comparison(CLIP_SCORE, "without_clip", "better"),
-            Comparison(EASY, "without_clip", "better"),
-            Comparison(HARD, "without_clip", "better", counts=False),
-        ),
-        {
-            (CLIP_SCORE, "without_clip"): "what the scorer rewards is not what the judge sees",
-            (EASY, "without_clip"): "the scorer's reward is for the whole sentence, and not for what tells two apart",
-        },
-    ),
-}  # fmt: skip
+
+@dataclass(frozen=True)
+class Samplers:
+    """A second table, of a model of the pipeline painting by different samplers. titles: by the name of the
+    item. metrics: the file that has its figures as `samplers.NAME.FIGURE`."""
+
+    title: str
+    note: str
+    titles: Mapping[str, str]
+    columns: Mapping[str, Column]
+    metrics: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table and all that its page says.
+
+    name: of its folder, its section of params.yaml, its last stage and its `make` target. section: the type
+    of that section. folder: of what its items make, `ablations/NAME` if nothing speaks for another; two
+    tables that name the same folder may share trainings, so that items of one start from what items of the
+    other have made. The page is ablations/NAME/index.html, the metrics metrics/NAME.json.
+
+    title, introduction, caveat: the page's heading, and its text before and after the rule of the verdicts.
+    note: what stands above the table besides how it was measured. done: what was done with pictures, by the
+    first part of figures' names: {"caption": "captioned"}. gallery: the one of these whose models' examples
+    the page shows; none if empty.
+
+    weights: how long items of a stage take compared with others', until some have run; 1 if not named. timed:
+    stages whose items measure time, and so have a GPU for themselves.
+    """
+
+    name: str
+    section: type[TableParams]
+    folder: str
+    title: str
+    introduction: str
+    rows: Mapping[str, Row]
+    columns: Mapping[str, Column]
+    done: Mapping[str, str]
+    claims: Mapping[str, Claim] = field(default_factory=dict)
+    caveat: str = ""
+    note: str = ""
+    paper: PaperTable | None = None
+    samplers: Samplers | None = None
+    gallery: str = ""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    timed: tuple[str, ...] = ()
+
+    @property
+    def data(self) -> Path:
+        """The module that says all this."""
+        return FOLDER / self.name / "table.py"
+
+    @property
+    def pipeline(self) -> Path:
+        """The stages that make it."""
+        return FOLDER / self.name / "dvc.yaml"
+
+    @property
+    def command(self) -> str:
+        """Makes it, or goes on."""
+        return f"make {self.name}"
+
+    @property
+    def page(self) -> str:
+        """Where its page is."""
+        return f"ablations/{self.name}/index.html"
+
+    @property
+    def metrics(self) -> str:
+        """Where its figures and verdicts are."""
+        return f"metrics/{self.name}.json"
+
+    @property
+    def measured(self) -> Path:
+        """A folder MODEL-SEED for each model and seed that was measured."""
+        return Path(self.folder) / "measured"
+
+    @property
+    def models(self) -> list[str]:
+        """All models that the table shows."""
+        return list(dict.fromkeys(model for row in self.rows.values() for model in row.models.values()))
+
+
+def table_names() -> list[str]:
+    """All tables that there are."""
+    return sorted(path.parent.name for path in Path(__file__).parent.glob("*/table.py"))
+
+
+def read_table(name: str) -> Table:
+    """A table by its name. Raises ParameterError where there is none, or where its module calls it something
+    else."""
+    if name not in (known := table_names()):
+        raise ParameterError(f"{name}: no such table (known: {', '.join(known)})")
+    table: Table = data_of(name).TABLE
+    if table.name != name:
+        raise ParameterError(f"{FOLDER / name / 'table.py'}: its table is called {table.name}")
+    return table
+
+
+def data_of(name: str) -> Any:
+    """The module of a table's data. It is named by what is run and not imported by what runs it, so that no
+    training depends on the data of all tables."""
+    return importlib.import_module(f"pipelines.tables.{name}.table")

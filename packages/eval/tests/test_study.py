@@ -30,6 +30,7 @@ from diptych.eval.study.plan import Item, make_plan
 from diptych.eval.study.results import answers_csv, bootstrap, chosen_system, is_right, tally
 from diptych.eval.study.store import Asked, Study, create_study
 from diptych.eval.study.vocabulary import find_masks, is_match, read_vocabulary
+from diptych.eval.words import read_words
 
 WORDS = read_vocabulary()
 SYSTEMS = ("ours", "dm-gan", "x-lxmert")
@@ -109,6 +110,34 @@ def test_masks_take_whole_entries_and_nothing_that_the_caption_gives_away() -> N
     ]
     # uninflected it may be another word ("a run"), and "orange" a fruit or a colour
     assert find_masks("a run by an orange", WORDS) == []
+
+
+def test_words_are_those_of_r_precision_hard() -> None:
+    lists = read_words("coco")
+    for category, rows in {"noun": lists.nouns, "verb": lists.verbs, "colour": lists.colors}.items():
+        assert [*WORDS.forms[category]] == [row[0] for row in rows]
+        assert all({*row} <= WORDS.forms[category][row[0]] for row in rows)
+    # a parking lot, ski poles beside one who skis, an orange bag of oranges, a bit of snow: no tagger tells
+    assert not {"parking", "parks", "skis", "orange", "oranges", "bit"} & {*WORDS.hidden}
+    assert WORDS.hidden["parked"] == ("verb", "park") and WORDS.hidden["grey"] == ("colour", "gray")
+
+
+def test_a_list_of_ones_own(tmp_path: Path) -> None:
+    """The format that docs/human-study.md and --words' help promise, every key of it."""
+    content = {
+        "noun": ["Fish", "leaf"], "verb": ["swim", "rest"], "colour": ["teal"], "shape": ["box"],
+        "irregular": {"swim": ["swam", "swum"], "teal": ["teals"]}, "ambiguous": ["resting", "teal"],
+    }  # fmt: skip
+    (tmp_path / "words.json").write_text(json.dumps(content))
+    words = read_vocabulary(tmp_path / "words.json")
+    assert {category: [*found] for category, found in words.forms.items()} == {
+        "noun": ["fish", "leaf"], "verb": ["swim", "rest"], "colour": ["teal"], "shape": ["box"]
+    }  # fmt: skip
+    assert {"swims", "swimming", "swam", "swum"} < words.forms["verb"]["swim"]
+    assert words.forms["noun"]["leaf"] == {"leaf", "leafs", "leaves"}
+    assert words.forms["colour"]["teal"] == {"teal", "teals"}
+    found = [mask.word for mask in find_masks("fish rest resting rested on leaves in teal boxes, swum", words)]
+    assert found == ["fish", "rest", "leaf", "box", "swim"]
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from diptych.eval import words
 from diptych.eval.errors import UserError
 from diptych.eval.words import CATEGORIES, WordLists, read_words, swapped_captions
 
@@ -90,3 +92,16 @@ def test_own_lists_are_read_and_bad_ones_named(tmp_path: Path) -> None:
         read_words(path)
     with pytest.raises(UserError, match="coco or toybox"):
         read_words("french")
+
+
+def test_what_hummus_alone_reads_changes_no_swap(tmp_path: Path) -> None:
+    assert COCO.spellings and COCO.ambiguous
+    without = replace(COCO, spellings=(), ambiguous=())
+    captions = ["a gray sky", "a grey sky", "a parking lot", "two oranges", "a bit of cake", "a doughnut"]
+    for category in CATEGORIES:
+        assert swapped_captions(captions, COCO, category, 0) == swapped_captions(captions, without, category, 0)
+    content = json.loads((Path(words.__file__).parent / "coco.json").read_text())
+    for key, wrong in {"spellings": [["gray"], "grey"], "ambiguous": [["oranges"]]}.items():
+        (tmp_path / "words.json").write_text(json.dumps({**content, key: wrong}))
+        with pytest.raises(UserError, match=f"words.json: {key}"):
+            read_words(tmp_path / "words.json")

@@ -14,14 +14,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from diptych.features.codebook import ClusterConfig, build_codebook
+from diptych.features.codebook.clustering import ClusterConfig, build_codebook
 from diptych.features.datasets.coco import CocoConfig, CocoSource, read_coco
 from diptych.features.errors import UserError
 from diptych.features.extraction.extract import extract_features
 from diptych.features.files import sha256_of
 from diptych.features.images import ImageError, image_size, read_image, resize_square, to_uint8_tensor
 from diptych.features.manifest import read_manifest, write_manifest
-from diptych.features.shards import ShardDataset, write_shards
+from diptych.features.shards.reading import ShardDataset
+from diptych.features.shards.writing import write_shards
 from diptych.features.store import FeatureReader, FeatureStore
 
 

@@ -17,15 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from diptych.features import codebook as module
-from diptych.features.codebook import (
-    ClusterConfig,
-    assign_codebook,
-    build_codebook,
-    load_cluster_sizes,
-    load_codebook,
-    read_codes,
-)
+from diptych.features.codebook import clustering as module
+from diptych.features.codebook.clustering import ClusterConfig, assign_codebook, build_codebook
+from diptych.features.codebook.reading import load_cluster_sizes, load_codebook, read_codes
 from diptych.features.errors import UserError
 from diptych.features.store import FeatureReader, feature_schema, write_part
 
@@ -193,8 +187,8 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_codebook as t
-from diptych.features import codebook
-codebook._SAVE_SECONDS = 0
+from diptych.features.codebook import clustering
+clustering._SAVE_SECONDS = 0
 class Slow(t.FileCheckpoints):
     def save(self, state):
         super().save(state)

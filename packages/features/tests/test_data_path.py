@@ -13,14 +13,16 @@ import torch
 from extraction import TOLERANCE, extract
 from PIL import Image
 
-from diptych.features.codebook import ClusterConfig, build_codebook, load_codebook, read_codes
+from diptych.features.codebook.clustering import ClusterConfig, build_codebook
+from diptych.features.codebook.reading import load_codebook, read_codes
 from diptych.features.detector import Detector, DetectorConfig, load_detector, save_detector
 from diptych.features.errors import UserError
 from diptych.features.files import sha256_of
 from diptych.features.images import ImageError, read_image, to_uint8_tensor
 from diptych.features.manifest import MANIFEST, read_manifest, write_manifest, write_scenes
 from diptych.features.order import batch_indices
-from diptych.features.shards import ShardDataset, write_shards
+from diptych.features.shards.reading import ShardDataset
+from diptych.features.shards.writing import write_shards
 from diptych.features.store import FeatureReader, FeatureStore, cut_into_parts
 
 COUNT, DIM = 60, 32

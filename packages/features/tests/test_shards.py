@@ -24,13 +24,17 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from diptych.features import shards as module
-from diptych.features.codebook import CODES
+from diptych.features.codebook.reading import CODES
 from diptych.features.errors import UserError
 from diptych.features.files import sha256_of
 from diptych.features.manifest import read_manifest, write_manifest
 from diptych.features.order import batch_indices
-from diptych.features.shards import ShardDataset, ShardStream, write_shards
+from diptych.features.shards import stream as stream_module
+from diptych.features.shards import writing
+from diptych.features.shards.index import MEMBERS
+from diptych.features.shards.reading import ShardDataset
+from diptych.features.shards.stream import ShardStream
+from diptych.features.shards.writing import write_shards
 from diptych.features.store import feature_schema, write_part
 
 COUNT, DIM, SHARD_SIZE = 26, 16, 4
@@ -120,7 +124,7 @@ def test_the_index_is_true_of_the_tars(shards: Path) -> None:
                 ]
                 assert tar.getnames() == expected
                 for key, members in zip(shard["keys"], shard["members"], strict=True):
-                    for name, (offset, length) in zip(module._MEMBERS, members, strict=True):
+                    for name, (offset, length) in zip(MEMBERS, members, strict=True):
                         file = tar.extractfile(f"{key}.{name}")
                         assert file is not None
                         whole = file.read()
@@ -163,16 +167,16 @@ def test_a_jpeg_stays_the_files_own_bytes(shards: Path, inputs: Path) -> None:
 SLOW = """
 import sys, time
 from pathlib import Path
-from diptych.features import shards
+from diptych.features.shards import writing
 from diptych.features.manifest import read_manifest
-real = shards._add_members
+real = writing._add_members
 def slow(*arguments):
     time.sleep(0.03)
     return real(*arguments)
-shards._add_members = slow
+writing._add_members = slow
 inputs, out = map(Path, sys.argv[1:])
 m = inputs / "manifest.parquet"
-shards.write_shards(read_manifest(m), m, inputs / "features", inputs / "codebook", out, 4)
+writing.write_shards(read_manifest(m), m, inputs / "features", inputs / "codebook", out, 4)
 """
 
 
@@ -199,7 +203,7 @@ def test_shards_made_from_something_else_are_not_kept(change: str, inputs: Path,
     changed, out, fresh = tmp_path / "inputs", tmp_path / "out", tmp_path / "fresh"
     shutil.copytree(inputs, changed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "sha256_of", Dying(8))
+        patch.setattr(writing, "sha256_of", Dying(8))
         with pytest.raises(InterruptedError):
             write(changed, out)
     before = stamps(out)
@@ -244,7 +248,7 @@ class Dying:
 FULL = """
 import sys, subprocess
 from pathlib import Path
-from diptych.features import shards
+from diptych.features.shards import writing
 from diptych.features.errors import UserError
 from diptych.features.manifest import read_manifest
 inputs, disk = map(Path, sys.argv[1:])
@@ -252,13 +256,13 @@ subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", disk], check
 m = inputs / "manifest.parquet"
 arguments = (read_manifest(m), m, inputs / "features", inputs / "codebook", disk / "out", 4)
 try:
-    shards.write_shards(*arguments)
+    writing.write_shards(*arguments)
 except UserError as error:
     print(error)
 print(sorted(path.name for path in (disk / "out").iterdir()))
 subprocess.run(["mount", "-o", "remount,size=10m", disk], check=True)
-print(shards.write_shards(*arguments))
-print(*sorted(f"{p.name} {shards.sha256_of(p)}" for p in (disk / "out").iterdir()), sep="\\n")
+print(writing.write_shards(*arguments))
+print(*sorted(f"{p.name} {writing.sha256_of(p)}" for p in (disk / "out").iterdir()), sep="\\n")
 """
 
 
@@ -381,7 +385,7 @@ def delivered(stream: ShardStream, workers: int) -> Iterator[dict]:
     for worker in range(workers):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                module, "get_worker_info", lambda w=worker: SimpleNamespace(id=w, num_workers=workers)
+                stream_module, "get_worker_info", lambda w=worker: SimpleNamespace(id=w, num_workers=workers)
             )
             streams.append(iter(list(stream)))
     while streams:
@@ -504,3 +508,17 @@ def test_what_cannot_be_shared_is_refused_with_the_arithmetic(shards: Path) -> N
     for arguments in ({"rank": 2, "world_size": 2}, {"members": ("grids",)}):
         with pytest.raises(ValueError):
             ShardStream(data, 2, 0, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("imported", "unneeded"),
+    [
+        ("writing", {"shards.reading", "shards.stream", "order"}),
+        ("reading", {"shards.writing", "shards.stream", "codebook", "store", "manifest"}),
+    ],
+)
+def test_a_stage_that_writes_needs_no_reader_and_the_reverse(imported: str, unneeded: set[str]) -> None:
+    """Or a change of the one would run the stages of the other again."""
+    script = f"import sys, diptych.features.shards.{imported}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not {f"diptych.features.{name}" for name in unneeded} & {*done.stdout.split()}

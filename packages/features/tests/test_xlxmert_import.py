@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from diptych.features.codebook import load_codebook, read_codes
+from diptych.features.codebook.reading import load_codebook, read_codes
 from diptych.features.errors import UserError
 from diptych.features.files import sha256_of
 from diptych.features.importers import xlxmert_features

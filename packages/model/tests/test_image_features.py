@@ -18,7 +18,7 @@ from diptych.model.networks.config import read_config
 from diptych.model.objectives.token import paint_loss
 from diptych.model.packaged.attention import word_attention
 from diptych.model.pretrained import load_transformer
-from diptych.model.training.loop import add_gradients
+from diptych.model.training.optimisation import add_gradients
 from diptych.model.training.sequence import SequenceSteps, SequenceTrainingConfig
 from diptych.model.training.token import TokenSteps, TokenTrainingConfig
 from diptych.model.training.token_evaluation import EvaluationConfig, TokenEvaluation

@@ -22,6 +22,7 @@ from diptych.model.errors import UserError
 from diptych.model.networks.discriminator import Discriminator, DiscriminatorConfig
 from diptych.model.networks.image_generator import ImageGenerator
 from diptych.model.objectives.perceptual import ResNetEncoder, perceptual_loss
+from diptych.model.pixels import to_uint8
 from diptych.model.training import loop
 from diptych.model.training.image_generator import (
     GameConfig,
@@ -29,7 +30,6 @@ from diptych.model.training.image_generator import (
     SampleConfig,
     collapse,
     play,
-    to_uint8,
     train_image_generator,
 )
 from diptych.model.training.processes import joined_processes

@@ -21,7 +21,8 @@ from diptych.model.importers.hugging_face import export_lxmert, import_bert, imp
 from diptych.model.importers.names import lxmert_names
 from diptych.model.importers.x_lxmert import import_generate_it, import_x_lxmert
 from diptych.model.networks.config import TransformerConfig, named_config
-from diptych.model.networks.two_streams import UnifiedTransformer, grid_boxes
+from diptych.model.networks.embeddings import grid_boxes
+from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.pretrained import load_transformer, save_transformer
 
 DATA = Path(__file__).parent / "data"

@@ -15,8 +15,8 @@ from diptych.model.errors import UserError
 from diptych.model.networks import config as configs
 from diptych.model.pretrained import save_transformer
 from diptych.model.training import initial
+from diptych.model.training.config import LoopConfig
 from diptych.model.training.initial import initial_transformer, random_transformer
-from diptych.model.training.loop import LoopConfig
 from diptych.model.training.token import TokenTrainingConfig, train_token
 
 TOKEN = TokenTrainingConfig(

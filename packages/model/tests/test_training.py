@@ -13,7 +13,7 @@ from diptych.model.checkpoints import TrainingCheckpoints
 from diptych.model.decoding.caption import decode_captions
 from diptych.model.decoding.paint import paint_codes
 from diptych.model.errors import UserError
-from diptych.model.training.loop import warmup_constant, warmup_cosine
+from diptych.model.training.schedules import warmup_constant, warmup_cosine
 from diptych.model.training.sequence import SequenceTrainingConfig, reference_words, train_sequence
 from diptych.model.training.sequence_evaluation import SequenceEvaluation, SequenceEvaluationConfig
 from diptych.model.training.stopping import Stopping

@@ -18,8 +18,12 @@ from torch import nn
 from diptych.model.checkpoints import TrainingCheckpoints
 from diptych.model.errors import UserError
 from diptych.model.training import loop, reading
-from diptych.model.training.loop import LoopConfig, Piece, Processes, averaged, run_training
+from diptych.model.training.config import LoopConfig
+from diptych.model.training.contracts import Piece
+from diptych.model.training.loop import run_training
+from diptych.model.training.processes import Processes
 from diptych.model.training.reading import ReadAhead
+from diptych.model.training.state import averaged
 from diptych.model.training.token import TokenTrainingConfig, train_token
 from diptych.model.training.token_evaluation import EvaluationConfig
 

@@ -15,7 +15,8 @@ import torch
 from diptych.model.errors import UserError
 from diptych.model.importers.names import lxmert_names
 from diptych.model.networks.config import named_config
-from diptych.model.networks.two_streams import UnifiedTransformer, grid_boxes
+from diptych.model.networks.embeddings import grid_boxes
+from diptych.model.networks.two_streams import UnifiedTransformer
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_equals_hugging_face_lxmert_and_its_gradients(lxmert, dtype, tolerance, 
 
 
 def test_fused_attention_of_gpus_equals_the_explicit_one(tiny, monkeypatch):
-    import diptych.model.networks.two_streams as module
+    import diptych.model.networks.attention as module
 
     visible = tiny.ids != tiny.tokenizer.pad
     explicit = tiny.model(tiny.ids, visible, tiny.features)

@@ -35,7 +35,7 @@ from diptych.model.checkpoints import TrainingCheckpoints
 from diptych.model.networks.config import TransformerConfig
 from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.tokenizer import build_tokenizer
-from diptych.model.training.loop import add_gradients
+from diptych.model.training.optimisation import add_gradients
 from diptych.model.training.processes import current_processes, joined_processes
 from diptych.model.training.token import TokenSteps, TokenTrainingConfig, train_token
 from diptych.model.training.token_evaluation import EvaluationConfig

@@ -23,7 +23,7 @@ from diptych.model.networks.config import TransformerConfig
 
 
 class PictureRows(Protocol):
-    """The part of ``diptych.features.shards.ShardDataset`` that says what pictures look like."""
+    """The part of ``diptych.features.shards.reading.ShardDataset`` that says what pictures look like."""
 
     def grid(self, indices: Any) -> Any:
         """Grid features, numpy float16 ``[n, 64, D]``."""

@@ -60,4 +60,4 @@ class ClaimsPage:
 
 def write_claims_page(page: ClaimsPage, path: Path) -> None:
     """Write the self-contained page to `path`, whole or not at all; all text from outside is escaped."""
-    write_page(path, "diptych.eval", "claims_page.html.j2", {}, page=page)
+    write_page(path, "diptych.eval.comparisons", "claims_page.html.j2", {}, page=page)

@@ -1,8 +1,8 @@
 """HUMMUS: which word of a caption is hidden, and which typed words are that word.
 
 Words match on their lemma, as in X-LXMERT (6.1). The hidden word is always one of a short list, so no lemmatiser has to
-guess: all inflected forms of a listed word are written down from rules and a list of irregular ones, and a typed word
-matches if it is one of them. (A general one without downloads, simplemma 2.0, leaves "sitting" and "hitting" as they are.)
+guess: all inflected forms of a listed word are written down, from rules and from the list, and a typed word matches if it
+is one of them. (A general one without downloads, simplemma 2.0, leaves "sitting" and "hitting" as they are.)
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 
 from diptych.eval.errors import UserError
+from diptych.eval.words import read_words
 
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
 _NOT_CATEGORIES = ("irregular", "ambiguous")
@@ -48,14 +48,29 @@ class Mask:
 
 
 def read_vocabulary(path: Path | None = None) -> Vocabulary:
-    """Words from a JSON file; None reads the 80 COCO nouns, 64 verbs and 10 colours of this package.
+    """Words from a JSON file; None takes nouns, verbs and colours of R-precision-hard's list for COCO
+    (`diptych.eval.words`: 80, 64 and 10).
 
     The file holds {"noun": [...], "verb": [...], "colour": [...], ...}; optional are "irregular": {word: [forms]}
     for what the rules do not make, and "ambiguous": [forms] that are never hidden. Words of "verb" are inflected as
     verbs and hidden only where inflected ("sitting", not "park", which may be a place: no tagger decides);
     "colour" is not inflected; all others take plurals.
     """
-    source = path if path is not None else resources.files(__package__).joinpath("words/coco.json")
+    return _coco_vocabulary() if path is None else _vocabulary_of_file(path)
+
+
+def _coco_vocabulary() -> Vocabulary:
+    lists = read_words("coco")
+    spellings = {word: others for word, *others in lists.spellings}
+    categories = {"noun": lists.nouns, "verb": lists.verbs, "colour": lists.colors}
+    rows = {
+        category: [[*forms, *spellings.get(forms[0], [])] for forms in words]
+        for category, words in categories.items()
+    }
+    return _vocabulary(rows, lists.ambiguous)
+
+
+def _vocabulary_of_file(source: Path) -> Vocabulary:
     try:
         content = json.loads(source.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -67,26 +82,32 @@ def read_vocabulary(path: Path | None = None) -> Vocabulary:
         raise UserError(f'{source}: "irregular" has to be an object of lists of words')
     if not _is_words(ambiguous):
         raise UserError(f'{source}: "ambiguous" has to be a list of words')
-
-    forms: dict[str, dict[str, frozenset[str]]] = {}
-    hidden: dict[str, tuple[str, str]] = {}
-    shared = set(ambiguous)
+    rows: dict[str, list[list[str]]] = {}
     for category, words in content.items():
         if category in _NOT_CATEGORIES:
             continue
         if not _is_words(words):
             raise UserError(f'{source}: "{category}" has to be a list of words')
+        rows[category] = [[word, *irregular.get(word, [])] for word in (entry.lower() for entry in words)]
+    if not any(rows.values()):
+        raise UserError(f"{source}: holds no words")
+    return _vocabulary(rows, ambiguous)
+
+
+def _vocabulary(rows: Mapping[str, Sequence[Sequence[str]]], ambiguous: Iterable[str]) -> Vocabulary:
+    """rows: per category the words, each followed by the forms that the rules may not make."""
+    forms: dict[str, dict[str, frozenset[str]]] = {}
+    hidden: dict[str, tuple[str, str]] = {}
+    shared = set(ambiguous)
+    for category, words in rows.items():
         forms[category] = {
-            word: frozenset({word, *_regular_forms(word, category), *irregular.get(word, [])})
-            for word in (entry.lower() for entry in words)
+            word: frozenset({word, *_regular_forms(word, category), *others}) for word, *others in words
         }
         for word, spellings in forms[category].items():
             for spelling in spellings - {word} if category == "verb" else spellings:
                 if spelling in hidden:
                     shared.add(spelling)
                 hidden[spelling] = (category, word)
-    if not hidden:
-        raise UserError(f"{source}: holds no words")
     for spelling in shared:
         hidden.pop(spelling, None)
     return Vocabulary(forms, hidden, max(len(spelling.split()) for spelling in hidden))

@@ -1,4 +1,4 @@
-"""Word lists of R-precision-hard, and captions with one word swapped for another of its category."""
+"""Word lists of R-precision-hard and HUMMUS, and captions with one word swapped for another of its category."""
 
 from __future__ import annotations
 
@@ -39,13 +39,19 @@ _STARTS_LIKE_A_CONSONANT = ("one", "uni", "use", "eu")
 
 @dataclass(frozen=True)
 class WordLists:
-    """Words of four categories. A row holds the forms of a word, in the same order in all rows of a category."""
+    """Words of four categories. A row holds the forms of a word, in the same order in all rows of a category.
+
+    For HUMMUS alone (`diptych.eval.study.vocabulary`): `spellings`, rows of a listed word and what else counts as it;
+    `ambiguous`, forms that captions use as other words.
+    """
 
     name: str
     nouns: tuple[tuple[str, ...], ...]
     verbs: tuple[tuple[str, ...], ...]
     colors: tuple[tuple[str, ...], ...]
     numbers: tuple[tuple[str, ...], ...]
+    spellings: tuple[tuple[str, ...], ...] = ()
+    ambiguous: tuple[str, ...] = ()
 
     def rows(self, category: str) -> tuple[tuple[str, ...], ...]:
         """The rows of one of CATEGORIES."""
@@ -64,8 +70,8 @@ class Swapped:
 def read_words(name: str | Path) -> WordLists:
     """The lists "coco" or "toybox", or those of a JSON file of the same form.
 
-    The file has nouns, verbs, colors and numbers: each a list of rows, a row a list of forms. Raises UserError where
-    it cannot be used.
+    The file has nouns, verbs, colors and numbers: each a list of rows, a row a list of forms; it may have spellings
+    and ambiguous. Raises UserError where it cannot be used.
     """
     path = Path(__file__).parent / f"{name}.json" if str(name) in LISTS else Path(name)
     try:
@@ -79,14 +85,25 @@ def read_words(name: str | Path) -> WordLists:
     lists: dict[str, tuple[tuple[str, ...], ...]] = {}
     for category in CATEGORIES:
         rows = content.get(category) if isinstance(content, dict) else None
-        right = isinstance(rows, list) and all(
-            isinstance(row, list) and row and all(isinstance(form, str) and form for form in row)
-            for row in rows
-        )
-        if not right or len({len(row) for row in rows}) > 1:  # type: ignore[arg-type, union-attr]
+        if not _are_rows(rows) or len({len(row) for row in rows}) > 1:  # type: ignore[arg-type, union-attr]
             raise UserError(f"{path}: {category} must be a list of lists of words, all of one length")
-        lists[category] = tuple(tuple(form.lower() for form in row) for row in rows)  # type: ignore[union-attr]
-    return WordLists(str(name), **lists)
+        lists[category] = _lower(rows)  # type: ignore[arg-type]
+    spellings, ambiguous = content.get("spellings", []), content.get("ambiguous", [])
+    if not _are_rows(spellings):
+        raise UserError(f"{path}: spellings must be a list of lists of words")
+    if ambiguous != [] and not _are_rows([ambiguous]):
+        raise UserError(f"{path}: ambiguous must be a list of words")
+    return WordLists(str(name), **lists, spellings=_lower(spellings), ambiguous=_lower([ambiguous])[0])
+
+
+def _are_rows(rows: object) -> bool:
+    return isinstance(rows, list) and all(
+        isinstance(row, list) and row and all(isinstance(form, str) and form for form in row) for row in rows
+    )
+
+
+def _lower(rows: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(form.lower() for form in row) for row in rows)
 
 
 def swapped_captions(

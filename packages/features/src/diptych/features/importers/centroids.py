@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from diptych.features.codebook import Checkpoints, assign_codebook
+from diptych.features.codebook.clustering import Checkpoints, assign_codebook
 from diptych.features.errors import UserError
 from diptych.features.store import FeatureReader
 

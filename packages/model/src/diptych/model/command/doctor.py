@@ -110,7 +110,7 @@ def check_torch() -> Finding:
 def check_device(device: str | None, precision: str) -> Finding:
     import torch
 
-    from diptych.model.packaged.model import resolve_device
+    from diptych.model.packaged.machine import resolve_device
     from diptych.model.precision import resolve_precision
 
     place = resolve_device(device)

@@ -29,15 +29,21 @@ class Reranked(Generic[Samples]):
     chosen: Tensor
     scores: Tensor
 
+    @property
+    def best_scores(self) -> Tensor:
+        """Float ``[n]``, of the chosen ones."""
+        return self.scores.gather(1, self.chosen[:, None])[:, 0]
+
 
 def rerank(samples: Samples, count: int, scorer: Callable[[Samples], Tensor]) -> Reranked[Samples]:
     """Pick the sample with the highest score of each item; of equal ones, the first.
 
     Args:
         samples: of n items, ``count`` rows each, side by side
-            (:func:`diptych.model.decoding.decode.caption_images`, :func:`~diptych.model.decoding.decode.paint_captions`).
-        scorer: gives all samples a score each, float ``[n * count]``, higher for better: for example the cosine that a
-            CLIP finds between caption and image.
+            (:func:`diptych.model.decoding.decode.caption_images`,
+            :func:`~diptych.model.decoding.decode.paint_captions`).
+        scorer: gives all samples a score each, float ``[n * count]``, higher for better: for example the
+            cosine that a CLIP finds between caption and image (:mod:`diptych.model.decoding.clip_rerank`).
 
     Raises:
         UserError: the scores are not one number per sample.

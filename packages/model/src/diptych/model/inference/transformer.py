@@ -16,7 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from diptych.model.networks.two_streams import Attention, Projection, UnifiedTransformer
+from diptych.model.networks.attention import Attention, Projection
+from diptych.model.networks.two_streams import UnifiedTransformer
 
 FEW_ROWS = 80
 
@@ -65,7 +66,7 @@ class FewRowsLinear(nn.Linear):
 
 
 class FewRowsProjection(Projection):
-    """:class:`diptych.model.networks.two_streams.Projection` in the same way: a copy of the queries' rows of the matrix and one
+    """:class:`diptych.model.networks.attention.Projection` in the same way: a copy of the queries' rows of the matrix and one
     of the others."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:

@@ -17,172 +17,16 @@ size, D feature size, K codes, V word pieces.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.model.errors import UserError
+from diptych.model.networks.attention import Attention, KeyValueCache, causal_bias, padding_bias
 from diptych.model.networks.config import TransformerConfig
-
-LAYER_NORM_EPSILON = 1e-12
-
-
-def scaled_dot_product(
-    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, dropout: float, fused: bool = False
-) -> Tensor:
-    """Attend with ``queries`` ``[n, heads, q, d]`` to ``keys`` and ``values`` ``[n, heads, k, d]``.
-
-    ``bias`` is 0 where a key is visible and very low where it is hidden; it broadcasts to ``[n, heads, q, k]``. On a CPU two batched products and a softmax beat the fused kernel at our lengths (17 to 85
-    positions) in training; without gradients (``fused``), and on a GPU always, the fused kernel wins.
-    """
-    if fused or queries.device.type != "cpu":
-        mask = None if bias is None else bias.to(queries.dtype)
-        return F.scaled_dot_product_attention(queries, keys, values, mask, dropout)
-    scores = torch.matmul(queries * (1 / math.sqrt(queries.shape[-1])), keys.transpose(-1, -2))
-    if bias is not None:
-        scores += bias
-    probabilities = scores.softmax(-1)
-    if dropout:
-        probabilities = F.dropout(probabilities, dropout)
-    return torch.matmul(probabilities, values)
-
-
-def padding_bias(visible: Tensor) -> Tensor:
-    """Turn ``visible`` (bool ``[n, k]``) into an attention bias ``[n, 1, 1, k]``.
-
-    Hidden keys get a finite number, so that a row of them alone is attended to evenly, as in Hugging Face's LXMERT,
-    instead of becoming NaN; it is the lowest that every dtype with float32's exponents can hold.
-    """
-    bias = torch.zeros(visible.shape, device=visible.device)
-    return bias.masked_fill(~visible, torch.finfo(torch.bfloat16).min)[:, None, None, :]
-
-
-def causal_bias(length: int, device: torch.device) -> Tensor:
-    """Return the bias ``[length, length]`` that hides later positions."""
-    return torch.full((length, length), -math.inf, device=device).triu(1)
-
-
-class KeyValueCache:
-    """Keys and values of the words decoded so far, for one attention: ``[n, heads, length, d]`` each."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.length = 0
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the keys and values of new positions; return those of all positions so far."""
-        if self.keys is None or self.values is None:
-            n, heads, _, d = keys.shape
-            self.keys, self.values = keys.new_empty(2, n, heads, self.capacity, d).unbind()
-        end = self.length + keys.shape[2]
-        self.keys[:, :, self.length : end] = keys
-        self.values[:, :, self.length : end] = values
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def keep(self, rows: Tensor) -> None:
-        """Keep only these rows (int64 ``[m]``)."""
-        if self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys[rows], self.values[rows]
-
-
-class Projection(nn.Linear):
-    """Queries, keys and values from one matrix, so that a stream which needs all three pays for one product; a
-    stream that needs only some of them uses a slice of the matrix."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__(hidden_size, 3 * hidden_size)
-
-    def forward(self, states: Tensor, first: int = 0, last: int = 3) -> Tensor:
-        """Project ``[..., h]`` to the parts from ``first`` to before ``last`` of (queries, keys, values):
-        ``[..., (last - first) * h]``."""
-        if (first, last) == (0, 3):
-            return super().forward(states)
-        rows = slice(first * self.in_features, last * self.in_features)
-        return F.linear(states, self.weight[rows], self.bias[rows])
-
-
-class Attention(nn.Module):
-    """Multi-head attention, output projection, dropout, residual and LayerNorm (post-norm)."""
-
-    fused = False  # see scaled_dot_product
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.heads = config.attention_heads
-        self.projection = Projection(config.hidden_size)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPSILON)
-        self.dropout = config.dropout
-
-    def project(self, states: Tensor, first: int = 0, last: int = 3) -> tuple[Tensor, ...]:
-        """Project ``[n, length, h]`` to some of (queries, keys, values): a tuple of ``[n, heads, length, d]``."""
-        n, length, h = states.shape
-        projected = self.projection(states, first, last)
-        return (
-            projected.view(n, length, last - first, self.heads, h // self.heads)
-            .permute(2, 0, 3, 1, 4)
-            .unbind()
-        )
-
-    def queries(self, states: Tensor) -> Tensor:
-        return self.project(states, 0, 1)[0]
-
-    def keys_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values = self.project(states, 1, 3)
-        return keys, values
-
-    def attend(
-        self, states: Tensor, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None
-    ) -> Tensor:
-        """Return LayerNorm(states + output(attention)), ``[n, length, h]``."""
-        dropout = self.dropout if self.training else 0.0
-        mixed = scaled_dot_product(queries, keys, values, bias, dropout, self.fused)
-        mixed = mixed.transpose(1, 2).reshape(states.shape)
-        return self.norm(states + F.dropout(self.output(mixed), dropout, self.training))
-
-    def forward(
-        self, states: Tensor, bias: Tensor | None = None, cache: KeyValueCache | None = None
-    ) -> Tensor:
-        """Self-attention over ``[n, length, h]``, and over the cached positions before them if there is a cache."""
-        queries, keys, values = self.project(states)
-        if cache is not None:
-            keys, values = cache.append(keys, values)
-        return self.attend(states, queries, keys, values, bias)
-
-
-class FeedForward(nn.Module):
-    """Dense, GELU, dense, dropout, residual and LayerNorm (post-norm)."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.inner = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.outer = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPSILON)
-        self.dropout = config.dropout
-
-    def forward(self, states: Tensor) -> Tensor:
-        return self.norm(
-            states + F.dropout(self.outer(F.gelu(self.inner(states))), self.dropout, self.training)
-        )
-
-
-class EncoderLayer(nn.Module):
-    """One layer of a single stream."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.attention = Attention(config)
-        self.feed_forward = FeedForward(config)
-
-    def forward(
-        self, states: Tensor, bias: Tensor | None = None, cache: KeyValueCache | None = None
-    ) -> Tensor:
-        return self.feed_forward(self.attention(states, bias, cache))
+from diptych.model.networks.embeddings import TextEmbedding, VisualEmbedding
+from diptych.model.networks.heads import CodeHead, HeadTransform
+from diptych.model.networks.layers import EncoderLayer, FeedForward, initialise
 
 
 class CrossLayer(nn.Module):
@@ -269,114 +113,6 @@ class CrossLayer(nn.Module):
         return self.text_feed_forward(self.text_attention(attended.view(text.shape), text_bias, cache))
 
 
-class TextEmbedding(nn.Module):
-    """LayerNorm(word + position + token type), then dropout."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.words = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.positions = nn.Embedding(config.text_positions, config.hidden_size)
-        self.token_types = nn.Embedding(2, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPSILON)
-        self.dropout = config.dropout
-
-    def forward(self, ids: Tensor, start: int = 0) -> Tensor:
-        """Embed ids int64 ``[n, t]`` that stand at the positions from ``start`` on: ``[n, t, h]``.
-
-        Raises:
-            UserError: the text is longer than the position table.
-        """
-        if start + ids.shape[1] > len(self.positions.weight):
-            raise UserError(
-                f"a text of {start + ids.shape[1]} tokens, but this transformer has {len(self.positions.weight)} text "
-                "positions; use a shorter caption length"
-            )
-        offsets = self.positions.weight[start : start + ids.shape[1]] + self.token_types.weight[0]
-        return F.dropout(self.norm(self.words(ids) + offsets), self.dropout, self.training)
-
-
-class VisualEmbedding(nn.Module):
-    """(LayerNorm(dense(features)) + LayerNorm(dense(boxes))) / 2, then dropout.
-
-    Grid features and codebook vectors have an arbitrary scale and a large common part, so they are standardised
-    first with fixed statistics (:meth:`UnifiedTransformer.set_codebook`); at the start these are the identity, as
-    imported checkpoints expect. A learned mask feature stands in for cells that are to be predicted.
-    """
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.features = nn.Linear(config.feature_dim, config.hidden_size)
-        self.features_norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPSILON)
-        self.boxes = nn.Linear(4, config.hidden_size)
-        self.rows, self.columns = (
-            nn.Embedding(config.grid_size, config.hidden_size) if config.cell_positions else None
-            for _ in range(2)
-        )
-        self.boxes_norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPSILON)
-        # Not zero: LayerNorm of a zero vector has gradients of the order of 1e6.
-        self.mask_feature = nn.Parameter(torch.randn(config.feature_dim))
-        self.dropout = config.dropout
-        self.register_buffer("grid_boxes", grid_boxes(config.grid_size))
-        self.register_buffer("feature_mean", torch.zeros(config.feature_dim))
-        self.register_buffer("feature_scale", torch.ones(()))
-
-    def forward(self, features: Tensor, masked: Tensor | None = None) -> Tensor:
-        """Embed features ``[n, v, D]``; cells where ``masked`` (bool ``[n, v]``) hold the mask feature."""
-        if masked is None:
-            states = self.project(features)
-        else:
-            # The masked cells hold one and the same feature: one product for all of them.
-            states = self.features_norm(self.features(self.mask_feature)).expand(*masked.shape, -1).clone()
-            states[~masked] = self.project(features[~masked])
-        positions = self.boxes(self.grid_boxes)
-        if self.rows is not None and self.columns is not None:
-            positions = positions + (self.rows.weight[:, None] + self.columns.weight).flatten(0, 1)
-        states = states + self.boxes_norm(positions)
-        return F.dropout(states / 2, self.dropout, self.training)
-
-    def project(self, features: Tensor) -> Tensor:
-        """LayerNorm(dense(features)) of ``[..., D]``, without the boxes: ``[..., h]``."""
-        return self.features_norm(self.features((features - self.feature_mean) / self.feature_scale))
-
-
-def grid_boxes(grid_size: int) -> Tensor:
-    """Return the cells' normalised boxes (x0, y0, x1, y1), float32 ``[grid_size ** 2, 4]``, row-major from the top
-    left."""
-    starts = torch.arange(grid_size) / grid_size
-    y, x = torch.meshgrid(starts, starts, indexing="ij")
-    corners = torch.stack([x, y], -1).view(-1, 2)
-    return torch.cat([corners, corners + 1 / grid_size], 1)
-
-
-class HeadTransform(nn.Sequential):
-    """Dense, GELU, LayerNorm: the first part of both heads."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__(
-            nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPSILON)
-        )
-
-
-class CodeHead(nn.Module):
-    """States to logits over the codes; the three kinds are explained in :class:`TransformerConfig`."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.transform = HeadTransform(config.hidden_size)
-        width = config.hidden_size
-        self.features = (
-            nn.Identity() if config.code_head == "linear" else nn.Linear(width, config.feature_dim)
-        )
-        if config.code_head != "linear":
-            width = config.feature_dim
-        self.codes = nn.Linear(width, config.codebook_size)
-        self.tied = config.code_head == "codebook"
-        self.codes.weight.requires_grad_(not self.tied)
-
-    def forward(self, states: Tensor) -> Tensor:
-        return self.codes(self.features(self.transform(states)))
-
-
 class UnifiedTransformer(nn.Module):
     """One transformer for both directions (UMT 3.1): captions from grid features, codes from captions."""
 
@@ -391,11 +127,7 @@ class UnifiedTransformer(nn.Module):
         self.word_transform = HeadTransform(config.hidden_size)
         self.word_bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.code_head = CodeHead(config)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=config.initial_std)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
+        initialise(self, config.initial_std)
 
     @torch.no_grad()
     def set_codebook(self, codebook: Tensor) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diptych.model.networks.two_streams import Attention, UnifiedTransformer, causal_bias
+from diptych.model.networks.attention import Attention, causal_bias
+from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer
 
 

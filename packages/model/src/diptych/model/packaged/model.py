@@ -2,142 +2,46 @@
 
 from __future__ import annotations
 
-import secrets
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from diptych.eval.scorers.clip_score import PROMPT, scores_of_cosines
-from diptych.features.assignment import nearest_codes
 from diptych.features.errors import UserError as FeaturesError
-from diptych.features.images import resize_square, to_uint8_tensor
-from diptych.features.precision import autocast_context as detector_context
-from diptych.model.decoding.caption import Captions, encode_images
-from diptych.model.decoding.decode import caption_images, paint_captions
-from diptych.model.decoding.options import CaptionOptions, PaintOptions, with_changes
-from diptych.model.decoding.paint import FixedCells, Paintings
-from diptych.model.decoding.rerank import rerank as pick_best
 from diptych.model.errors import UserError
-from diptych.model.image_features import caption_input
 from diptych.model.inference.image_generator import InferenceImageGenerator
 from diptych.model.inference.transformer import InferenceTransformer
 from diptych.model.networks.image_generator import load_image_generator
-from diptych.model.packaged.attention import WordAttention, word_attention
+from diptych.model.packaged.attention import WordAttention
+from diptych.model.packaged.captioning import Caption, CaptionChanges, CaptioningPart
 from diptych.model.packaged.directory import (
     DETECTOR,
     IMAGE_GENERATOR,
-    SCORER,
     PackageConfig,
     copy_package,
     read_package_config,
-    read_scorer,
     read_sums,
     verify_package,
 )
 from diptych.model.packaged.examples import EXAMPLES_FILE, read_examples
-from diptych.model.packaged.pictures import Pictures, listed, read_picture
+from diptych.model.packaged.machine import Machine, resolve_device
+from diptych.model.packaged.painting import PaintChanges, Painting, PaintingPart
+from diptych.model.packaged.pictures import Pictures
+from diptych.model.packaged.scoring import ScoringPart
+from diptych.model.packaged.seeing import SeeingPart
 from diptych.model.packaged.source import find_package
-from diptych.model.precision import autocast_context, resolve_precision
+from diptych.model.packaged.unified import GridTokenizer, UnifiedCaptionDecoder, UnifiedPaintDecoder
+from diptych.model.precision import resolve_precision
 from diptych.model.pretrained import CODEBOOK_FOLDER, load_transformer
 from diptych.model.tokenizer import CaptionTokenizer
 
 if TYPE_CHECKING:
-    from diptych.eval.scorers.clip import Clip
     from diptych.features.detector.grid_detector import PyramidGridDetector
 
 BATCH_SIZE = 32
-SAMPLING_TEMPERATURE = 1.0  # of several paintings of a caption, where nobody asks for another
-
-
-class CaptionChanges(TypedDict, total=False):
-    """Options of :class:`diptych.model.decoding.options.CaptionOptions` that a call may change."""
-
-    length: int
-    method: Literal["greedy", "sample", "beam"]
-    start: str
-    no_repeat: int
-    temperature: float
-    top_k: int | None
-    top_p: float
-    beams: int
-    groups: int
-    diversity: float
-    length_power: float
-
-
-class PaintChanges(TypedDict, total=False):
-    """Options of :class:`diptych.model.decoding.options.PaintOptions` that a call may change."""
-
-    method: Literal["mask_predict", "rows", "random", "easiest", "gibbs"]
-    steps: int
-    schedule: Literal["linear", "cosine"]
-    extra_steps: int
-    sweeps: int
-    cells_at_once: int
-    guidance: float
-    temperature: float
-    confidence_noise: float
-
-
-@dataclass(frozen=True)
-class Caption:
-    """One caption of a picture; ``str(caption)`` is its text.
-
-    Attributes:
-        text: ``a red kite over the sea.``
-        log_probability: of its words, under the distribution they were taken from.
-        sample: its number among the captions of the picture.
-        score: CLIPScore with the picture, from 0 to 2.5; only of captions that were reranked.
-        attention: where each word looks, if asked for.
-    """
-
-    text: str
-    log_probability: float
-    sample: int
-    score: float | None = None
-    attention: WordAttention | None = None
-
-    def __str__(self) -> str:
-        return self.text
-
-
-@dataclass(frozen=True)
-class PaintingStep:
-    """A painting after one step: the picture, and codes int64 ``[64]``, -1 where a cell has none yet (such a cell is
-    shown as the mean of the codebook)."""
-
-    image: Image.Image
-    codes: Tensor
-
-
-@dataclass(frozen=True)
-class Painting:
-    """One painting of a caption.
-
-    Attributes:
-        caption: what was painted.
-        image: RGB, ``image_size`` pixels a side.
-        codes: int64 ``[64]``, the cells row-major from the top left.
-        seed: of its caption; with the same options it gives the same painting.
-        sample: its number among the paintings of the caption.
-        steps: the painting after each step, the last included, if asked for.
-        score: CLIPScore with the caption, from 0 to 2.5; only of paintings that were reranked.
-    """
-
-    caption: str
-    image: Image.Image
-    codes: Tensor
-    seed: int
-    sample: int
-    steps: tuple[PaintingStep, ...] = ()
-    score: float | None = None
 
 
 class Diptych:
@@ -175,8 +79,14 @@ class Diptych:
         self.device, self.precision = device, precision
         self.transformer, self.tokenizer, self.codebook = transformer, tokenizer, codebook
         self.generator, self.detector = generator, detector
-        self._scorer: Clip | None = None
-        self._scorer_lock = threading.RLock()
+        machine = Machine(device, precision)
+        images = GridTokenizer(detector, codebook, generator, transformer.config.cells, machine)
+        captions = UnifiedCaptionDecoder(transformer, tokenizer, images)
+        paintings = UnifiedPaintDecoder(transformer, tokenizer, codebook, config.captioning.length)
+        self._seeing = SeeingPart(images, machine)
+        self._scoring = ScoringPart(folder, machine)
+        self._captioning = CaptioningPart(captions, tokenizer, config.captioning, self._scoring, machine)
+        self._painting = PaintingPart(paintings, images, config.painting, self._scoring, machine)
 
     @classmethod
     def from_pretrained(
@@ -249,7 +159,7 @@ class Diptych:
     @property
     def has_scorer(self) -> bool:
         """Whether the package can rerank and score."""
-        return (self.folder / SCORER).is_dir()
+        return self._scoring.exists
 
     @property
     def has_examples(self) -> bool:
@@ -265,11 +175,11 @@ class Diptych:
         Raises:
             UserError: a picture is missing, damaged or of a wrong kind.
         """
-        return self._over_pictures(pictures, batch_size, self._features)
+        return self._seeing.features(pictures, batch_size)
 
     def codes(self, pictures: Pictures, batch_size: int = BATCH_SIZE) -> Tensor:
         """Return the nearest centroid of each cell, int64 ``[n, 64]``. Errors: :meth:`features`."""
-        return self._over_pictures(pictures, batch_size, self._codes)
+        return self._seeing.codes(pictures, batch_size)
 
     def reconstruct(self, pictures: Pictures, batch_size: int = BATCH_SIZE) -> list[Image.Image]:
         """Paint what the codes of the pictures tell: the best that the painter can reach. Errors: :meth:`features`."""
@@ -283,12 +193,7 @@ class Diptych:
         Raises:
             UserError: another shape, or a code that is not in the codebook.
         """
-        rows = self._checked_codes(codes, least=-1)
-        images = []
-        for part in rows.split(batch_size):
-            with self._inference():
-                images += as_images(self._pixels(part))
-        return images
+        return self._seeing.draw(codes, batch_size)
 
     # Pictures to captions
 
@@ -323,16 +228,9 @@ class Diptych:
         Raises:
             UserError: a picture, option or seed is wrong, or the package has no scorer to rerank by.
         """
-        items = listed(pictures)
-        options = self._caption_options(samples, changes)
-        rerank = self._reranks(rerank, samples, self.config.captioning)
-        seeds = seed_list(seed, len(items))
-        found: list[Caption] = []
-        for start in range(0, len(items), batch_size):
-            part = slice(start, start + batch_size)
-            images = [read_picture(item, start + number) for number, item in enumerate(items[part])]
-            found += self._caption_batch(images, options, seeds[part], rerank, return_attention)
-        return found
+        return self._captioning.captions(
+            pictures, samples, rerank, seed, return_attention, batch_size, changes
+        )
 
     def attention(self, pictures: Pictures, captions: str | Sequence[str]) -> list[WordAttention]:
         """Tell where in its picture each word of a caption looks: the weights over the 64 cells with which the text
@@ -342,16 +240,7 @@ class Diptych:
         Raises:
             UserError: not as many captions as pictures, or one of them is wrong.
         """
-        items = listed(pictures)
-        texts = [captions] if isinstance(captions, str) else list(captions)
-        check_pairs(items, texts)
-        if not items:
-            return []
-        images = [read_picture(item, number) for number, item in enumerate(items)]
-        ids = self.tokenizer.encode(texts, self.config.captioning.length).to(self.device)
-        with self._inference():
-            encoded = encode_images(self.transformer, self._caption_input(images))
-            return word_attention(self.transformer, self.tokenizer, encoded, ids)
+        return self._captioning.attention(pictures, captions)
 
     # Captions to pictures
 
@@ -391,17 +280,18 @@ class Diptych:
             UserError: a caption has no known word; an option, seed, code or cell is wrong; or the package has no scorer
                 to rerank by.
         """
-        texts = [captions] if isinstance(captions, str) else list(captions)
-        options = self._paint_options(samples, changes)
-        rerank = self._reranks(rerank, samples, self.config.painting)
-        seeds = seed_list(seed, len(texts))
-        given = self._given_cells(codes, locked, repaint)
-        found: list[Painting] = []
-        step = max(1, batch_size // options.samples)
-        for start in range(0, len(texts), step):
-            part = slice(start, start + step)
-            found += self._paint_batch(texts[part], options, seeds[part], given, rerank, return_steps)
-        return found
+        return self._painting.paintings(
+            captions,
+            samples,
+            rerank,
+            seed,
+            return_steps,
+            codes,
+            locked,
+            repaint,
+            batch_size,
+            changes,
+        )
 
     # Judging, and looking into it
 
@@ -414,19 +304,7 @@ class Diptych:
         Raises:
             UserError: not as many captions as pictures, one of them is wrong, or the package has no scorer.
         """
-        items = listed(pictures)
-        texts = [captions] if isinstance(captions, str) else list(captions)
-        check_pairs(items, texts)
-        scores = [torch.zeros(0)]
-        for start in range(0, len(items), batch_size):
-            part = slice(start, start + batch_size)
-            images = [read_picture(item, start + number) for number, item in enumerate(items[part])]
-            with self._scoring() as scorer:
-                embedded = self._embed_images(scorer, images)
-                scores.append(
-                    scores_of_cosines((embedded * self._embed_texts(scorer, texts[part])).sum(-1)).cpu()
-                )
-        return torch.cat(scores)
+        return self._scoring.score(pictures, captions, batch_size)
 
     def examples(self, code: int) -> list[Image.Image]:
         """Return patches of training pictures whose features are nearest to a centroid, nearest first: the cell in the
@@ -485,322 +363,3 @@ class Diptych:
                 f"{repository}: cannot be uploaded ({reason}); log in with `hf auth login`"
             ) from None
         return str(done.commit_url)
-
-    # Steps of the above
-
-    @contextmanager
-    def _inference(self) -> Iterator[None]:
-        """No gradients, and the precision of products."""
-        with torch.inference_mode(), autocast_context(self.device, self.precision):
-            yield
-
-    @contextmanager
-    def _scoring(self) -> Iterator[Clip]:
-        """The scorer, for one thread at a time.
-
-        Raises:
-            UserError: the package has none.
-        """
-        with ExitStack() as stack:
-            stack.enter_context(self._scorer_lock)
-            if self._scorer is None:
-                if not self.has_scorer:
-                    raise UserError(
-                        f"{self.folder}: this package has no scorer, so that it cannot rerank or score"
-                    )
-                self._scorer = read_scorer(self.folder / SCORER, str(self.device))
-            stack.enter_context(self._inference())
-            yield self._scorer
-
-    def _over_pictures(self, pictures: Pictures, batch_size: int, work) -> Tensor:
-        items = listed(pictures)
-        if not items:
-            raise UserError("there is no picture")
-        results = []
-        for start in range(0, len(items), batch_size):
-            part = items[start : start + batch_size]
-            images = [read_picture(item, start + number) for number, item in enumerate(part)]
-            with self._inference():
-                results.append(work(images).cpu())
-        return torch.cat(results)
-
-    def _features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Grid features float32 ``[n, 64, D]`` on the device; images of one input size go through the detector together."""
-        prepared = [self.detector.prepare(image) for image in images]
-        groups: dict[torch.Size, list[int]] = {}
-        for number, pixels in enumerate(prepared):
-            groups.setdefault(pixels.shape, []).append(number)
-        cells = self.transformer.config.cells
-        features = torch.empty(len(images), cells, self.codebook.shape[1], device=self.device)
-        with (
-            torch.autocast(self.device.type, enabled=False),
-            detector_context(self.device, self.precision),
-        ):
-            for numbers in groups.values():
-                batch = torch.stack([prepared[number] for number in numbers]).to(self.device)
-                features[numbers] = self.detector.grid_features(batch).half().float()
-        return features
-
-    def _caption_input(self, images: Sequence[Image.Image]) -> Tensor:
-        """What captioning sees of the images, float32 ``[n, 64, D]``."""
-        return caption_input(self.transformer.config, self.codebook, self._features(images))
-
-    def _codes(self, images: Sequence[Image.Image]) -> Tensor:
-        features = self._features(images)
-        with torch.autocast(self.device.type, enabled=False):  # near centroids are told apart in float32
-            return nearest_codes(features, self.codebook)
-
-    def _pixels(self, codes: Tensor) -> Tensor:
-        """Codes int64 ``[n, 64]`` to pixels float32 ``[n, 3, S, S]`` in -1..1."""
-        codes = codes.to(self.device)
-        grid = self.codebook[codes.clamp(min=0)]
-        unpainted = codes < 0
-        if unpainted.any():
-            grid[unpainted] = self.codebook.mean(0)
-        return self.generator(grid).float()
-
-    def _caption_options(self, samples: int | None, changes: CaptionChanges) -> CaptionOptions:
-        wanted = dict(changes)
-        if "method" not in wanted:
-            if {"temperature", "top_k", "top_p"} & wanted.keys():
-                wanted["method"] = "sample"
-            elif {"beams", "groups", "diversity", "length_power"} & wanted.keys():
-                wanted["method"] = "beam"
-            elif (samples or 1) > 1 and self.config.captioning.method == "greedy":
-                wanted["method"] = "sample"
-        if samples is not None:
-            wanted["samples"] = samples
-        return with_changes(self.config.captioning, wanted)
-
-    def _paint_options(self, samples: int | None, changes: PaintChanges) -> PaintOptions:
-        wanted = dict(changes)
-        if samples is not None:
-            wanted["samples"] = samples
-        if "temperature" not in wanted and self.config.painting.temperature == 0:
-            gibbs = wanted.get("method") == "gibbs"
-            random = wanted.get("method") == "random" or wanted.get("confidence_noise", 0)
-            if gibbs or ((samples or 1) > 1 and not random):
-                wanted["temperature"] = SAMPLING_TEMPERATURE
-        return with_changes(self.config.painting, wanted)
-
-    def _reranks(
-        self, rerank: bool | None, samples: int | None, options: CaptionOptions | PaintOptions
-    ) -> bool:
-        """Whether the scorer chooses; without being asked, where the package's own options have several samples."""
-        return samples is None and options.samples > 1 if rerank is None else rerank
-
-    def _caption_batch(
-        self,
-        images: list[Image.Image],
-        options: CaptionOptions,
-        seeds: list[int],
-        rerank: bool,
-        return_attention: bool,
-    ) -> list[Caption]:
-        count = options.samples
-        with self._inference():
-            seen = self._caption_input(images)
-            written = caption_images(self.transformer, self.tokenizer, seen, options, seeds)
-        numbers, scores = list(range(count)) * len(images), None
-        if rerank:
-            with self._scoring() as scorer:
-                embedded = self._embed_images(scorer, images).repeat_interleave(count, 0)
-
-                def cosines(captions: Captions) -> Tensor:
-                    texts = [self.tokenizer.decode(ids) for ids in captions.ids]
-                    return (embedded * self._embed_texts(scorer, texts)).sum(-1)
-
-                best = pick_best(written, count, cosines)
-            written, numbers = best.best, best.chosen.tolist()
-            scores = scores_of_cosines(best.scores.gather(1, best.chosen[:, None])[:, 0]).tolist()
-        attentions: list[WordAttention] | None = None
-        if return_attention:
-            with self._inference():
-                encoded = encode_images(self.transformer, seen)
-                each = len(written.ids) // len(images)
-                encoded = [states.repeat_interleave(each, 0) for states in encoded]
-                attentions = word_attention(self.transformer, self.tokenizer, encoded, written.ids)
-        sums = written.log_probabilities.double().sum(1).tolist()
-        return [
-            Caption(
-                self.tokenizer.decode(ids),
-                sums[row],
-                numbers[row],
-                scores[row] if scores else None,
-                attentions[row] if attentions else None,
-            )
-            for row, ids in enumerate(written.ids)
-        ]
-
-    def _paint_batch(
-        self,
-        texts: list[str],
-        options: PaintOptions,
-        seeds: list[int],
-        given: FixedCells | None,
-        rerank: bool,
-        return_steps: bool,
-    ) -> list[Painting]:
-        count = options.samples
-        ids = self.tokenizer.encode(texts, self.config.captioning.length).to(self.device)
-        if given is not None:
-            given = FixedCells(given.codes.expand(len(texts), -1), given.fixed.expand(len(texts), -1))
-        with self._inference():
-            painted = paint_captions(
-                self.transformer,
-                self.tokenizer,
-                self.codebook,
-                ids,
-                options,
-                seeds,
-                given,
-                keep_steps=return_steps,
-            )
-        numbers, scores = list(range(count)) * len(texts), None
-        each = count
-        if rerank:
-            with self._scoring() as scorer:
-                embedded = self._embed_texts(scorer, texts).repeat_interleave(count, 0)
-
-                def cosines(paintings: Paintings) -> Tensor:
-                    pixels = (self._pixels(paintings.codes) + 1) / 2
-                    return (scorer.encode_images(pixels) * embedded).sum(-1)
-
-                best = pick_best(painted, count, cosines)
-            painted, numbers, each = best.best, best.chosen.tolist(), 1
-            scores = scores_of_cosines(best.scores.gather(1, best.chosen[:, None])[:, 0]).tolist()
-        with self._inference():
-            images = as_images(self._pixels(painted.codes))
-            steps: list[tuple[PaintingStep, ...]] = [()] * len(images)
-            if painted.steps is not None:
-                for row, history in enumerate(painted.steps):
-                    drawn = as_images(self._pixels(history))
-                    steps[row] = tuple(
-                        PaintingStep(image, codes)
-                        for image, codes in zip(drawn, history.cpu().clone(), strict=True)
-                    )
-        codes = painted.codes.cpu()
-        return [
-            Painting(
-                texts[row // each],
-                image,
-                codes[row].clone(),
-                seeds[row // each],
-                numbers[row],
-                steps[row],
-                scores[row] if scores else None,
-            )
-            for row, image in enumerate(images)
-        ]
-
-    def _embed_images(self, scorer: Clip, images: Sequence[Image.Image]) -> Tensor:
-        sized = (to_uint8_tensor(resize_square(image, scorer.image_size)) for image in images)
-        return scorer.encode_images(torch.stack(list(sized)).to(self.device).float() / 255)
-
-    def _embed_texts(self, scorer: Clip, texts: Sequence[str]) -> Tensor:
-        return scorer.encode_texts([PROMPT + text for text in texts])
-
-    def _given_cells(
-        self,
-        codes: Tensor | Sequence[int] | None,
-        locked: Sequence[int] | Tensor | None,
-        repaint: Sequence[int] | Tensor | None,
-    ) -> FixedCells | None:
-        """The cells that are there already, ``[1, 64]``; None: no painting was given."""
-        if codes is None and locked is None and repaint is None:
-            return None
-        if codes is None or (locked is None) == (repaint is None):
-            raise UserError(
-                "locked cells: give the codes of a painting together with either `locked` or `repaint`"
-            )
-        rows = self._checked_codes(torch.as_tensor(codes)[None], least=0)
-        chosen = cell_mask(locked if repaint is None else repaint, rows.shape[1])
-        fixed = chosen if repaint is None else ~chosen
-        return FixedCells(rows.to(self.device), fixed[None].to(self.device))
-
-    def _checked_codes(self, codes: Tensor | Sequence[Sequence[int]], least: int) -> Tensor:
-        """Codes as int64 ``[n, 64]``, each from ``least`` to K - 1."""
-        try:
-            rows = torch.as_tensor(codes)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"codes: not an array of whole numbers ({error})") from None
-        cells = self.transformer.config.cells
-        if rows.ndim != 2 or rows.shape[1] != cells or rows.is_floating_point() or rows.dtype == torch.bool:
-            raise UserError(
-                f"codes: whole numbers of shape [n, {cells}] ({cells} of one painting), "
-                f"these are {rows.dtype} {list(rows.shape)}"
-            )
-        if rows.numel() and not least <= int(rows.min()) <= int(rows.max()) < self.codebook_size:
-            raise UserError(
-                f"codes: from {least} to {self.codebook_size - 1}, these are {int(rows.min())} to {int(rows.max())}"
-            )
-        return rows.long()
-
-
-def resolve_device(device: str | torch.device | None) -> torch.device:
-    """Return the device; None takes CUDA where there is a device.
-
-    Raises:
-        UserError: there is no such device.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device {device}: not there ({reason}); use cpu, or leave it out") from None
-    return place
-
-
-def seed_list(seed: int | Sequence[int] | None, count: int) -> list[int]:
-    """Return one seed per item: the given ones, or the same for all; None draws one.
-
-    Raises:
-        UserError: not one per item, or one is no whole number from 0 to 2**63 - 1.
-    """
-    if seed is None:
-        seed = secrets.randbelow(2**31)
-    seeds = [seed] * count if isinstance(seed, int) else list(seed)
-    if len(seeds) != count:
-        raise UserError(f"seed: {len(seeds)} seeds for {count} items; give one for all, or one each")
-    for number in seeds:
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**63:
-            raise UserError(f"seed: {number!r} is no whole number from 0 to 2**63 - 1")
-    return seeds
-
-
-def cell_mask(cells: Sequence[int] | Tensor | None, count: int) -> Tensor:
-    """Return cells, given by number or as bool ``[count]``, as bool ``[count]``.
-
-    Raises:
-        UserError: there is no such cell.
-    """
-    chosen = torch.as_tensor(cells)
-    if chosen.dtype == torch.bool:
-        if chosen.shape != (count,):
-            raise UserError(f"cells: a mask of shape {list(chosen.shape)}, the grid has {count} cells")
-        return chosen.cpu()
-    mask = torch.zeros(count, dtype=torch.bool)
-    if chosen.numel():
-        if chosen.ndim != 1 or chosen.is_floating_point():
-            raise UserError("cells: a list of whole numbers, or a mask of bool")
-        if not 0 <= int(chosen.min()) <= int(chosen.max()) < count:
-            raise UserError(
-                f"cells: from 0 (top left) to {count - 1}, these are {int(chosen.min())} to {int(chosen.max())}"
-            )
-        mask[chosen.cpu()] = True
-    return mask
-
-
-def check_pairs(pictures: Sequence[object], captions: Sequence[str]) -> None:
-    """Raise a UserError unless there are as many captions as pictures."""
-    if len(pictures) != len(captions):
-        raise UserError(f"{len(captions)} captions for {len(pictures)} pictures; give one caption for each")
-
-
-def as_images(pixels: Tensor) -> list[Image.Image]:
-    """Pixels float ``[n, 3, S, S]`` in -1..1 as pictures."""
-    values = ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(value) for value in values]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -60,6 +60,18 @@ def read_picture(picture: Picture, number: int = 0) -> Image.Image:
     raise UserError(
         f"{name}: {type(picture).__name__} is no picture; give a path, bytes, a Pillow image, an array or a tensor"
     )
+
+
+def read_pictures(items: Sequence[Picture], first: int = 0) -> list[Image.Image]:
+    """Read pictures (:func:`read_picture`), of which the first has the number ``first`` in messages."""
+    return [read_picture(item, number) for number, item in enumerate(items, first)]
+
+
+def read_batches(items: Sequence[Picture], size: int) -> Iterator[tuple[slice, list[Image.Image]]]:
+    """Read pictures ``size`` at a time, none before it is its turn: the place of each batch, and its images."""
+    for start in range(0, len(items), size):
+        part = slice(start, start + size)
+        yield part, read_pictures(items[part], start)
 
 
 def channels_last(picture: Tensor) -> Tensor:

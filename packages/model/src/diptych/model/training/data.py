@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from diptych.model.errors import UserError
+from diptych.model.image_features import PictureRows
 from diptych.model.tokenizer import CaptionTokenizer
-from diptych.model.training.loop import TrainingShards
+
+
+class TrainingShards(PictureRows, Protocol):
+    """The part of ``diptych.features.shards.reading.ShardDataset`` that training reads."""
+
+    keys: list[str]
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def captions(self, index: int) -> list[str]:
+        """The captions of one image."""
 
 
 class CaptionTable:

@@ -22,21 +22,15 @@ from diptych.model.errors import UserError
 from diptych.model.networks.discriminator import Discriminator, DiscriminatorConfig, Judgement
 from diptych.model.networks.image_generator import ImageGenerator
 from diptych.model.objectives.perceptual import PyramidEncoder, feature_distance, perceptual_loss, shifted
+from diptych.model.pixels import to_uint8
 from diptych.model.precision import autocast_context
-from diptych.model.training.loop import (
-    Checkpoints,
-    LoopConfig,
-    Opponent,
-    Piece,
-    Record,
-    SampleConfig,
-    check_at_least_one,
-    fingerprint,
-    run_training,
-    warmup_constant,
-    warmup_cosine,
-)
+from diptych.model.training.config import LoopConfig, SampleConfig, check_at_least_one
+from diptych.model.training.contracts import Checkpoints, Piece, Record
+from diptych.model.training.loop import run_training
+from diptych.model.training.optimisation import Opponent
 from diptych.model.training.processes import current_processes
+from diptych.model.training.schedules import warmup_constant, warmup_cosine
+from diptych.model.training.state import fingerprint
 
 SCHEDULES = ("cosine", "constant")
 # A history row shows collapse where a loss is so many times its best, or the hinge loss is so close to 0.
@@ -46,7 +40,7 @@ EVALUATION_BATCH = 32
 
 
 class ImageShards(Protocol):
-    """The part of `diptych.features.shards.ShardDataset` that this training reads."""
+    """The part of `diptych.features.shards.reading.ShardDataset` that this training reads."""
 
     keys: list[str]
 
@@ -103,7 +97,7 @@ class ImageGeneratorTrainingConfig(LoopConfig):
     evaluation: what is measured meanwhile, on val pictures, and shown; or None.
     precision: "float32", "bfloat16" or "auto", as `arithmetic` takes them.
     weight_decay, clip_norm, ema_decay, accumulation, checkpoint_seconds: as in
-        `diptych.model.training.loop.LoopConfig`; clip_norm holds for each network, the average is the generator's.
+        `diptych.model.training.config.LoopConfig`; clip_norm holds for each network, the average is the generator's.
         Spectral norms advance once with every piece of a step.
     """
 
@@ -190,7 +184,7 @@ def read_batch(shards: ImageShards, indices: Sequence[int], size: int, object_we
 
 
 class ImageGeneratorSteps:
-    """The steps of this training (`diptych.model.training.loop.Steps`)."""
+    """The steps of this training (`diptych.model.training.contracts.Steps`)."""
 
     def __init__(
         self,
@@ -342,7 +336,7 @@ def collapse(history: list[dict[str, float]]) -> str | None:
 
 
 class ImageGeneratorEvaluation:
-    """Losses of fixed val pictures (`diptych.model.training.loop.Evaluation`), and some of them repainted."""
+    """Losses of fixed val pictures (`diptych.model.training.contracts.Evaluation`), and some of them repainted."""
 
     def __init__(
         self,
@@ -379,13 +373,8 @@ class ImageGeneratorEvaluation:
             for image, own in zip(painted, batch.images, strict=True):
                 if len(samples) < self.samples:
                     key = self.keys[len(samples)]
-                    samples.append({"image_id": key, "real": own.clone(), "painted": to_uint8(image)})
+                    samples.append({"image_id": key, "real": own.clone(), "painted": to_uint8(image).cpu()})
         return {f"val_{name}": value for name, value in sums.items()}, samples
-
-
-def to_uint8(pixels: Tensor) -> Tensor:
-    """Float pixels in -1..1 as uint8 on the CPU."""
-    return pixels.detach().add(1).mul(127.5).round().to(torch.uint8).cpu()
 
 
 def train_image_generator(

@@ -20,21 +20,14 @@ from diptych.model.objectives.sequence import Scorer, clip_loss, feature_loss, r
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import check_codebook
 from diptych.model.tokenizer import CaptionTokenizer
-from diptych.model.training.data import CaptionTable, on_device, read_rows
-from diptych.model.training.loop import (
-    Checkpoints,
-    LoopConfig,
-    Piece,
-    Record,
-    TrainingShards,
-    check_at_least_one,
-    fingerprint,
-    run_training,
-    warmup_constant,
-    warmup_cosine,
-)
+from diptych.model.training.config import LoopConfig, check_at_least_one
+from diptych.model.training.contracts import Checkpoints, Piece, Record
+from diptych.model.training.data import CaptionTable, TrainingShards, on_device, read_rows
+from diptych.model.training.loop import run_training
 from diptych.model.training.processes import current_processes
+from diptych.model.training.schedules import warmup_constant, warmup_cosine
 from diptych.model.training.sequence_evaluation import SequenceEvaluation, SequenceEvaluationConfig
+from diptych.model.training.state import fingerprint
 from diptych.model.training.token import check_data, check_masking, paint_pieces, read_to_paint
 
 
@@ -81,7 +74,7 @@ class SequenceTrainingConfig(LoopConfig):
         recompute: whether painting keeps the graph of one mask-predict step at a time and computes it twice, for memory.
         evaluation: what is measured on the val split meanwhile, and when it ends the training; None: nothing.
         weight_decay, clip_norm, ema_decay, accumulation, precision, seed, checkpoint_seconds: as in
-            :class:`diptych.model.training.loop.LoopConfig`.
+            :class:`diptych.model.training.config.LoopConfig`.
     """
 
     scst_steps: int
@@ -205,7 +198,7 @@ def scst_parts(
 
 
 class SequenceSteps:
-    """The steps of sequence-level training (:class:`diptych.model.training.loop.Steps`): SCST, CLIP loss and
+    """The steps of sequence-level training (:class:`diptych.model.training.contracts.Steps`): SCST, CLIP loss and
     token-level painting in turns."""
 
     def __init__(

@@ -23,8 +23,8 @@ from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.objectives.sequence import Scorer
 from diptych.model.precision import autocast_context
 from diptych.model.tokenizer import CaptionTokenizer
-from diptych.model.training.data import CaptionTable, on_device
-from diptych.model.training.loop import TrainingShards, WatchConfig, check_at_least_one
+from diptych.model.training.config import WatchConfig, check_at_least_one
+from diptych.model.training.data import CaptionTable, TrainingShards, on_device
 from diptych.model.training.stopping import Stopping
 
 BATCH_SIZE = 50
@@ -62,7 +62,7 @@ class SequenceEvaluationConfig(WatchConfig):
         mask_predict_steps, guidance: how they are painted; the training may paint in fewer steps and without guidance.
         stopping: when falling figures end the training; None: never. It may watch ``val_cider_d`` and what the caller
             inspects paintings for, not ``val_clip_score``, which training raises anyway.
-        every: as in :class:`diptych.model.training.loop.WatchConfig`.
+        every: as in :class:`diptych.model.training.config.WatchConfig`.
     """
 
     mask_predict_steps: int
@@ -75,7 +75,7 @@ class SequenceEvaluationConfig(WatchConfig):
 
 
 class SequenceEvaluation:
-    """Greedy captions and paintings of fixed val images (:class:`diptych.model.training.loop.Evaluation`).
+    """Greedy captions and paintings of fixed val images (:class:`diptych.model.training.contracts.Evaluation`).
 
     ``inspect`` gives figures of paintings that no training optimises, such as what a detector finds in them.
     """

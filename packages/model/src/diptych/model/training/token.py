@@ -23,19 +23,13 @@ from diptych.model.objectives.token import (
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import check_codebook
 from diptych.model.tokenizer import CaptionTokenizer
-from diptych.model.training.data import CaptionTable, on_device, read_rows
-from diptych.model.training.loop import (
-    Checkpoints,
-    LoopConfig,
-    Piece,
-    Record,
-    TrainingShards,
-    check_at_least_one,
-    fingerprint,
-    run_training,
-    warmup_cosine,
-)
+from diptych.model.training.config import LoopConfig, check_at_least_one
+from diptych.model.training.contracts import Checkpoints, Piece, Record
+from diptych.model.training.data import CaptionTable, TrainingShards, on_device, read_rows
+from diptych.model.training.loop import run_training
 from diptych.model.training.processes import current_processes
+from diptych.model.training.schedules import warmup_cosine
+from diptych.model.training.state import fingerprint
 from diptych.model.training.token_evaluation import EvaluationConfig, TokenEvaluation
 
 
@@ -60,7 +54,7 @@ class TokenTrainingConfig(LoopConfig):
         text_drop: share of paintings trained without their text, for classifier-free guidance [0].
         evaluation: what is measured and shown on the val split meanwhile; None: nothing.
         weight_decay [1e-2], clip_norm [1.0], ema_decay [0], accumulation, precision [mixed], seed, checkpoint_seconds:
-            as in :class:`diptych.model.training.loop.LoopConfig`.
+            as in :class:`diptych.model.training.config.LoopConfig`.
     """
 
     caption_share: float
@@ -177,7 +171,7 @@ def read_to_paint(
 
 
 class TokenSteps:
-    """The steps of token-level training (:class:`diptych.model.training.loop.Steps`); what either task sees of pictures
+    """The steps of token-level training (:class:`diptych.model.training.contracts.Steps`); what either task sees of pictures
     is the rule of :mod:`diptych.model.image_features`."""
 
     def __init__(

@@ -22,8 +22,8 @@ from diptych.model.objectives.token import (
 )
 from diptych.model.precision import autocast_context
 from diptych.model.tokenizer import CaptionTokenizer
-from diptych.model.training.data import CaptionTable, on_device
-from diptych.model.training.loop import SampleConfig, TrainingShards, check_at_least_one
+from diptych.model.training.config import SampleConfig, check_at_least_one
+from diptych.model.training.data import CaptionTable, TrainingShards, on_device
 
 BATCH_SIZE = 32
 
@@ -36,7 +36,7 @@ class EvaluationConfig(SampleConfig):
         images: val images whose captions and codes the losses are of.
         samples: how many of them are captioned and painted, to be shown.
         mask_predict_steps, guidance: how they are painted.
-        every: as in :class:`diptych.model.training.loop.WatchConfig`.
+        every: as in :class:`diptych.model.training.config.WatchConfig`.
     """
 
     mask_predict_steps: int

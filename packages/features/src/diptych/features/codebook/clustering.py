@@ -1,4 +1,4 @@
-"""The codebook: k-means over grid features, and the code of every grid cell (X-LXMERT, section 5.1)."""
+"""Clustering grid features, and assigning every cell its code; both go on where a run was stopped."""
 
 from __future__ import annotations
 
@@ -16,23 +16,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from diptych.features.codebook.reading import CODES
 from diptych.features.errors import UserError
 from diptych.features.files import atomic_path
 from diptych.features.grid import CELLS
 from diptych.features.store import FeatureReader
 
-CODES = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("sha256", pa.string(), nullable=False),
-        pa.field("codes", pa.binary(CELLS * 2), nullable=False),
-    ]
-)
 # Images that are in memory as float32 at a time: half a row group of the store, 13 MB at the papers' size.
 _BLOCK = 25
 # Seconds between two checkpoints while codes are assigned; while clustering, every iteration is one.
@@ -158,41 +151,6 @@ def assign_codebook(
     share = progress.sizes(train) / max(metrics["cells"], 1)
     imbalance = len(centroids) * float((share**2).sum())
     return metrics, [{"step": 0, "inertia": lost, "imbalance": imbalance, "splits": 0}]
-
-
-def load_codebook(folder: Path) -> np.ndarray:
-    """The centroids, float32 [K, D]."""
-    return _load(folder)["centroids"]
-
-
-def load_cluster_sizes(folder: Path) -> np.ndarray:
-    """How many of the train split's cells have each code, int64 [K]."""
-    return _load(folder)["sizes"]
-
-
-def _load(folder: Path) -> dict[str, np.ndarray]:
-    path = Path(folder) / "codebook.safetensors"
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no codebook there; run `dvc repro cluster`") from error
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged ({error}); run `dvc repro -f cluster`") from error
-
-
-def read_codes(folder: Path) -> tuple[list[str], np.ndarray]:
-    """Image ids in the features' order and their codes, int64 [n, 64]."""
-    path = Path(folder) / "codes.parquet"
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no codes there; run `dvc repro cluster`") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: damaged ({error}); run `dvc repro -f cluster`") from error
-    packed = b"".join(table["codes"].to_pylist())
-    return table["image_id"].to_pylist(), np.frombuffer(packed, dtype="<u2").reshape(-1, CELLS).astype(
-        np.int64
-    )
 
 
 class _Progress:

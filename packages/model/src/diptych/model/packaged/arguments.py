@@ -1,0 +1,94 @@
+"""What a call is given besides pictures: captions, seeds, codes and cells, checked."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diptych.model.errors import UserError
+from diptych.model.packaged.pictures import Picture, Pictures, listed
+
+
+def listed_captions(captions: str | Sequence[str]) -> list[str]:
+    """One caption or several as a list."""
+    return [captions] if isinstance(captions, str) else list(captions)
+
+
+def pairs(pictures: Pictures, captions: str | Sequence[str]) -> tuple[list[Picture], list[str]]:
+    """Return pictures and captions as lists that go together.
+
+    Raises:
+        UserError: not as many captions as pictures.
+    """
+    items, texts = listed(pictures), listed_captions(captions)
+    if len(items) != len(texts):
+        raise UserError(f"{len(texts)} captions for {len(items)} pictures; give one caption for each")
+    return items, texts
+
+
+def seed_list(seed: int | Sequence[int] | None, count: int) -> list[int]:
+    """Return one seed per item: the given ones, or the same for all; None draws one.
+
+    Raises:
+        UserError: not one per item, or one is no whole number from 0 to 2**63 - 1.
+    """
+    if seed is None:
+        seed = secrets.randbelow(2**31)
+    seeds = [seed] * count if isinstance(seed, int) else list(seed)
+    if len(seeds) != count:
+        raise UserError(f"seed: {len(seeds)} seeds for {count} items; give one for all, or one each")
+    for number in seeds:
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**63:
+            raise UserError(f"seed: {number!r} is no whole number from 0 to 2**63 - 1")
+    return seeds
+
+
+def code_rows(
+    codes: Tensor | Sequence[Sequence[int]], cells: int, codebook_size: int, least: int = 0
+) -> Tensor:
+    """Return codes as int64 ``[n, cells]``.
+
+    Raises:
+        UserError: another shape or type, or a code that is not from ``least`` to ``codebook_size`` - 1.
+    """
+    try:
+        rows = torch.as_tensor(codes)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"codes: not an array of whole numbers ({error})") from None
+    if rows.ndim != 2 or rows.shape[1] != cells or rows.is_floating_point() or rows.dtype == torch.bool:
+        raise UserError(
+            f"codes: whole numbers of shape [n, {cells}] ({cells} of one painting), "
+            f"these are {rows.dtype} {list(rows.shape)}"
+        )
+    if rows.numel() and not least <= int(rows.min()) <= int(rows.max()) < codebook_size:
+        raise UserError(
+            f"codes: from {least} to {codebook_size - 1}, these are {int(rows.min())} to {int(rows.max())}"
+        )
+    return rows.long()
+
+
+def cell_mask(cells: Sequence[int] | Tensor | None, count: int) -> Tensor:
+    """Return cells, given by number or as bool ``[count]``, as bool ``[count]``.
+
+    Raises:
+        UserError: there is no such cell.
+    """
+    chosen = torch.as_tensor(cells)
+    if chosen.dtype == torch.bool:
+        if chosen.shape != (count,):
+            raise UserError(f"cells: a mask of shape {list(chosen.shape)}, the grid has {count} cells")
+        return chosen.cpu()
+    mask = torch.zeros(count, dtype=torch.bool)
+    if chosen.numel():
+        if chosen.ndim != 1 or chosen.is_floating_point():
+            raise UserError("cells: a list of whole numbers, or a mask of bool")
+        if not 0 <= int(chosen.min()) <= int(chosen.max()) < count:
+            raise UserError(
+                f"cells: from 0 (top left) to {count - 1}, "
+                f"these are {int(chosen.min())} to {int(chosen.max())}"
+            )
+        mask[chosen.cpu()] = True
+    return mask

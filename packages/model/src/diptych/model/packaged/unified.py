@@ -1,0 +1,128 @@
+"""The family ``unified``: codes of grid features, captions word by word, paintings by mask-predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diptych.features.assignment import nearest_codes
+from diptych.features.precision import autocast_context as detector_context
+from diptych.model.decoding.caption import Captions, encode_images
+from diptych.model.decoding.decode import caption_images, paint_captions
+from diptych.model.decoding.options import CaptionOptions, PaintOptions
+from diptych.model.decoding.paint import FixedCells, Paintings
+from diptych.model.image_features import caption_input
+from diptych.model.inference.image_generator import InferenceImageGenerator
+from diptych.model.inference.transformer import InferenceTransformer
+from diptych.model.packaged.attention import WordAttention, word_attention
+from diptych.model.packaged.machine import Machine
+from diptych.model.tokenizer import CaptionTokenizer
+
+if TYPE_CHECKING:
+    from diptych.features.detector.grid_detector import PyramidGridDetector
+
+
+class GridTokenizer:
+    """Detector, codebook and image generator (:class:`diptych.model.packaged.seeing.ImageTokenizer`)."""
+
+    def __init__(
+        self,
+        detector: PyramidGridDetector,
+        codebook: Tensor,
+        generator: InferenceImageGenerator,
+        cells: int,
+        machine: Machine,
+    ) -> None:
+        """``codebook``: float32 ``[K, D]`` on the device; ``cells``: of the grid, 64."""
+        self.detector, self.codebook, self.generator = detector, codebook, generator
+        self.cells, self.machine = cells, machine
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes, K."""
+        return len(self.codebook)
+
+    def features(self, images: Sequence[Image.Image]) -> Tensor:
+        """Grid features float32 ``[n, 64, D]`` on the device, rounded to float16 as the feature store has
+        them; images of one input size go through the detector together."""
+        device = self.machine.device
+        prepared = [self.detector.prepare(image) for image in images]
+        groups: dict[torch.Size, list[int]] = {}
+        for number, pixels in enumerate(prepared):
+            groups.setdefault(pixels.shape, []).append(number)
+        features = torch.empty(len(images), self.cells, self.codebook.shape[1], device=device)
+        with torch.autocast(device.type, enabled=False), detector_context(device, self.machine.precision):
+            for numbers in groups.values():
+                batch = torch.stack([prepared[number] for number in numbers]).to(device)
+                features[numbers] = self.detector.grid_features(batch).half().float()
+        return features
+
+    def codes(self, images: Sequence[Image.Image]) -> Tensor:
+        """The nearest centroid of each cell, int64 ``[n, 64]``."""
+        features = self.features(images)
+        with torch.autocast(features.device.type, enabled=False):  # near centroids are told apart in float32
+            return nearest_codes(features, self.codebook)
+
+    def pixels(self, codes: Tensor) -> Tensor:
+        """Codes int64 ``[n, 64]`` to pixels float32 ``[n, 3, S, S]`` in -1..1; -1 is shown as the mean of the
+        codebook."""
+        codes = codes.to(self.machine.device)
+        grid = self.codebook[codes.clamp(min=0)]
+        unpainted = codes < 0
+        if unpainted.any():
+            grid[unpainted] = self.codebook.mean(0)
+        return self.generator(grid).float()
+
+
+class UnifiedCaptionDecoder:
+    """Captions by the transformer (:class:`diptych.model.packaged.captioning.CaptionDecoder`)."""
+
+    def __init__(
+        self, transformer: InferenceTransformer, tokenizer: CaptionTokenizer, images: GridTokenizer
+    ) -> None:
+        self.transformer, self.tokenizer, self.images = transformer, tokenizer, images
+
+    def see(self, images: Sequence[Image.Image]) -> Tensor:
+        """Float32 ``[n, 64, D]`` (:func:`diptych.model.image_features.caption_input`)."""
+        return caption_input(self.transformer.config, self.images.codebook, self.images.features(images))
+
+    def write(self, seen: Tensor, options: CaptionOptions, seeds: Sequence[int]) -> Captions:
+        """Captions of n images (:func:`diptych.model.decoding.decode.caption_images`)."""
+        return caption_images(self.transformer, self.tokenizer, seen, options, seeds)
+
+    def attention(self, seen: Tensor, ids: Tensor) -> list[WordAttention]:
+        """Where words look (:func:`diptych.model.packaged.attention.word_attention`)."""
+        encoded = encode_images(self.transformer, seen)
+        each = len(ids) // len(seen)
+        encoded = [states.repeat_interleave(each, 0) for states in encoded]
+        return word_attention(self.transformer, self.tokenizer, encoded, ids)
+
+
+class UnifiedPaintDecoder:
+    """Paintings by the transformer (:class:`diptych.model.packaged.painting.PaintDecoder`)."""
+
+    def __init__(
+        self, transformer: InferenceTransformer, tokenizer: CaptionTokenizer, codebook: Tensor, length: int
+    ) -> None:
+        """``codebook``: float32 ``[K, D]`` on the device; ``length``: of encoded captions, [CLS] and [SEP]
+        included."""
+        self.transformer, self.tokenizer = transformer, tokenizer
+        self.codebook, self.length = codebook, length
+
+    def paint(
+        self,
+        captions: list[str],
+        options: PaintOptions,
+        seeds: Sequence[int],
+        given: FixedCells | None,
+        keep_steps: bool,
+    ) -> Paintings:
+        """Paintings of n captions (:func:`diptych.model.decoding.decode.paint_captions`)."""
+        ids = self.tokenizer.encode(captions, self.length).to(self.codebook.device)
+        return paint_captions(
+            self.transformer, self.tokenizer, self.codebook, ids, options, seeds, given, keep_steps
+        )

@@ -1,0 +1,19 @@
+"""Learning rates of the steps of a training."""
+
+from __future__ import annotations
+
+import math
+
+
+def warmup_constant(step: int, steps: int, peak: float, warmup_share: float) -> float:
+    """Learning rate of ``step``: linear from 0 to ``peak`` over the first share of the steps, then ``peak``."""
+    return peak * min(1.0, (step + 1) / max(1, round(steps * warmup_share)))
+
+
+def warmup_cosine(step: int, steps: int, peak: float, warmup_share: float) -> float:
+    """Learning rate of ``step``: as :func:`warmup_constant` over the first share of the steps, then a cosine to 0
+    (UMT 5.1)."""
+    warmup = max(1, round(steps * warmup_share))
+    if step < warmup:
+        return warmup_constant(step, steps, peak, warmup_share)
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -1,0 +1,131 @@
+"""The machine: processor, memory, GPU, Java, encoding."""
+
+from __future__ import annotations
+
+import contextlib
+import locale
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.commands.doctor.finding import Finding, note, ok, one_line, problem
+
+GIB = 2**30
+PEAK_MEMORY = {"smoke": 2.0, "toybox": 3.1}  # GiB of a whole run, measured (metrics/stages.json)
+
+
+def check_processor(threads: int | str, cores: int, quota: float | None) -> Finding:
+    """machine.threads fits the cores this process may use, and a container's share of them."""
+    wanted = cores if threads == "auto" else int(threads)
+    if quota is not None and quota < wanted:
+        return note(
+            f"{wanted} threads, but this container gets the time of {quota:g} cores: set machine.threads to "
+            f"{max(1, int(quota))} in params.yaml"
+        )
+    if wanted > cores:
+        return note(f"machine.threads is {wanted}, more than the {cores} cores here: set it to auto")
+    return ok(f"{cores} cores, {wanted} threads for a stage")
+
+
+def cpu_quota(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
+    """Cores' worth of time that the container may use; None without a limit."""
+    try:
+        quota, period = path.read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def check_memory(profile: str | None, total: float, available: float) -> Finding:
+    """total, available: GiB. What a run of the profile took where it was measured is there."""
+    said = f"{available:.1f} of {total:.1f} GiB free"
+    peak = PEAK_MEMORY.get(profile or "")
+    if peak is not None and total < peak:
+        return problem(
+            f"{said}, and {profile} needs {peak:g}: a larger machine, or make profile PROFILE=smoke"
+        )
+    if peak is not None and available < peak:
+        return note(f"{said}, and {profile} needs {peak:g}: close other programs, or lower machine.workers")
+    return ok(said if peak is None else f"{said}; {profile} needs {peak:g}")
+
+
+def memory(cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[float, float]:
+    """Total and available memory in GiB, of the container where that has less than the machine."""
+    import psutil
+
+    machine = psutil.virtual_memory()
+    total, available = machine.total, machine.available
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((cgroup / "memory.max").read_text())
+        used = int((cgroup / "memory.current").read_text())
+        cached = re.search(r"^inactive_file (\d+)$", (cgroup / "memory.stat").read_text(), re.MULTILINE)
+        used -= int(cached[1]) if cached else 0  # files read before, given back when memory is wanted
+        total, available = min(total, limit), min(available, max(0, limit - used))
+    return total / GIB, available / GIB
+
+
+def check_gpu(device: str, cuda: Sequence[str], build: str | None, driver: str | None) -> Finding:
+    """cuda: names of the devices that torch sees. build: torch's CUDA version. driver: NVIDIA's, None if there is none."""
+    wanted = device.startswith("cuda")
+    if cuda:
+        names = ", ".join(f"{count} x {name}" for name, count in Counter(cuda).items())
+        return ok(f"{names}; driver {driver or 'unknown'}, torch built for CUDA {build}")
+    level = problem if wanted else note
+    if driver is not None and build is None:
+        return level(
+            f"driver {driver} is there, but torch is a build without CUDA: install torch's CUDA build"
+        )
+    if driver is not None:
+        return level(
+            f"driver {driver} is there, but torch (CUDA {build}) sees no device: is CUDA_VISIBLE_DEVICES empty, "
+            "or the driver older than that CUDA?"
+        )
+    if wanted:
+        return problem(f"machine.device is {device}, and there is no GPU: set it to auto in params.yaml")
+    return ok("none: everything runs on the processor")
+
+
+def find_gpus() -> tuple[list[str], str | None, str | None]:
+    """What check_gpu wants to know of this machine."""
+    import torch
+
+    names = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        if torch.cuda.is_available()
+        else []
+    )
+    driver = None
+    with contextlib.suppress(OSError):
+        text = Path("/proc/driver/nvidia/version").read_text()
+        driver = found[0] if (found := re.search(r"\d+\.\d+(\.\d+)?", text)) else "unknown"
+    return names, torch.version.cuda, driver
+
+
+def check_java(command: str = "java") -> Finding:
+    """Only some caption metrics of other projects need Java; never a problem."""
+    path = shutil.which(command)
+    uses = "METEOR and SPICE of pycocoevalcap need it, nothing else"
+    if path is None:
+        return note(f"missing ({uses}): apt-get install default-jre-headless")
+    try:
+        done = subprocess.run([path, "-version"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return note(
+            f"{path} does not start ({one_line(error)}; {uses}): apt-get install default-jre-headless"
+        )
+    if done.returncode:
+        return note(f"{path} fails ({one_line(done.stderr)}; {uses}): apt-get install default-jre-headless")
+    return ok(f"{(done.stderr or done.stdout).splitlines()[0]} ({uses})")
+
+
+def check_encoding(preferred: str | None = None) -> Finding:
+    """Texts are UTF-8: captions, manifests, logs."""
+    found = preferred or locale.getpreferredencoding(False)
+    if re.sub(r"[-_.]+", "", found).lower() != "utf8":
+        return note(
+            f"this locale's encoding is {found}: export LC_ALL=C.UTF-8, or texts beyond ASCII may fail to print"
+        )
+    return ok("UTF-8")

@@ -1,0 +1,187 @@
+"""Captions and paintings of a set of pictures by any model: what `generate` writes (UMT 3.1; X-LXMERT 5.2)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diptych.features.shards.reading import ShardDataset
+from diptych.model.decoding.clip_rerank import rerank_captions, rerank_paintings
+from diptych.model.decoding.decode import caption_images, paint_captions
+from diptych.model.decoding.options import CaptionOptions, PaintOptions
+from diptych.model.image_features import caption_input, caption_rows
+from diptych.model.networks.image_generator import load_image_generator
+from diptych.model.pixels import png, to_uint8
+from diptych.model.precision import autocast_context
+from diptych.model.pretrained import load_transformer
+from pipelines.measuring.clips import read_clip
+from pipelines.runner.params import at_least
+from pipelines.runner.stage import Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Pictures of some splits: all of them, or `limit`, drawn by the seed from all splits together."""
+
+    splits: tuple[str, ...]
+    limit: int | None
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "limit")
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """The pictures to caption, and those whose captions are painted; they may be others (UMT 5.1)."""
+
+    caption: Sample
+    paint: Sample
+
+
+@dataclass(frozen=True)
+class GenerateParams:
+    """sets: a file each, by name; `evaluate` measures "test". batch_size: pictures at a time. Of several samples of a
+    picture the one that the scorer likes best is kept."""
+
+    sets: dict[str, EvaluationSet]
+    batch_size: int
+    caption: CaptionOptions
+    paint: PaintOptions
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size")
+        if "test" not in self.sets:
+            raise ValueError("sets: one has to be named test, which is what evaluate measures")
+        for name in self.sets:
+            if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+                raise ValueError(f"sets.{name}: a name has letters, digits and _: it becomes a file's name")
+
+
+def write_rows(path: Path, batches: Iterable[list[dict]]) -> None:
+    """Write what `generate` yields; columns that a row lacks are null."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [
+            ("image_id", pa.string()),
+            ("caption", pa.string()),
+            ("prompt", pa.string()),
+            ("codes", pa.binary(128)),
+            ("steps", pa.binary()),
+            ("painted", pa.binary()),
+            ("reconstruction", pa.binary()),
+            ("real", pa.binary()),
+        ]
+    )
+    with pq.ParquetWriter(path, schema, compression="none") as writer:
+        for rows in batches:
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+
+
+def pictures_of(wanted: EvaluationSet, seed: int) -> tuple[dict[str, ShardDataset], set[str], set[str]]:
+    """The shards of a set, by their splits, and the ids of its pictures to caption and to paint."""
+    splits = dict.fromkeys((*wanted.caption.splits, *wanted.paint.splits))
+    shards = {split: ShardDataset(Path("data/shards"), split) for split in splits}
+    keys = {split: dataset.keys for split, dataset in shards.items()}
+    return shards, draw(wanted.caption, keys, seed), draw(wanted.paint, keys, seed)
+
+
+def draw(sample: Sample, keys: Mapping[str, Sequence[str]], seed: int) -> set[str]:
+    """The ids of a sample's pictures; `keys` has those of every split.
+
+    Each picture draws its place from the seed and its own id. So the same are drawn from the same pictures however
+    they are divided into splits, and where one of them is missing, one other comes in for it.
+    """
+
+    def place(image_id: str) -> bytes:
+        return hashlib.sha256(f"{seed}/{image_id}".encode()).digest()
+
+    candidates = [key for split in sample.splits for key in keys[split]]
+    return set(candidates if sample.limit is None else sorted(candidates, key=place)[: sample.limit])
+
+
+def generate(
+    stage: Stage,
+    params: GenerateParams,
+    shards: Mapping[str, ShardDataset],
+    to_caption: set[str],
+    to_paint: set[str],
+    transformer: Path = Path("models/sequence"),
+) -> Iterator[list[dict]]:
+    """Rows of the output, a batch at a time; an item's noise depends on the seed and its number in its split only.
+
+    A column of what a picture is not in the set for is missing.
+    """
+    import torch
+    from tqdm import tqdm
+
+    device = stage.device
+    model, tokenizer, codebook = load_transformer(transformer, device)
+    generator = load_image_generator(Path("models/image_generator"), device)
+    reranks = params.caption.samples > 1 or params.paint.samples > 1
+    scorer = read_clip(Path("models/scorer"), device) if reranks else None
+
+    def seeds(indices: list[int]) -> list[int]:
+        return [stage.seed * 1_000_003 + index for index in indices]
+
+    def drawn(codes: Tensor) -> Tensor:
+        return generator(codebook[codes]).float()
+
+    def captions(dataset: ShardDataset, indices: list[int]) -> list[dict]:
+        rows = torch.from_numpy(caption_rows(model.config, dataset)(indices)).to(device)
+        seen = caption_input(model.config, codebook, rows)
+        options = params.caption
+        written = caption_images(model, tokenizer, seen, options, seeds(indices))
+        if scorer is not None and options.samples > 1:
+            texts = [tokenizer.decode(ids) for ids in written.ids]
+            images = dataset.images(indices, scorer.image_size)
+            written = rerank_captions(written, options.samples, texts, images, scorer).best
+        return [{"caption": tokenizer.decode(written.ids[row])} for row in range(len(indices))]
+
+    def pictures(dataset: ShardDataset, indices: list[int]) -> list[dict]:
+        # each picture's captions take turns, so that the painted ones are a fair sample of all
+        references = [dataset.captions(index) for index in indices]
+        prompts = [texts[index % len(texts)] for index, texts in zip(indices, references, strict=True)]
+        options = params.paint
+        ids = tokenizer.encode(prompts, params.caption.length).to(device)
+        paintings = paint_captions(model, tokenizer, codebook, ids, options, seeds(indices), keep_steps=True)
+        if scorer is not None and options.samples > 1:
+            paintings = rerank_paintings(paintings, options.samples, prompts, drawn, scorer).best
+        codes, steps = paintings.codes, paintings.steps
+        assert steps is not None
+        real_codes = torch.from_numpy(dataset.codes(indices)).to(device)
+        painted, reconstruction = (to_uint8(drawn(c).cpu()) for c in (codes, real_codes))
+        return [
+            {
+                "prompt": prompt,
+                "codes": codes[row].cpu().numpy().astype("<u2").tobytes(),
+                "steps": steps[row].cpu().numpy().astype("<i4").tobytes(),
+                "painted": png(painted[row]),
+                "reconstruction": png(reconstruction[row]),
+            }
+            for row, prompt in enumerate(prompts)
+        ]
+
+    for split, dataset in shards.items():
+        wanted = [index for index, key in enumerate(dataset.keys) if key in to_caption or key in to_paint]
+        for start in tqdm(range(0, len(wanted), params.batch_size), desc=split, unit="batch", mininterval=1):
+            indices = wanted[start : start + params.batch_size]
+            rows: dict[int, dict] = {
+                index: {"image_id": dataset.keys[index], "real": dataset.image_bytes(index)}
+                for index in indices
+            }
+            with torch.inference_mode(), autocast_context(device, stage.machine.precision):
+                for ids, work in ((to_caption, captions), (to_paint, pictures)):
+                    those = [index for index in indices if dataset.keys[index] in ids]
+                    if those:
+                        for index, columns in zip(those, work(dataset, those), strict=True):
+                            rows[index].update(columns)
+            yield list(rows.values())

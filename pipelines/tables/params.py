@@ -1,0 +1,54 @@
+"""Sections of params.yaml that tables have: what all of them share, and what those of the transformer do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.measuring.generation import Sample
+from pipelines.runner.params import at_least
+
+
+@dataclass(frozen=True)
+class TableParams:
+    """What the section of every table has. seeds: of initial weights, data order and sampling of all
+    trainings; a training of every row for each."""
+
+    seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(
+                f"seeds must be different whole numbers from 0 on, at least one, are {list(self.seeds)}"
+            )
+
+    @property
+    def conditions(self) -> str:
+        """Under which the table was measured: how the page's list of them goes on."""
+        return ""
+
+
+@dataclass(frozen=True)
+class TransformerTableParams(TableParams):
+    """The section of a table whose rows are trainings of the transformer in one stage or two.
+
+    token_steps, sequence_steps: of ours in stage 1 and 2; null: those of train_token and train_sequence.
+    pictures: that are captioned, and of which a caption is painted; null: those of generate.sets.test.
+    guidance: of all paintings, samplers' included; null: that of generate.paint. examples: painted captions
+    that the page shows. java: in the place of `evaluate.java`, METEOR being a column of the table; null:
+    where Java starts.
+    """
+
+    token_steps: int | None
+    sequence_steps: int | None
+    pictures: Sample | None
+    guidance: float | None
+    examples: int
+    java: bool | None
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "token_steps", "sequence_steps", "examples")
+        super().__post_init__()
+
+    @property
+    def conditions(self) -> str:
+        return "" if self.guidance is None else f", guidance {self.guidance:g}"
