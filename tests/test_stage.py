@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.runner import stage as stages
-from pipelines.runner.params import Machine
+from pipelines.runner.params import Machine, ParameterError
 from pipelines.runner.stage import Stage
 
 MACHINE = Machine(1, 1, "cpu", "float32", 30.0, ".cache/features")
@@ -78,7 +78,7 @@ def test_success_removes_the_training_state_and_failure_keeps_it(work: Path) -> 
     def main(stage: Stage, value: int) -> None:
         stage.checkpoints().save({"step": 1})
         if value == 1:
-            raise stages.ParameterError("params.yaml: train: try 2")
+            raise ParameterError("params.yaml: train: try 2")
 
     with pytest.raises(SystemExit) as caught:
         stages.run("train", int, main)

@@ -27,9 +27,12 @@ BY_SOURCE = ("diptych.features.datasets.toybox",)
 # where our modules lie; of two folders of one namespace package each has its own modules
 SOURCES = (".", "packages/features/src", "packages/eval/src", "packages/model/src")
 OURS = ("pipelines", "diptych")
-# The runner decides how a stage runs, not what it computes, and would retrain everything. But into how many parts a batch is
-# divided decides the last bits of what is computed, and the noise of some trainings.
-RUNNER, COUNTED = "pipelines.runner", "pipelines.runner.processes"
+# These decide how a stage or an item of a table runs, not what it computes, and would retrain everything. But into how many parts
+# a batch is divided decides the last bits of what is computed, and the noise of some trainings.
+RUNNERS = ("pipelines.runner", "pipelines.tables.item")
+COUNTED = "pipelines.runner.processes"
+# beside modules, and none of what they read
+_PIPELINE_FILES = ("dvc.yaml", "dvc.lock")
 # fields of syntax that change no result, or that only some versions of Python have
 _NO_MEANING = frozenset(("ctx", "kind", "type_comment", "type_ignores"))
 
@@ -74,9 +77,8 @@ class Code:
         return found
 
     def _counts(self, module: str, without: tuple[str, ...]) -> bool:
-        if any(f"{module}.".startswith(f"{name}.") for name in without):
-            return False
-        return module == COUNTED or not f"{module}.".startswith(f"{RUNNER}.")
+        left_out = (*RUNNERS, *without)
+        return module == COUNTED or not any(f"{module}.".startswith(f"{name}.") for name in left_out)
 
     def _file(self, module: str) -> Path | None:
         """The source of one of our modules; None for others, and for folders that are no packages."""
@@ -129,7 +131,8 @@ class Code:
         file = self._file(module)
         if file is None or file.name != "__init__.py":
             return []
-        return sorted(p for p in file.parent.iterdir() if p.is_file() and p.suffix not in (".py", ".pyc"))
+        files = (path for path in file.parent.iterdir() if path.is_file() and path.name not in _PIPELINE_FILES)
+        return sorted(path for path in files if path.suffix not in (".py", ".pyc"))
 
 
 def entries() -> dict[str, str]:
