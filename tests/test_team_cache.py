@@ -288,7 +288,7 @@ def test_to_another_file_system(clone: Clone) -> None:
         moved = shared / "dvc/runs/ab/abc/run"
         assert moved.read_text() == "run" and not run.exists()
         assert moved.stat().st_mtime == 1_000_000_000, "DVC takes the newest of several runs"
-        assert do(clone, "dvc", "repro", "dataset").stages == ["dataset"]
+        assert do(clone, "dvc", "repro", "dataset").stages == ["code", "dataset"]
         table = clone.folder / "data/dataset/manifest.parquet"
         assert table.is_symlink() and str(shared) in str(table.readlink())
     finally:
