@@ -71,11 +71,14 @@ def read_pictures(rows: Sequence[int]) -> dict[int, dict[str, Any]]:
 
 
 def add_caption_scores(rows: Sequence[dict[str, Any]]) -> None:
-    """`caption_score`: CIDEr-D against the row's references; document frequencies are those of all rows."""
+    """`caption_score`: CIDEr-D against the row's references; document frequencies are those of all rows. None where they
+    do not tell the rows apart."""
     references = [[tokenize(text) for text in row["references"]] for row in rows]
-    scores: Sequence[float] = (
-        CiderD(references).score([tokenize(row["caption"]) for row in rows])[1].tolist() if rows else []
-    )
+    scores: Sequence[float | None] = []
+    if rows:
+        metric = CiderD(references)
+        values = metric.score([tokenize(row["caption"]) for row in rows])[1]
+        scores = [None] * len(rows) if metric.missing else values.tolist()
     for row, score in zip(rows, scores, strict=True):
         row["caption_score"] = score
 

@@ -196,3 +196,23 @@ def test_inception_score_of_known_answers() -> None:
     figure = score(logits)
     assert figure.value == pytest.approx(expected) and figure.low < figure.value < figure.high
     assert score(logits, splits=5).deviation > 0
+
+
+def test_a_caption_without_a_word_is_scored_as_the_prompt_alone(tmp_path: Path, drawn_test) -> None:
+    """As CLIPScore's own code scores it: no caption is not a missing one."""
+    pictures, captions, _ = drawn_test
+    clip = build_clip(TINY_CLIP, captions, seed=0).eval().requires_grad_(False)
+    wordless = ["", "   ", "\u00a0", ".", "?!"]
+    texts: list[str | None] = [*wordless, *(several[0] for several in captions[5:40])]
+    kinds = {"real": save(pictures[:40], tmp_path / "real")}
+    each: dict[str, np.ndarray] = {}
+    figures, _ = measure_images(
+        kinds, {"real": texts}, {"judge": clip}, WORDS, SETTINGS, tmp_path / "store", each=each
+    )
+    score = by_name(figures)["real.clip_score_judge"]
+    images = clip.encode_images(pictures[:40].float() / 255)
+    expected = clip_scores(images, clip.encode_texts([PROMPT + str(text) for text in texts]))
+    assert score.n == 40 and score.value == pytest.approx(float(expected.mean()), abs=1e-5)
+    prompt = clip_scores(images[:3], clip.encode_texts([PROMPT] * 3))
+    np.testing.assert_allclose(each["real.clip_score_judge"][:3], prompt, atol=1e-5)
+    assert np.isfinite(each["real.clip_score_judge"]).all()

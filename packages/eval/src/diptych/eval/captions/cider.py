@@ -1,8 +1,9 @@
 """CIDEr-D (Vedantam et al. 2015) in numpy, on words or on token ids.
 
 The value is that of pycocoevalcap's `Cider` (n-grams up to 4, sigma 6, times 10), but fast enough to reward
-every step of sequence-level training. An n-gram is one integer of four times 16 bits, and the
-references are one sorted array of (picture, n-gram) pairs, so that everything is a search or a sum.
+every step of sequence-level training. An n-gram is one integer of four times 16 bits, or, where there are more words than
+16 bits tell apart, 16 bytes of four times 32 bits; the references are one sorted array of (picture, n-gram) pairs. So
+everything is a search or a sum.
 """
 
 from __future__ import annotations
@@ -18,13 +19,20 @@ from diptych.eval.errors import UserError
 ORDERS = 4
 SIGMA = 6.0
 _BITS = 16
-_MAX_TOKEN = 2**_BITS - 2
+_MAX_NARROW_TOKEN = 2**_BITS - 2
+_MAX_TOKEN = 2**32 - 2
+_SAYS_NOTHING = (
+    "words count by how few pictures have them in a reference, and here all pictures have the same; "
+    "measure two pictures or more that differ"
+)
+_WIDE = np.dtype("S16")  # big-endian, so that both forms are in the same order
 
 
 class _Grams:
     """Every distinct n-gram of every caption: which caption, which n-gram, which order, how often.
 
-    All arrays are parallel, sorted by caption and n-gram. `bigrams` [captions] is CIDEr-D's length.
+    All arrays are parallel, sorted by caption and n-gram; `gram` is uint64, or S16 where a token needs more than 16 bits.
+    `bigrams` [captions] is CIDEr-D's length.
     """
 
     def __init__(self, captions: Sequence[Sequence[int]]) -> None:
@@ -36,10 +44,8 @@ class _Grams:
             )
         owner = np.repeat(np.arange(len(captions)), lengths)
         left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(tokens))  # tokens to the caption's end
-        numbers = (tokens + 1).astype(np.uint64)
-        gram, grams, owners = numbers, [numbers], [owner]
-        for order in range(2, ORDERS + 1):
-            gram = (gram[:-1] << np.uint64(_BITS)) | numbers[order - 1 :]
+        grams, owners = [], []
+        for order, gram in enumerate(_windows(tokens + 1), 1):
             whole = left[: len(gram)] >= order
             grams.append(gram[whole])
             owners.append(owner[: len(gram)][whole])
@@ -55,11 +61,50 @@ class _Grams:
         self.bigrams = np.maximum(lengths - 1, 0)
 
 
+def _windows(numbers: np.ndarray) -> list[np.ndarray]:
+    """Every 1, 2, 3 and 4 neighbours of numbers int64 [n] from 1 on, as n-grams [n], [n - 1], ..."""
+    narrow = numbers.astype(np.uint64)
+    if not len(numbers) or numbers.max() <= _MAX_NARROW_TOKEN + 1:
+        windows = [narrow]
+        for order in range(2, ORDERS + 1):
+            windows.append((windows[-1][:-1] << np.uint64(_BITS)) | narrow[order - 1 :])
+        return windows
+    windows = []
+    for order in range(1, ORDERS + 1):
+        count = max(0, len(numbers) - order + 1)
+        fields = np.zeros((count, ORDERS), ">u4")
+        for place in range(order):
+            fields[:, ORDERS - order + place] = numbers[place : place + count]
+        windows.append(_of_fields(fields))
+    return windows
+
+
+def _of_fields(fields: np.ndarray) -> np.ndarray:
+    """Wide n-grams [n] of their numbers >u4 [n, 4]."""
+    return np.ascontiguousarray(fields).view(_WIDE).reshape(len(fields))
+
+
+def _in_one_form(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both n-grams narrow, or both wide; each keeps its order."""
+    if first.dtype == second.dtype:
+        return first, second
+    return _wide(first), _wide(second)
+
+
+def _wide(grams: np.ndarray) -> np.ndarray:
+    if grams.dtype == _WIDE:
+        return grams
+    shifts = np.arange(ORDERS - 1, -1, -1, dtype=np.uint64) * np.uint64(_BITS)
+    fields = (grams[:, None] >> shifts) & np.uint64(2**_BITS - 1)
+    return _of_fields(fields.astype(">u4"))
+
+
 class CiderDReward:
     """CIDEr-D of token ids against a training corpus, the reward of SCST (UMT section 4.1.2).
 
-    `references[i]` are the captions of picture i as token ids (0 to 65,534), without special tokens
-    unless the candidates have them too. Memory: about 40 bytes per distinct n-gram and caption.
+    `references[i]` are the captions of picture i as token ids (0 to 2**32 - 2), without special tokens
+    unless the candidates have them too. Memory: about 40 bytes per distinct n-gram and caption; with ids from 65,535 on
+    about 48, and some time more.
 
     `document_frequencies`: "corpus" takes them from all these references, as the metric means them. "batch" takes
     them from the references of the pictures of one call of `reward`, as generate-it does; a picture that is scored
@@ -87,11 +132,18 @@ class CiderDReward:
         self._references = _References(references, self, grams)
 
     def weight(self, grams: np.ndarray) -> np.ndarray:
-        """Inverse document frequency float64 [n] of n-grams uint64 [n]; unseen ones count as seen once."""
+        """Inverse document frequency float64 [n] of n-grams [n]; unseen ones count as seen once."""
         if not len(self._known):
             return np.full(len(grams), self._log_pictures)
-        place = np.minimum(np.searchsorted(self._known, grams), len(self._known) - 1)
-        return np.where(self._known[place] == grams, self._weights[place], self._log_pictures)
+        known, grams = _in_one_form(self._known, grams)
+        place = np.minimum(np.searchsorted(known, grams), len(known) - 1)
+        return np.where(known[place] == grams, self._weights[place], self._log_pictures)
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether any n-gram of the references has a weight. One that every picture has weighs nothing, so with a single
+        picture all values are 0, the perfect caption's too."""
+        return bool((self._weights > 0).any())
 
     def reward(self, image_indices: Sequence[int], candidates: Sequence[Sequence[int]]) -> np.ndarray:
         """CIDEr-D float32 [n] of candidate i against the corpus's references of picture image_indices[i]."""
@@ -131,9 +183,10 @@ class _References:
         norms = _norms(grams, weight, len(candidates))
 
         # Candidate n-grams that some reference of the same picture holds too: the pairs of the product.
-        rank = np.minimum(np.searchsorted(self._vocabulary, grams.gram), max(len(self._vocabulary) - 1, 0))
-        known = np.flatnonzero(self._vocabulary[rank] == grams.gram) if len(self._vocabulary) else rank[:0]
-        key = pictures[grams.caption[known]] * len(self._vocabulary) + rank[known]
+        vocabulary, gram = _in_one_form(self._vocabulary, grams.gram)
+        rank = np.minimum(np.searchsorted(vocabulary, gram), max(len(vocabulary) - 1, 0))
+        known = np.flatnonzero(vocabulary[rank] == gram) if len(vocabulary) else rank[:0]
+        key = pictures[grams.caption[known]] * len(vocabulary) + rank[known]
         low, high = np.searchsorted(self._keys, key), np.searchsorted(self._keys, key, side="right")
         repeats = high - low
         entry = np.repeat(known, repeats)
@@ -172,11 +225,16 @@ def _flatten(references: Sequence[Sequence[Sequence[int]]]) -> list[Sequence[int
 
 
 class CiderD:
-    """CIDEr-D of words: document frequencies from `corpus`, whose item i are picture i's captions as words."""
+    """CIDEr-D of words: document frequencies from `corpus`, whose item i are picture i's captions as words.
+
+    missing: why no value says anything, where the corpus does not tell its pictures apart (all values are 0 then, the
+    perfect caption's too); None otherwise.
+    """
 
     def __init__(self, corpus: Sequence[Sequence[Sequence[str]]]) -> None:
         self._numbers: dict[str, int] = {}
         self._corpus = CiderDReward([self._ids(several) for several in corpus])
+        self.missing = None if self._corpus.tells_apart else _SAYS_NOTHING
 
     def score(
         self, candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]] | None = None

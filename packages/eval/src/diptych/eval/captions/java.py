@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -38,6 +40,15 @@ _OPEN = tuple(
         "sun.nio.ch",
     )
 )
+# METEOR reads and lower-cases by the machine's language, and in German it cannot read its own numbers
+_ENGLISH = ("-Duser.language=en", "-Duser.country=US")
+# What ends a line for the tokenizer, and would end a caption
+_LINE_ENDS = re.compile("[\\n\\r\\v\\f\\u2028\\u2029]")
+# METEOR's counts: words of the caption and of the reference, function words of each, then per matcher the matched content
+# words of each and function words of each, the chunks, and the matched words of each
+_COUNTS = 23
+_LENGTHS, _CHUNKS = slice(0, 2), 20
+_MATCHES = (slice(4, 20, 2), slice(5, 20, 2))  # of the caption and of the reference
 # What COCO's evaluation does not count as words
 _PUNCTUATION = frozenset(
     ("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";")
@@ -68,9 +79,9 @@ def find_java() -> str:
 def ptb_tokenize(java: str, captions: Sequence[str]) -> list[list[str]]:
     """Words of each caption as Stanford's PTB tokenizer makes them, lower case, without punctuation.
 
-    All captions go through one process. Raises NotRun where it fails.
+    A word may hold a no-break space: "22 3/4" is one. All captions go through one process. Raises NotRun where it fails.
     """
-    lines = [" ".join(caption.split()) for caption in captions]
+    lines = [_LINE_ENDS.sub(" ", caption) for caption in captions]
     arguments = [
         "-cp",
         str(_package_folder("tokenizer") / "stanford-corenlp-3.4.1.jar"),
@@ -82,10 +93,10 @@ def ptb_tokenize(java: str, captions: Sequence[str]) -> list[list[str]]:
     ]
     # an end of line after every caption, the last one too
     output = _output(java, arguments, "".join(line + "\n" for line in lines).encode(), "the PTB tokenizer")
-    rows = output.decode().split("\n")
-    if len(rows) < len(lines):
+    rows = output.decode().split("\n")[:-1]
+    if len(rows) != len(lines):
         raise NotRun(f"the PTB tokenizer returned {len(rows)} lines for {len(lines)} captions")
-    return [[word for word in row.split() if word not in _PUNCTUATION] for row in rows[: len(lines)]]
+    return [[word for word in row.rstrip().split(" ") if word and word not in _PUNCTUATION] for row in rows]
 
 
 class Meteor:
@@ -121,12 +132,28 @@ class Meteor:
         return self._process.pid
 
     def statistics(self, candidate: str, references: Sequence[str]) -> np.ndarray:
-        """METEOR's counts float64 [k] of a caption of words against its references; they add up over captions."""
-        parts = [part.replace("|||", " ") for part in (*references, candidate)]
-        return np.array(self._ask("SCORE ||| " + " ||| ".join(parts)).split(), np.float64)
+        """METEOR's counts float64 [23] of a caption of words against the reference that fits best; they add up over
+        captions, and the sum over any of them, repeated ones too, scores as METEOR scores these captions together.
+
+        Where it adds captions up, METEOR leaves out the chunk of one that is its reference from end to end
+        (`MeteorStats.addStats`), so that such captions cost no order. It is left out here, before the adding.
+        """
+        parts = [_LINE_ENDS.sub(" ", part.replace("|||", " ")) for part in (*references, candidate)]
+        # the space at the end of an empty caption stays: without it METEOR takes the last reference for the caption
+        answer = self._ask("SCORE ||| " + " ||| ".join(parts))
+        try:
+            counts = np.array(answer.split(), np.float64)
+        except ValueError:
+            raise NotRun(f"METEOR answered: {answer[:200]}") from None
+        if counts.shape != (_COUNTS,):
+            raise NotRun(f"METEOR answered {len(counts)} counts for a caption, not {_COUNTS}")
+        matched = [counts[columns].sum() for columns in _MATCHES]
+        if counts[_CHUNKS] == 1 and np.array_equal(matched, counts[_LENGTHS]):
+            counts[_CHUNKS] = 0
+        return counts
 
     def score(self, statistics: np.ndarray) -> float:
-        """The score 0..1 of counts [k]: of one caption, or of the sum over many."""
+        """The score 0..1 of counts [23]: of one caption, or of the sum over many."""
         counts = " ".join(
             str(int(count)) if count == int(count) else repr(float(count)) for count in statistics
         )
@@ -136,7 +163,7 @@ class Meteor:
     def _ask(self, question: str) -> str:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # the answer says why
-            self._process.stdin.write((" ".join(question.split()) + "\n").encode())
+            self._process.stdin.write(f"{question}\n".encode())
             self._process.stdin.flush()
         return self._line()
 
@@ -170,29 +197,43 @@ def find_corenlp(folder: Path | None = None) -> list[Path]:
 def spice_scores(
     java: str, jars: Sequence[Path], candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
-    """SPICE's F-score 0..1 of each caption; NaN where neither caption nor references have anything to compare.
+    """SPICE's F-score 0..1 of each caption. A caption without a word has nothing that a reference could hold too, so it is
+    0 as SPICE counts; it and references without a word are not given to the parser.
 
     Raises NotRun where the program fails.
     """
+    spoken = {image_id: [text for text in references[image_id] if text.strip()] for image_id in candidates}
+    items = [
+        {"image_id": image_id, "test": caption, "refs": spoken[image_id]}
+        for image_id, caption in candidates.items()
+        if caption.strip() and spoken[image_id]
+    ]
+    if not items:
+        return dict.fromkeys(candidates, 0.0)
     spice = _package_folder("spice")
     classpath = os.pathsep.join(
         map(str, [spice / "spice-1.0.jar", *sorted((spice / "lib").glob("*.jar")), *jars])
     )
     with tempfile.TemporaryDirectory(prefix="diptych-spice-") as name:
         folder = Path(name)
-        items = [
-            {"image_id": image_id, "test": caption, "refs": list(references[image_id])}
-            for image_id, caption in candidates.items()
-        ]
         (folder / "in.json").write_text(json.dumps(items), encoding="utf-8")
         arguments = [*_OPEN, "-Dfile.encoding=UTF-8", "-Xmx8G", "-cp", classpath, "edu.anu.spice.SpiceScorer"]
         arguments += [str(folder / "in.json"), "-out", str(folder / "out.json"), "-subset", "-silent"]
         _output(java, arguments, b"", "SPICE", cwd=spice)
         try:
             rows = json.loads((folder / "out.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            scores = {str(row["image_id"]): _number(row["scores"]["All"]["f"]) for row in rows}
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise NotRun(f"SPICE ended without a result ({error})") from None
-    return {str(row["image_id"]): float(row["scores"]["All"]["f"]) for row in rows}
+    missing = [item["image_id"] for item in items if item["image_id"] not in scores]
+    if missing:
+        raise NotRun(f"SPICE gave no score for {len(missing)} pictures (first: {missing[0]})")
+    return {image_id: scores.get(image_id, 0.0) for image_id in candidates}
+
+
+def _number(value: float | None) -> float:
+    # its JSON has null where a number is none
+    return math.nan if value is None else float(value)
 
 
 def _package_folder(part: str) -> Path:
@@ -207,7 +248,7 @@ def _package_folder(part: str) -> Path:
 
 def _command(java: str, arguments: Sequence[str]) -> list[str]:
     ending = shutil.which("setpriv")
-    return [*([ending, "--pdeathsig", "KILL"] if ending else []), java, *arguments]
+    return [*([ending, "--pdeathsig", "KILL"] if ending else []), java, *_ENGLISH, *arguments]
 
 
 def _output(java: str, arguments: Sequence[str], content: bytes, name: str, cwd: Path | None = None) -> bytes:

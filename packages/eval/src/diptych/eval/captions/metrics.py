@@ -53,7 +53,7 @@ def measure_captions(
     :func:`find_corenlp` looks for them. spice: False does not look.
 
     each: a dict that takes the values of single pictures, by figure and picture id, of the figures that are means of them:
-    rouge_l, cider_d and spice.
+    rouge_l, cider_d and spice; NaN where there is none.
 
     Raises UserError where there is no prediction, and for a prediction without reference.
     """
@@ -87,11 +87,10 @@ def measure_captions(
     reference_lines = [[" ".join(caption) for caption in several] for several in truth]
     figures = _bleu(lines, reference_lines, seed, facts)
     figures.append(_meteor(runtime, missing, lines, reference_lines, seed, facts))
-    single = {
-        "rouge_l": np.array(_rouge(lines, reference_lines)),
-        "cider_d": np.asarray(CiderD(truth).score(candidates)[1]),
-    }
-    figures += [mean_figure(name, values, seed, scale=100, **facts) for name, values in single.items()]
+    rouge = np.array(_rouge(lines, reference_lines))
+    cider, figure = _cider_d(lines, reference_lines, seed, facts)
+    figures += [mean_figure("rouge_l", rouge, seed, scale=100, **facts), figure]
+    single = {"rouge_l": rouge, "cider_d": cider}
     if each is not None:
         each |= {
             name: dict(zip(predictions, values.tolist(), strict=True)) for name, values in single.items()
@@ -103,7 +102,9 @@ def measure_captions(
         figures.append(not_run("spice", "SPICE is turned off", len(candidates)))
     if java == "needed":
         for figure in figures:
-            if figure.value is None and (figure.name == "meteor" or (spice and corenlp)):
+            if figure.value is None and (
+                figure.name == "meteor" or (figure.name == "spice" and spice and corenlp)
+            ):
                 raise UserError(f"{figure.name}: {figure.reason}")
     known = None if training is None else remaining
     figures += statistics_figures(candidates, seed, known, **facts)
@@ -162,6 +163,23 @@ def _bleu(
         ratio_figure(f"bleu_{order}", counts, of_order(order), seed, scale=100, **facts)
         for order in range(1, ORDERS + 1)
     ]
+
+
+def _cider_d(
+    candidates: list[str], references: list[list[str]], seed: int, facts: dict[str, Any]
+) -> tuple[np.ndarray, Figure]:
+    """CIDEr-D of each caption, and their mean; NaN and no value where the references do not tell pictures apart.
+
+    Lines are split at every white space, as pycocoevalcap splits them for CIDEr-D and BLEU: a PTB word with a no-break
+    space in it ("22 3/4") is two here, and one for ROUGE-L.
+    """
+    name, count = "cider_d", len(candidates)
+    metric = CiderD([[line.split() for line in several] for several in references])
+    if metric.missing:
+        known = {key: facts[key] for key in ("model", "reference_sha256")}
+        return np.full(count, math.nan), Figure(name, None, count, reason=metric.missing, **known)
+    values = metric.score([line.split() for line in candidates])[1]
+    return values, mean_figure(name, values, seed, scale=100, **facts)
 
 
 def _rouge(candidates: list[str], references: list[list[str]]) -> list[float]:
