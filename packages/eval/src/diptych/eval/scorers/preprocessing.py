@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -147,5 +147,6 @@ def _given(config: dict[str, Any]) -> dict[str, Any]:
 
 def _of_config(config: dict[str, Any], height: int, width: int) -> Preprocessing:
     kept = {key: config[key] for key in _KEYS}
-    found = Preprocessing(height, width, **kept)
-    return replace(found, mean=tuple(found.mean), std=tuple(found.std))
+    for key in ("mean", "std"):  # lists in some configs
+        kept[key] = tuple(kept[key])
+    return Preprocessing(height, width, **kept)
