@@ -90,5 +90,9 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(network.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
         torch.manual_seed(0)
         weights = network.FeatureExtractorInceptionV3("x", ["2048"]).state_dict()
+    # PyTorch's own drawing would let features fade to 0 over so many layers
+    for weight in weights.values():
+        if weight.dim() == 4:
+            torch.nn.init.kaiming_normal_(weight)
     torch.save(weights, path)
     return path

@@ -96,6 +96,7 @@ def test_both_protocols_are_measured_and_told_apart(
     )
     fid, ours = records["generated.fid_pytorch"], records["generated.fid"]
     assert fid["value"] == pytest.approx(frechet_distance(rows, others), rel=1e-3)
+    assert fid["value"] > 0.01
     assert abs(ours["value"] - fid["value"]) > 0.02 * fid["value"]
     assert fid["resize"] == "pytorch-fid's, 299 x 299, bilinear, not antialiased"
     assert fid["detail"] == "against 3 pictures, protocol pytorch-fid (the papers')"
