@@ -21,7 +21,7 @@ from diptych.eval.captions.facts import names_object
 from diptych.eval.captions.metrics import JavaUse, measure_captions
 from diptych.eval.figures import Figure, mean_figure
 from diptych.eval.images.embeddings import Embedded, Encoder, embed, weights_sha256
-from diptych.eval.images.inception import Inception
+from diptych.eval.images.inception import FID_PROTOCOLS, FidProtocol, Inception
 from diptych.eval.images.metrics import ImageSettings, measure_images
 from diptych.eval.images.objects import object_figures
 from diptych.eval.scorers.inspector import PARTS, Inspector, load_inspector, main_and_second
@@ -51,7 +51,8 @@ class EvaluateParams:
 
     java: whether captions are cut into words by the PTB tokenizer and METEOR is run, as the papers do; then a machine
     without Java is an error, so that the same parameters never give other figures. null: where Java starts. corenlp: the
-    folder with SPICE's jars. inception: the weights for FID and IS. Null: not run, and the figures say so.
+    folder with SPICE's jars. inception: the weights for FID and IS. Null: not run, and the figures say so. fid_protocols:
+    how pictures reach Inception for FID; a paper's FID is compared with pytorch-fid's (docs/metrics.md).
     """
 
     image_size: int
@@ -62,10 +63,13 @@ class EvaluateParams:
     java: bool | None
     corenlp: str | None
     inception: str | None
+    fid_protocols: tuple[FidProtocol, ...] = ("diptych",)
 
     def __post_init__(self) -> None:
         at_least(self, 1, "image_size", "batch_size", "negatives", "folds")
         read_words(self.words)
+        if not self.fid_protocols:
+            raise ValueError(f"fid_protocols: name one or more of {', '.join(FID_PROTOCOLS)}")
 
 
 def measure(
@@ -258,6 +262,7 @@ def image_settings(stage: Stage, params: EvaluateParams) -> ImageSettings:
         threads=stage.threads,
         negatives=params.negatives,
         folds=params.folds,
+        fid_protocols=params.fid_protocols,
         seed=stage.seed,
     )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diptych.features.images import read_image
 from diptych.features.shards.reading import ShardDataset
 from diptych.model.decoding.clip_rerank import rerank_captions, rerank_paintings
 from diptych.model.decoding.decode import caption_images, paint_captions
@@ -23,6 +24,7 @@ from pipelines.runner.params import at_least
 from pipelines.runner.stage import Stage
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
 
@@ -142,9 +144,12 @@ def generate(
         written = caption_images(model, tokenizer, seen, options, seeds(indices))
         if scorer is not None and options.samples > 1:
             texts = [tokenizer.decode(ids) for ids in written.ids]
-            images = dataset.images(indices, scorer.image_size)
+            images = torch.stack([scorer.fitted(picture(dataset, index)) for index in indices])
             written = rerank_captions(written, options.samples, texts, images, scorer).best
         return [{"caption": tokenizer.decode(written.ids[row])} for row in range(len(indices))]
+
+    def picture(dataset: ShardDataset, index: int) -> Image.Image:
+        return read_image(dataset.image_bytes(index), dataset.keys[index])
 
     def pictures(dataset: ShardDataset, indices: list[int]) -> list[dict]:
         # each picture's captions take turns, so that the painted ones are a fair sample of all

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,3 +78,21 @@ def drawn_test() -> tuple[torch.Tensor, list[list[str]], list[list[dict]]]:
 def crashing_checkpoints() -> MemoryCheckpoints:
     """Checkpoints that crash the training after the tenth save."""
     return MemoryCheckpoints(stop_after=10)
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights in the file format of torch-fidelity's."""
+    network = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(network.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        torch.manual_seed(0)
+        weights = network.FeatureExtractorInceptionV3("x", ["2048"]).state_dict()
+    # PyTorch's own drawing would let features fade to 0 over so many layers
+    for weight in weights.values():
+        if weight.dim() == 4:
+            torch.nn.init.kaiming_normal_(weight)
+    torch.save(weights, path)
+    return path

@@ -133,20 +133,6 @@ def test_nothing_to_measure_with_is_an_error(tmp_path: Path, drawn_test) -> None
         measure_images({"real": pictures, "generated": pictures}, {}, {}, None, SETTINGS, tmp_path / "store")
 
 
-@pytest.fixture(scope="module")
-def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in the file format of torch-fidelity's."""
-    network = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
-    path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(network, "load_state_dict_from_url", lambda *_, **__: {})
-        patch.setattr(network.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-        torch.manual_seed(0)
-        weights = network.FeatureExtractorInceptionV3("x", ["2048"]).state_dict()
-    torch.save(weights, path)
-    return path
-
-
 def test_fid_and_inception_score_by_torch_fidelity_s_network(
     tmp_path: Path, drawn_test, inception_weights: Path
 ) -> None:

@@ -14,6 +14,8 @@ from diptych.eval.errors import UserError
 from diptych.eval.figures import RESAMPLES, Figure, table, write_figures
 
 INCEPTION_VARIABLE = "DIPTYCH_INCEPTION"
+# diptych.eval.images.inception's, which --help should not load torch for
+_FID_PROTOCOLS = ("diptych", "pytorch-fid")
 _EPILOG = """\
 exit status: 0 measured (what could not be run stands in the table with the reason), 1 an error that its
 one line says how to mend, 2 wrong arguments, 130 interrupted.
@@ -95,6 +97,10 @@ def _parser() -> argparse.ArgumentParser:
 A CLIP is a folder of Diptych's (models/judge), or a model of open_clip with a file of weights; the part before = is
 its name in the results:
   --clip judge=models/judge --clip b32=ViT-B-32-quickgelu:ViT-B-32.pt
+A model of open_clip gets pictures in their own size and prepares them as open_clip does for its published weights. Few
+have weights of two kinds; a tag of open_clip's says which: --clip ViT-L-14@laion2b_s32b_b82k:weights.safetensors
+FID by the protocol diptych (fid) is of pictures made squares of one size first; by pytorch-fid (fid_pytorch) of pictures
+in their own size, as the papers' FID: only that one may be compared with a paper's.
 Pictures are jpg, png, webp, ... in the folder and below. Captions are found by the file names that their file gives,
 or by the picture's number at the end of its name: 000000000139.jpg is picture 139. A picture was painted from
 the first caption in the file. The caption file is {FORMS}.
@@ -127,7 +133,7 @@ A run that was stopped goes on where it was: the same command again.
         "--image-size",
         type=int,
         default=256,
-        help="all pictures become squares of so many pixels first (default 256)",
+        help="pictures become squares of so many pixels first, except for what takes them in their own size (default 256)",
     )
     images.add_argument(
         "--resize",
@@ -142,6 +148,14 @@ A run that was stopped goes on where it was: the same command again.
         default=[0, 1, 2, 4, 8],
         metavar="K",
         help="of FID-k (default 0 1 2 4 8)",
+    )
+    images.add_argument(
+        "--fid-protocols",
+        nargs="+",
+        choices=_FID_PROTOCOLS,
+        default=["diptych"],
+        metavar="PROTOCOL",
+        help="of FID: diptych, pytorch-fid (the papers') or both, see below (default diptych)",
     )
     images.add_argument("--negatives", type=int, default=99, help="of R-precision-easy (default 99)")
     images.add_argument("--folds", type=int, default=10, help="of R-precision-easy (default 10)")
@@ -255,6 +269,7 @@ def _images(options: argparse.Namespace) -> list[Figure]:
         negatives=options.negatives,
         folds=options.folds,
         blur_radii=tuple(options.blur_radii),
+        fid_protocols=tuple(options.fid_protocols),
         seed=options.seed,
         resamples=options.resamples,
         frechet_resamples=options.frechet_resamples,

@@ -71,6 +71,10 @@ class Encoder:
     encode: uint8 [n, 3, S, S] to float [n, width]; called in one thread. model: what records call it. key: everything
     that determines its numbers besides the pictures. blur: pictures are blurred before it sees them, with a Gaussian
     of so many pixels' standard deviation (Pillow's `GaussianBlur(radius)`); 0 is none.
+
+    prepare: makes an RGB picture of any size what `encode` takes, of one shape and kind; called in several threads. With
+    it the encoder gets pictures in their own size instead of the common square (blurred ones from the square, so that a
+    radius means the same in every picture). resize: what records say `prepare` does.
     """
 
     name: str
@@ -79,6 +83,15 @@ class Encoder:
     width: int
     encode: Callable[[Tensor], Tensor]
     blur: float = 0.0
+    prepare: Callable[[Image.Image], Tensor] | None = None
+    resize: str = ""
+
+    def rule(self, settings: EmbedSettings) -> str:
+        """What records say was done to pictures before the network saw them."""
+        blurred = f", then blurred by a Gaussian of {self.blur:g} pixels (Pillow)" if self.blur else ""
+        if self.prepare is None:
+            return settings.rule + blurred
+        return f"{settings.rule}{blurred}, then {self.resize}" if self.blur else self.resize
 
 
 @dataclass(frozen=True)
@@ -205,6 +218,11 @@ def resized(image: Image.Image, settings: EmbedSettings) -> Image.Image:
     return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
+def uint8_tensor(image: Image.Image) -> Tensor:
+    """An RGB picture as uint8 [3, H, W]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
 def weights_sha256(network: nn.Module) -> str:
     """sha256 over names, kinds, shapes and contents of a network's state."""
     digest = hashlib.sha256()
@@ -224,24 +242,23 @@ def _embed_chunk(
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Embeddings float32 [len(chunk), width] by encoder, and what is wrong with damaged pictures by name."""
     rows = {e.name: np.full((len(chunk), e.width), np.nan, np.float32) for e in encoders}
-    radii = sorted({encoder.blur for encoder in encoders})
     damaged: dict[str, str] = {}
 
-    def decode(index: int) -> Tensor | str:
+    def decode(index: int) -> dict[str, Tensor] | str:
         try:
-            return _decoded(pictures.content(index), settings, radii)
+            return _decoded(pictures.content(index), settings, encoders)
         except (UserError, OSError) as error:
             return str(error)
 
-    batch: list[Tensor] = []
+    batch: list[dict[str, Tensor]] = []
     places: list[int] = []
 
     def flush() -> None:
         if batch:
-            several = torch.stack(batch)  # [n, radii, 3, S, S]
             for encoder in encoders:
+                images = torch.stack([inputs[encoder.name] for inputs in batch]).contiguous()
                 with torch.inference_mode():
-                    embeddings = encoder.encode(several[:, radii.index(encoder.blur)].contiguous())
+                    embeddings = encoder.encode(images)
                 if not embeddings.isfinite().all():
                     raise UserError(f"{encoder.model} gives numbers that are not finite; use other weights")
                 rows[encoder.name][places] = embeddings.float().cpu().numpy()
@@ -262,11 +279,22 @@ def _embed_chunk(
     return rows, damaged
 
 
-def _decoded(content: bytes, settings: EmbedSettings, radii: Sequence[float]) -> Tensor:
-    """uint8 [radii, 3, S, S]."""
-    image = resized(read_picture(content), settings)
-    versions = [image.filter(ImageFilter.GaussianBlur(radius)) if radius else image for radius in radii]
-    return torch.from_numpy(np.stack([np.asarray(version) for version in versions])).permute(0, 3, 1, 2)
+def _decoded(content: bytes, settings: EmbedSettings, encoders: Sequence[Encoder]) -> dict[str, Tensor]:
+    """The picture as each encoder takes it, by the encoder's name; encoders that take the same share it."""
+    picture = read_picture(content)
+    blurs = {encoder.blur for encoder in encoders if encoder.prepare is None or encoder.blur}
+    square = resized(picture, settings) if blurs else picture
+    blurred = {blur: square.filter(ImageFilter.GaussianBlur(blur)) if blur else square for blur in blurs}
+    plain = {
+        blur: uint8_tensor(blurred[blur])
+        for blur in {encoder.blur for encoder in encoders if encoder.prepare is None}
+    }
+    return {
+        encoder.name: plain[encoder.blur]
+        if encoder.prepare is None
+        else encoder.prepare(blurred[encoder.blur] if encoder.blur else picture)
+        for encoder in encoders
+    }
 
 
 def _digest(pictures: Pictures, index: int) -> str:
@@ -294,7 +322,8 @@ def _in_order(
 
 
 def _part_name(encoder: Encoder, settings: EmbedSettings, digests: Sequence[str]) -> str:
-    content = [FORMAT, encoder.key, encoder.width, encoder.blur, settings.rule, list(digests)]
+    rule = settings.rule if encoder.prepare is None or encoder.blur else encoder.resize
+    content = [FORMAT, encoder.key, encoder.width, encoder.blur, rule, list(digests)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest() + ".npy"
 
 

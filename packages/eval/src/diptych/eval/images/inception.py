@@ -1,19 +1,29 @@
-"""The Inception network that FID and IS are defined on, and IS from its answers."""
+"""The Inception network that FID and IS are defined on, the two ways to show it pictures, and IS from its answers."""
 
 from __future__ import annotations
 
 import hashlib
 import pickle
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from diptych.eval.errors import UserError
 from diptych.eval.figures import Figure, interval, resampled_means
+from diptych.eval.images.embeddings import uint8_tensor
+
+FidProtocol = Literal["diptych", "pytorch-fid"]
+FID_PROTOCOLS: tuple[FidProtocol, ...] = ("diptych", "pytorch-fid")
+"""How pictures reach Inception. diptych: as squares of one size, then as TensorFlow 1 resized them (torch-fidelity).
+pytorch-fid: from their own size, bilinearly without antialiasing, as the papers' FID."""
 
 FEATURES, CLASSES = 2048, 1008
+INPUT_SIZE = 299
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 MEND = (
     f"download {WEIGHTS} (torch-fidelity's releases, v0.2.0) and give its path; the network itself: "
@@ -55,6 +65,33 @@ class Inception:
         with torch.inference_mode():
             features, logits = self._network(images.to(self.device))
         return torch.cat([features, logits], 1)
+
+    def pytorch_fid_features(self, images: Tensor) -> Tensor:
+        """Features float32 [n, 2048] as pytorch-fid's; images: uint8 [n, 3, H, W], or float of :func:`pytorch_fid_input`."""
+        with torch.inference_mode():
+            seen = 2 * _pytorch_fid_resized(images.to(self.device)) - 1
+            for name, layer in self._network.named_children():  # in the order in which they run
+                if name != "fc":
+                    seen = layer(seen)
+        return seen.flatten(1)
+
+
+def pytorch_fid_input(image: Image.Image) -> Tensor:
+    """An RGB picture of any size as pytorch-fid shows it to Inception, float32 [3, 299, 299] in 0..1.
+
+    Bilinear between the centres of pixels and without antialiasing, so that a large picture is sampled and not averaged:
+    pytorch-fid 0.3.0, `InceptionV3.forward` with `resize_input`.
+    """
+    return _pytorch_fid_resized(uint8_tensor(image)[None])[0]
+
+
+def _pytorch_fid_resized(images: Tensor) -> Tensor:
+    if images.dtype == torch.uint8:
+        images = images.float() / 255
+    size = (INPUT_SIZE, INPUT_SIZE)
+    if images.shape[-2:] == size:
+        return images
+    return functional.interpolate(images, size, mode="bilinear", align_corners=False)
 
 
 def inception_score_figure(

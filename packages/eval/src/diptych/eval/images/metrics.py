@@ -21,9 +21,25 @@ from diptych.eval.figures import (
     resampled_means,
     sha256_of_json,
 )
-from diptych.eval.images.embeddings import Embedded, EmbedSettings, Encoder, Pictures, embed, weights_sha256
+from diptych.eval.images.embeddings import (
+    Embedded,
+    EmbedSettings,
+    Encoder,
+    Pictures,
+    embed,
+    uint8_tensor,
+    weights_sha256,
+)
 from diptych.eval.images.frechet import FRECHET_RESAMPLES, frechet_distance, frechet_interval
-from diptych.eval.images.inception import CLASSES, FEATURES, MEND, Inception, inception_score_figure
+from diptych.eval.images.inception import (
+    CLASSES,
+    FEATURES,
+    MEND,
+    FidProtocol,
+    Inception,
+    inception_score_figure,
+    pytorch_fid_input,
+)
 from diptych.eval.images.retrieval import fold_deviation, hard_wins, r_precision_wins
 from diptych.eval.scorers.clip import Clip
 from diptych.eval.scorers.clip_score import PROMPT, clip_scores
@@ -32,11 +48,18 @@ from diptych.eval.words import CATEGORIES, Swapped, WordLists, swapped_captions
 BLUR_RADII = (0.0, 1.0, 2.0, 4.0, 8.0)
 MEND_CLIP = "needs a CLIP: give a folder of one of ours, or the name of an open_clip model and its weights"
 
+# by protocol: the figure, the encoder, and what its record says of the papers
+_FID: dict[FidProtocol, tuple[str, str, str]] = {
+    "diptych": ("fid", "inception", "beside a paper's FID stands fid_pytorch"),
+    "pytorch-fid": ("fid_pytorch", "inception_pytorch", "the papers'"),
+}
+
 
 @dataclass(frozen=True)
 class ImageSettings(EmbedSettings):
     """negatives: of R-precision-easy; folds: its drawings of them, and the parts of its deviation. hard_negatives,
     hard_captions: of R-precision-hard, captions per category. blur_radii: of FID-k, in pixels; 0 is FID itself.
+    fid_protocols: those that FID is measured by, of FID_PROTOCOLS; a paper's figure is compared with pytorch-fid's.
     resamples: of a bootstrap; those of Frechet distances cost more and are counted apart, 0 is no interval."""
 
     negatives: int = 99
@@ -44,6 +67,7 @@ class ImageSettings(EmbedSettings):
     hard_negatives: int = 9
     hard_captions: int = 1000
     blur_radii: tuple[float, ...] = BLUR_RADII
+    fid_protocols: tuple[FidProtocol, ...] = ("diptych",)
     seed: int = 0
     resamples: int = RESAMPLES
     frechet_resamples: int = FRECHET_RESAMPLES
@@ -70,7 +94,8 @@ def measure_images(
     store: folder of embeddings (:func:`diptych.eval.images.embeddings.embed`). each: a dict that takes the values of single pictures, float64 [n] by
     figure, of the figures that are means of them; NaN where a picture has no part in it.
 
-    Names begin with the kind: `fid`, `fid_blur_K` and `inception_score` by Inception; for every clip NAME
+    Names begin with the kind: `fid`, `fid_blur_K` (protocol diptych), `fid_pytorch`, `fid_pytorch_blur_K` (pytorch-fid)
+    and `inception_score` by Inception; for every clip NAME
     `clip_score_NAME`, `r_precision_NAME`, `r_precision_hard_NAME` (the mean of its categories),
     `r_precision_hard_CATEGORY_NAME`, `frechet_NAME`, `frechet_NAME_blur_K`. What cannot be run is a figure with a reason.
     """
@@ -82,7 +107,10 @@ def measure_images(
         for radius in (radii if name in frechet_clips else (0.0,))
     ]
     if inception is not None:
-        encoders += [inception_encoder(inception, radius) for radius in radii]
+        own = radii if "diptych" in settings.fid_protocols else (0.0,)  # of the Inception Score
+        encoders += [inception_encoder(inception, radius) for radius in own]
+        if "pytorch-fid" in settings.fid_protocols:
+            encoders += [pytorch_fid_encoder(inception, radius) for radius in radii]
     encoders += others
     if not encoders:
         raise UserError(
@@ -95,18 +123,22 @@ def measure_images(
     texts = {name: _TextEmbeddings(clip, settings.batch_size) for name, clip in clips.items()}
     figures: list[Figure] = []
     for kind in kinds:
-        measure = _Kind(kind, embedded[kind], embedded[reference], settings, {} if each is None else each)
-        if kind != reference:
-            figures += measure.distances(
-                "fid", "inception", radii, inception is not None and _model(inception), FEATURES
-            )
+        measure = _Kind(
+            kind,
+            embedded[kind],
+            embedded[reference],
+            settings,
+            {encoder.name: encoder for encoder in encoders},
+            {} if each is None else each,
+        )
+        for protocol in dict.fromkeys(settings.fid_protocols) if kind != reference else ():
+            name, encoder, remark = _FID[protocol]
+            figures += measure.distances(name, encoder, radii, FEATURES, f", protocol {protocol} ({remark})")
         figures.append(measure.inception_score(inception))
         for name in frechet_clips if kind != reference else ():
-            figures += measure.distances(f"frechet_{name}", name, radii, encoder_model(encoders, name), None)
+            figures += measure.distances(f"frechet_{name}", name, radii)
         for name in clips:
-            figures += measure.matches(
-                name, encoder_model(encoders, name), texts[name], captions.get(kind), words
-            )
+            figures += measure.matches(name, texts[name], captions.get(kind), words)
         if not clips:
             figures += [
                 not_run(f"{kind}.{name}", MEND_CLIP)
@@ -116,8 +148,9 @@ def measure_images(
 
 
 def clip_encoder(name: str, clip: Clip, blur: float = 0.0) -> Encoder:
-    """A CLIP's picture tower. Its own resizing, to a square of its size, is part of its key."""
-    size, device = clip.image_size, clip.mean.device
+    """A CLIP's picture tower. A pretrained one gets pictures in their own size and what open_clip would make of them; ours
+    get the common square and resize it to theirs. Either is part of the key."""
+    size, device, preprocessing = clip.image_size, clip.mean.device, clip.preprocessing
     key = weights_sha256(clip.model)
     normalisation = [*clip.mean.flatten().tolist(), *clip.std.flatten().tolist()]
 
@@ -126,28 +159,36 @@ def clip_encoder(name: str, clip: Clip, blur: float = 0.0) -> Encoder:
 
     with torch.inference_mode():
         width = encode(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1]
-    model = f"{name}: CLIP of {size} x {size} pixels (bilinear, antialiased), weights sha256 {key[:16]}"
-    return Encoder(_blurred(name, blur), model, f"clip {size} {normalisation} {key}", width, encode, blur)
+    resizing = "bilinear, antialiased" if preprocessing is None else preprocessing.interpolation
+    model = f"{name}: CLIP of {size} x {size} pixels ({resizing}), weights sha256 {key[:16]}"
+    full_key = f"clip {size} {normalisation} {key}"
+    if preprocessing is None:
+        return Encoder(_blurred(name, blur), model, full_key, width, encode, blur)
+    return Encoder(
+        _blurred(name, blur), model, f"{full_key} {preprocessing}", width, encode, blur, clip.fitted, preprocessing.rule
+    )  # fmt: skip
 
 
 def inception_encoder(inception: Inception, blur: float = 0.0) -> Encoder:
     """Inception's features and answers; of blurred pictures only the features."""
     width = FEATURES if blur else FEATURES + CLASSES
+    model = (
+        f"Inception 2015-12-05 (torch-fidelity), 299 x 299 (bilinear), weights sha256 {inception.sha256[:16]}"
+    )
     return Encoder(
-        _blurred("inception", blur), _model(inception), f"inception {inception.sha256}", width,
+        _blurred("inception", blur), model, f"inception {inception.sha256}", width,
         lambda images: inception(images)[:, :width], blur,
     )  # fmt: skip
 
 
-def encoder_model(encoders: Sequence[Encoder], name: str) -> str:
-    """What records call the encoder of that name."""
-    return next(encoder.model for encoder in encoders if encoder.name == name)
-
-
-def _model(inception: Inception) -> str:
-    return (
-        f"Inception 2015-12-05 (torch-fidelity), 299 x 299 (bilinear), weights sha256 {inception.sha256[:16]}"
-    )
+def pytorch_fid_encoder(inception: Inception, blur: float = 0.0) -> Encoder:
+    """Inception's features of pictures that are resized as pytorch-fid does."""
+    # what is blurred is square already and is resized beside the network: floats of 299 x 299 take four times the memory
+    return Encoder(
+        _blurred("inception_pytorch", blur), f"Inception 2015-12-05, weights sha256 {inception.sha256[:16]}",
+        f"inception pytorch-fid {inception.sha256}", FEATURES, inception.pytorch_fid_features, blur,
+        uint8_tensor if blur else pytorch_fid_input, "pytorch-fid's, 299 x 299, bilinear, not antialiased",
+    )  # fmt: skip
 
 
 def _blurred(name: str, radius: float) -> str:
@@ -179,21 +220,23 @@ class _Kind:
     embedded: Embedded
     reference: Embedded
     settings: ImageSettings
+    encoders: Mapping[str, Encoder]
     each: dict[str, np.ndarray]
 
     def distances(
-        self, name: str, encoder: str, radii: Sequence[float], model: str | bool, width: int | None
+        self, name: str, encoder: str, radii: Sequence[float], width: int | None = None, remark: str = ""
     ) -> list[Figure]:
         """The Frechet distance, for every blur, in the first `width` numbers of an encoder's space."""
         settings, count = self.settings, int(self.embedded.readable.sum())
         figures = []
         for radius in radii:
             full = f"{self.kind}.{_blurred(name, radius)}"
-            if not model:
+            by = self.encoders.get(_blurred(encoder, radius))
+            if by is None:  # a CLIP is always there
                 figures.append(not_run(full, f"needs Inception: {MEND}", count))
                 continue
             rows, others = (
-                torch.from_numpy(each.rows(_blurred(encoder, radius))[each.readable][:, :width])
+                torch.from_numpy(each.rows(by.name)[each.readable][:, :width])
                 for each in (self.embedded, self.reference)
             )
             try:
@@ -204,12 +247,9 @@ class _Kind:
             except UserError as error:
                 figures.append(not_run(full, str(error), count))
                 continue
-            rule = settings.rule + (
-                f", then blurred by a Gaussian of {radius:g} pixels (Pillow)" if radius else ""
-            )
-            detail = f"against {len(others)} pictures"
+            detail = f"against {len(others)} pictures{remark}"
             figures.append(
-                Figure(full, value, len(rows), *bounds, seed=settings.seed, resize=rule, model=str(model),
+                Figure(full, value, len(rows), *bounds, seed=settings.seed, resize=by.rule(settings), model=by.model,
                        reference_sha256=self.reference.sha256, detail=detail)
             )  # fmt: skip
         return figures
@@ -220,21 +260,21 @@ class _Kind:
         if inception is None:
             return not_run(name, f"needs Inception: {MEND}", count)
         logits = self.embedded.rows("inception")[self.embedded.readable][:, FEATURES:]
-        settings = self.settings
+        settings, model = self.settings, self.encoders["inception"].model
         return inception_score_figure(
-            name, logits, settings.seed, settings.resamples, resize=settings.rule, model=_model(inception)
+            name, logits, settings.seed, settings.resamples, resize=settings.rule, model=model
         )
 
     def matches(
         self,
         name: str,
-        model: str,
         encode: Callable[[Sequence[str]], Tensor],
         captions: Sequence[str | None] | None,
         words: WordLists | None,
     ) -> list[Figure]:
         """CLIPScore and both R-precisions by one CLIP."""
-        settings = self.settings
+        settings, by = self.settings, self.encoders[name]
+        model, rule = by.model, by.rule(self.settings)
         chosen = [
             index
             for index, caption in enumerate(captions or ())
@@ -251,7 +291,7 @@ class _Kind:
             self.each[f"{self.kind}.{each}"] = np.full(len(self.embedded.names), np.nan)
             self.each[f"{self.kind}.{each}"][list(of)] = values
             return mean_figure(
-                f"{self.kind}.{each}", values, settings.seed, settings.resamples, resize=settings.rule, model=model,
+                f"{self.kind}.{each}", values, settings.seed, settings.resamples, resize=rule, model=model,
                 reference_sha256=sha256_of_json(texts), scale=100.0, **facts,
             )  # fmt: skip
 

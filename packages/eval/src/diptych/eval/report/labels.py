@@ -32,6 +32,7 @@ _LABELS = {
     "caption.repeated_words": "Words that repeat one of their caption",
     "caption.novel": "Captions that no training picture has",
     "fid": "FID",
+    "fid_pytorch": "FID as by pytorch-fid",
     "inception_score": "Inception Score",
     "main_object": "Main object: class and colour right",
     "main_object_unseen": "Main object, pairs of class and colour unseen in training",
@@ -50,6 +51,7 @@ _BY_NETWORK = (
     (r"frechet_(\w+)_blur_(\d+)", "Fréchet distance, blurred by {1} px, by the {0}"),
     (r"frechet_(\w+)", "Fréchet distance to the real pictures, by the {0}"),
     (r"fid_blur_(\d+)", "FID, blurred by {0} px"),
+    (r"fid_pytorch_blur_(\d+)", "FID as by pytorch-fid, blurred by {0} px"),
 )
 # Known not to be fractions: shown as plain numbers.
 _PLAIN = re.compile(

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diptych.eval.errors import UserError
 from diptych.eval.scorers.clip_score import PROMPT
+from diptych.eval.scorers.preprocessing import Preprocessing, architecture_of, preprocessing_of
 
 FORMAT = "diptych-clip/1"
 _PAD, _UNKNOWN, _START, _END = "[PAD]", "[UNK]", "[START]", "[END]"
@@ -35,7 +38,7 @@ class ClipConfig:
     """Architecture of a small CLIP; the vocabulary comes from the captions.
 
     embedding_dim: width E of the shared space.
-    image_size: pixels per side that the vision tower sees; other sizes are resized.
+    image_size: pixels per side that the vision tower sees; other sizes are resized (bilinear, antialiased).
     vision_layers: a number of transformer layers (ViT) or four numbers of residual blocks (ResNet).
     vision_width: ViT width, or channels of the ResNet's stem.
     vision_heads: attention heads of the ViT; the ResNet's are vision_width / 2.
@@ -62,7 +65,9 @@ class ClipConfig:
 class Clip(nn.Module):
     """A CLIP that takes plain pictures and plain texts.
 
-    `config` is None for pretrained open_clip models, whose tokenizer cannot be saved by `save_clip`.
+    `config` is None for pretrained open_clip models, whose tokenizer cannot be saved by `save_clip`. They have a
+    `preprocessing`, which says how pictures of other sizes are fitted, and mean and std; ours stretch them, as they were
+    trained.
     """
 
     def __init__(
@@ -74,10 +79,11 @@ class Clip(nn.Module):
         std: Sequence[float],
         config: ClipConfig | None = None,
         tokenizer: Tokenizer | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         super().__init__()
         self.model, self.tokenize, self.image_size = model, tokenize, image_size
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.tokenizer, self.preprocessing = config, tokenizer, preprocessing
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -86,13 +92,24 @@ class Clip(nn.Module):
         if not images.is_floating_point():
             raise TypeError("encode_images takes float pictures in 0..1; divide uint8 pictures by 255")
         size = self.image_size
-        if images.shape[-2:] != (size, size):
+        if self.preprocessing is not None:
+            images = self.preprocessing.fitted_pixels(images)
+        elif images.shape[-2:] != (size, size):
             images = functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
         # Flash attention is several times slower than plain products for short sequences on a CPU.
         with sdpa_kernel(SDPBackend.MATH if images.device.type == "cpu" else list(_ALL_BACKENDS)):
             pixels = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
             embeddings = self.model.encode_image(pixels)
         return functional.normalize(embeddings.float(), dim=-1)
+
+    def fitted(self, image: Image.Image) -> Tensor:
+        """An RGB picture of any size as uint8 [3, S, S], which `encode_images` takes as it is: the pixels that open_clip
+        shows a pretrained model; for ours the picture stretched to its square (bicubic, antialiased), as in its training."""
+        if self.preprocessing is not None:
+            return self.preprocessing.fitted(image)
+        size = (self.image_size, self.image_size)
+        stretched = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(stretched)).permute(2, 0, 1)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts to unit vectors float32 [n, E]; the caller puts PROMPT before captions."""
@@ -195,27 +212,28 @@ def load_clip(folder: Path | str, device: torch.device | str = "cpu") -> Clip:
 
 
 def load_pretrained_clip(model_name: str, checkpoint: Path | str, device: torch.device | str = "cpu") -> Clip:
-    """A model of open_clip, such as "ViT-B-32", with weights from a local file, frozen.
+    """A model of open_clip, such as "ViT-B-32" or "ViT-L-14@laion2b_s32b_b82k", with weights from a local file, frozen.
 
-    Raises UserError when open_clip does not know the name or the file is missing; nothing is
-    downloaded.
+    Pictures are prepared as open_clip prepares them for the published weights of that name
+    (:func:`diptych.eval.scorers.preprocessing.preprocessing_of`). Raises UserError when open_clip does not know the name or
+    the file is missing; nothing is downloaded.
     """
     import open_clip
 
-    if model_name not in open_clip.list_models():
-        raise UserError(f"open_clip has no model '{model_name}'; `open_clip.list_models()` names them all")
+    architecture = architecture_of(model_name)
     if not Path(checkpoint).is_file():
         raise UserError(
             f"{checkpoint} is missing; download the weights of open_clip's {model_name} and put them there"
         )
-    model = open_clip.create_model(model_name, pretrained=str(checkpoint), device=device)
-    size = model.visual.image_size
+    model = open_clip.create_model(architecture, pretrained=str(checkpoint), device=device)
+    size, preprocessing = model.visual.image_size, preprocessing_of(model_name, model.visual.image_size)
     clip = Clip(
         model,
-        open_clip.get_tokenizer(model_name),
+        open_clip.get_tokenizer(architecture),
         size if isinstance(size, int) else size[0],
-        model.visual.image_mean or open_clip.OPENAI_DATASET_MEAN,
-        model.visual.image_std or open_clip.OPENAI_DATASET_STD,
+        preprocessing.mean,
+        preprocessing.std,
+        preprocessing=preprocessing,
     )
     return clip.to(device).eval().requires_grad_(False)
 

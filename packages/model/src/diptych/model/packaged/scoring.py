@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.eval.scorers.clip_score import scores_of_cosines
-from diptych.features.images import resize_square, to_uint8_tensor
 from diptych.model.decoding.caption import Captions
 from diptych.model.decoding.clip_rerank import (
     embed_captions,
@@ -62,7 +61,7 @@ class ScoringPart:
         scores = [torch.zeros(0)]
         for part, images in read_batches(items, batch_size):
             with self._scorer() as scorer:
-                seen = embed_pictures(scorer, sized(images, scorer.image_size))
+                seen = embed_pictures(scorer, fitted(images, scorer))
                 cosines = (seen * embed_captions(scorer, texts[part])).sum(-1)
                 scores.append(scores_of_cosines(cosines).cpu())
         return torch.cat(scores)
@@ -77,7 +76,7 @@ class ScoringPart:
             UserError: the package has no scorer.
         """
         with self._scorer() as scorer:
-            return rerank_captions(captions, count, texts, sized(images, scorer.image_size), scorer)
+            return rerank_captions(captions, count, texts, fitted(images, scorer), scorer)
 
     def best_paintings(
         self, paintings: Paintings, count: int, texts: Sequence[str], draw: Callable[[Tensor], Tensor]
@@ -105,6 +104,6 @@ class ScoringPart:
                 yield self._loaded
 
 
-def sized(images: Sequence[Image.Image], size: int) -> Tensor:
-    """RGB images as uint8 ``[n, 3, size, size]``."""
-    return torch.stack([to_uint8_tensor(resize_square(image, size)) for image in images])
+def fitted(images: Sequence[Image.Image], scorer: Clip) -> Tensor:
+    """RGB images as the scorer wants them, uint8 ``[n, 3, S, S]``."""
+    return torch.stack([scorer.fitted(image) for image in images])
