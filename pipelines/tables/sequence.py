@@ -44,11 +44,11 @@ def sequence_params(
     own = replace(section, steps=ours.count, seed=seed, evaluation=None)
     if changes.tasks != "both":
         kept = ("scst",) if changes.tasks == "captions" else ("clip", "paint")
-        cycles, rest = divmod(own.steps, len(own.cycle))
-        count = sum(
-            cycles * own.cycle.count(task) + own.cycle[:rest].count(task) for task in dict.fromkeys(kept)
-        )
-        because = f"; all tasks' turns take {len(own.cycle)}"
+        # of each step of a cycle whether it trains one of the row's tasks
+        training = [any(task in kept for task in tasks) for tasks in own.turns]
+        cycles, rest = divmod(own.steps, len(training))
+        count = cycles * sum(training) + sum(training[:rest])
+        because = f"; all tasks' turns take {len(training)}"
         dropped = {f"{task}_steps": 0 for task in ("scst", "clip", "paint") if task not in kept}
         own_steps = ours.of_row(row, count, because=because)
         own = replace(own, steps=own_steps, **dropped)  # type: ignore[arg-type]

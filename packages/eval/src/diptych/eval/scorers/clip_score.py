@@ -1,11 +1,12 @@
-"""CLIPScore: the papers' prompt and scale (UMT 5.1), for training and for evaluation."""
+"""CLIPScore (Hessel et al. 2021; UMT 5.2), its prompt and scale, for training and for evaluation."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 PROMPT = "A photo depicts "
-"""What UMT (section 5.1) puts before a caption when CLIP compares it with a picture."""
+"""What comes before a caption when CLIP compares it with a picture: CLIPScore's prompt, and that of UMT's released code.
+UMT's text has none."""
 
 
 def clip_scores(image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from diptych.model.tokenizer import CaptionTokenizer
 # Words of a caption that one pass of ``masked`` attention scores: more take more memory, fewer run over the gradients of
 # all weights more often.
 WORDS_PER_PASS = 4
+
+# Where painting takes its soft samples: :func:`relaxed_painting`.
+GumbelSoftmax = Literal["each_step", "end"]
 
 
 class Scorer(Protocol):
@@ -115,15 +118,23 @@ def relaxed_painting(
     straight_through: bool = False,
     sample_temperature: float = 1.0,
     recompute: bool = True,
+    gumbel_softmax: GumbelSoftmax = "each_step",
+    fresh_confidence: bool = False,
 ) -> Tensor:
     """Paint by mask-predict-k with Gumbel-softmax codes (UMT 4.2.2): codebook vectors ``[n, cells, D]``.
 
-    Each step samples its masked cells with Gumbel noise: the soft sample
-    softmax((logits / sample_temperature + noise) / temperature) carries the gradient, its largest entry, a draw from
-    softmax(logits / sample_temperature), is the code that the next steps see. A cell's vector comes from the step
-    that last predicted it: the expected codebook vector under the soft sample, or with ``straight_through`` that of the
-    largest entry, with the soft sample's gradient. Confidence is as in :func:`diptych.model.decoding.paint.paint_codes`.
-    No gradient flows through the codes that one step shows the next.
+    A cell's vector is the expected codebook vector under its soft sample
+    softmax((logits / sample_temperature + Gumbel noise) / temperature), which carries the gradient, or with
+    ``straight_through`` that of the sample's largest entry, a draw from softmax(logits / sample_temperature), with the
+    soft sample's gradient. The logits are those of the step that last predicted the cell. The paper does not say where
+    samples are taken; ``gumbel_softmax`` does:
+
+    - ``each_step``: each step samples its masked cells, and the next steps see the codes that it drew.
+    - ``end``: each step writes the likeliest codes, as greedy decoding does, and the finished painting is sampled once:
+      the released code's way.
+
+    Confidence is as in :func:`diptych.model.decoding.paint.mask_predict`, there ``decisions.fresh_confidence``. No gradient
+    flows through the codes that one step shows the next.
 
     Memory: with ``recompute`` a step keeps its inputs and is run again for its gradient, so that one step's graph is in
     memory instead of those of all k. Uses torch's global generator.
@@ -132,41 +143,66 @@ def relaxed_painting(
     text = PaintText(model, tokenizer, ids, guidance)
     codes = torch.zeros(n, cells, dtype=torch.int64, device=device)
     confidences = torch.zeros(n, cells, device=device)
-    vectors = torch.zeros(n, cells, codebook.shape[1], device=device)
+    sampling = gumbel_softmax == "each_step"
+    # of each cell what its last step gave: a vector, or logits that are sampled in the end
+    width = codebook.shape[1] if sampling else model.config.codebook_size
+    written = torch.zeros(n, cells, width, device=device, dtype=codebook.dtype if sampling else None)
+    everywhere = torch.arange(cells, device=device).expand(n, cells)
 
-    def predict(features: Tensor, masked: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Codebook vectors [n, p, D] with gradient; chosen codes and their log-probabilities [n, p] without."""
-        logits = text.logits(features, masked, positions)
+    def sample(logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Codebook vectors [n, p, D] with gradient and drawn codes [n, p] of logits [n, p, K]."""
         gumbel = -torch.empty_like(logits).exponential_().clamp(min=1e-20).log()
         relaxed = ((logits / sample_temperature + gumbel) / temperature).softmax(-1)
-        chosen = relaxed.detach().argmax(-1)
-        expected = relaxed @ codebook
+        drawn = relaxed.detach().argmax(-1)
+        expected = relaxed.to(codebook.dtype) @ codebook
         if straight_through:
-            expected = codebook[chosen] + expected - expected.detach()
-        chances = logits.detach().log_softmax(-1).gather(-1, chosen[..., None])[..., 0]
-        return expected, chosen, chances
+            expected = codebook[drawn] + expected - expected.detach()
+        return expected, drawn
+
+    def predict(
+        features: Tensor, masked: Tensor, positions: Tensor, rank_all: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What is written at the positions, [n, p, D] or [n, p, K], with gradient; without, the codes [n, p] and the
+        log-probabilities [n, p] of these codes, or [n, cells] of the likeliest codes of all cells."""
+        logits = text.logits(features, masked, everywhere if rank_all else positions)
+        distributions = logits.detach().log_softmax(-1)
+        if rank_all:
+            logits = logits.gather(1, positions[..., None].expand(-1, -1, logits.shape[-1]))
+        if sampling:
+            vectors, chosen = sample(logits)
+        else:
+            vectors, chosen = logits, logits.detach().argmax(-1)
+        if rank_all:
+            return vectors, chosen, distributions.amax(-1)
+        return vectors, chosen, distributions.gather(-1, chosen[..., None])[..., 0]
 
     for step, count in enumerate(mask_predict_counts(cells, steps)):
         if step == 0:  # all cells hold the mask feature, in every image: encode one image
-            positions = torch.arange(cells, device=device).expand(n, cells)
-            features = torch.zeros(1, cells, codebook.shape[1], device=device)
+            positions = everywhere
+            features = torch.zeros(1, cells, codebook.shape[1], device=device, dtype=codebook.dtype)
             masked = torch.ones(1, cells, dtype=torch.bool, device=device)
         else:
             positions = confidences.argsort(dim=1, stable=True)[:, :count].sort(1).values
             features = codebook[codes]
             masked = torch.zeros_like(codes, dtype=torch.bool).scatter_(1, positions, True)
+        rank_all = fresh_confidence and step < steps - 1  # after the last step nobody ranks
         if recompute:
-            expected, chosen, chances = checkpoint(predict, features, masked, positions, use_reentrant=False)
+            part, chosen, chances = checkpoint(
+                predict, features, masked, positions, rank_all, use_reentrant=False
+            )
         else:
-            expected, chosen, chances = predict(features, masked, positions)
-        vectors = vectors.scatter(1, positions[..., None].expand_as(expected), expected.to(vectors.dtype))
+            part, chosen, chances = predict(features, masked, positions, rank_all)
+        written = written.scatter(1, positions[..., None].expand_as(part), part.to(written.dtype))
         codes = codes.scatter(1, positions, chosen)
-        confidences = confidences.scatter(1, positions, chances)
-    return vectors
+        confidences = chances if rank_all else confidences.scatter(1, positions, chances)
+    return written if sampling else sample(written)[0].to(codebook.dtype)
 
 
 def clip_loss(vectors: Tensor, captions: Sequence[str], generator: nn.Module, scorer: Scorer) -> Tensor:
     """CLIP-based image loss (UMT equation 4): the mean of -max(cos(image, "A photo depicts " + caption), 0).
+
+    UMT's text has no prompt: it is the released code's, and CLIPScore's (Hessel et al. 2021). The released code's loss is
+    250 times this one, that is 100 times CLIPScore.
 
     Args:
         vectors: ``[n, cells, D]`` from :func:`relaxed_painting`.
@@ -179,11 +215,14 @@ def clip_loss(vectors: Tensor, captions: Sequence[str], generator: nn.Module, sc
     return -cosines.clamp(min=0).mean()
 
 
-def feature_loss(vectors: Tensor, features: Tensor, codebook: Tensor) -> Tensor:
-    """Mean squared error of painted vectors to the real picture's grid features, both ``[n, cells, D]``: what UMT 5.2
-    puts in the place of the CLIP-based loss ("w/o CLIP-based loss").
+def feature_loss(vectors: Tensor, target: Tensor, codebook: Tensor) -> Tensor:
+    """Mean squared error of painted vectors to the real picture's, both ``[n, cells, D]``: what UMT 5.2 puts in the place
+    of the CLIP-based loss ("w/o CLIP-based loss").
 
     In units of the codebook's variance, so that its size does not depend on the detector's.
+
+    Args:
+        target: the picture's grid features (UMT: "grid feature similarity"), or the codebook vectors of its codes.
     """
     deviations = codebook - codebook.mean(0)
-    return F.mse_loss(vectors.float(), features.float()) / deviations.square().mean()
+    return F.mse_loss(vectors.float(), target.float()) / deviations.square().mean()

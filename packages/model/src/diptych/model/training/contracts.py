@@ -17,7 +17,8 @@ class Piece:
 
     Attributes:
         share: its share of what the batch's loss is a mean of (words, cells, images). The shares of all pieces of all
-            processes add up to 1, so their weighted gradients add up to that of the whole batch.
+            processes add up to 1, so their weighted gradients add up to that of the whole batch. Where a step has
+            batches of several tasks, that holds of each, and the step's loss is the sum of theirs.
         samples: captions or pictures in it, for the progress bar.
         loss: runs it; returns its mean loss with a graph, and the figures to report, means over it as well. Or gives
             that loss, times ``share``, in parts: backward of one frees its graph before the next is asked for.

@@ -16,7 +16,14 @@ from diptych.model.decoding.noise import sample_seeds
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input, caption_rows
 from diptych.model.networks.two_streams import UnifiedTransformer
-from diptych.model.objectives.sequence import Scorer, clip_loss, feature_loss, relaxed_painting, scst_losses
+from diptych.model.objectives.sequence import (
+    GumbelSoftmax,
+    Scorer,
+    clip_loss,
+    feature_loss,
+    relaxed_painting,
+    scst_losses,
+)
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import check_codebook
 from diptych.model.tokenizer import CaptionTokenizer
@@ -30,6 +37,8 @@ from diptych.model.training.sequence_evaluation import SequenceEvaluation, Seque
 from diptych.model.training.state import fingerprint
 from diptych.model.training.token import check_data, check_masking, paint_pieces, read_to_paint
 
+Task = Literal["scst", "clip", "paint"]
+
 
 class CaptionReward(Protocol):
     """CIDEr-D on token ids (``diptych.eval.captions.cider.CiderDReward``)."""
@@ -40,11 +49,14 @@ class CaptionReward(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceTrainingConfig(LoopConfig):
-    """Settings of sequence-level training; the paper's (UMT 5.1) in brackets.
+    """Settings of sequence-level training; the paper's (UMT 4.2.2, 5.1) in brackets, where it says something.
 
     Attributes:
         steps: steps of all tasks together [300,000].
         scst_steps, clip_steps, paint_steps: how many steps of each task a cycle has, in this order [1, 1, 1].
+        joint_tasks: tasks that train in common steps instead of turns [none]: such a step takes a batch of each, the
+            gradients of their weighted losses add up, and AdamW moves once. Their numbers of steps are equal, or 0 for
+            a task that does not train.
         scst_batch_size, clip_batch_size, paint_batch_size: images, or captions to paint, in a step [160].
         caption_length: tokens of a caption, ``[CLS]`` and ``[SEP]`` included [17 words].
         learning_rate: the peak [1e-6].
@@ -60,17 +72,25 @@ class SequenceTrainingConfig(LoopConfig):
             thirds of the cost.
         baseline: of a sample's reward: ``greedy``, the reward of the greedy caption [greedy], or ``mean``, that of the
             image's other samples.
-        scst_weight, clip_weight: of the losses of captions and of whole pictures [1, 1]. All tasks share AdamW's estimate of
-            the gradients' sizes: a task whose gradient is smaller than the others' takes shorter steps.
+        scst_weight, clip_weight: of the losses of captions and of whole pictures [1, 1: equations 2 and 4 as they stand;
+            the released code has 1, 250]. All tasks share AdamW's estimate of the gradients' sizes: a task whose
+            gradient is smaller than the others' takes shorter steps.
         painting_loss: of whole pictures: ``clip`` [clip], or ``features``, the mean squared error to the real picture's
-            grid features ("w/o CLIP-based loss" in UMT table 1).
+            ``feature_target`` ("w/o CLIP-based loss" in UMT table 1).
+        feature_target: of ``painting_loss: features``: ``grid``, the real picture's grid features ["grid feature
+            similarity"], or ``codebook``, the codebook vectors of its codes, as in the released code.
         mask_predict_steps: k of painting [4].
-        guidance: classifier-free guidance in painting [1: none].
-        paint_temperature: of the distributions that painting samples its codes from [1]. A painter trained with label
-            smoothing gives every code some chance: at 1 a fifth of the sampled cells show anything, while paintings
-            are decoded greedily in the end.
-        gumbel_temperature: of the relaxed codes [1].
-        straight_through: paint with the codes themselves instead of their mixtures [false].
+        guidance: classifier-free guidance in painting [none is mentioned: 1].
+        gumbel_softmax: where painting takes the soft samples that carry its gradient: ``each_step``, while it samples
+            its codes, or ``end``, once, of a painting that was painted greedily, as in the released code. The paper has
+            "a Gumbel-Softmax approximation" and does not say where.
+        fresh_confidence: rank cells as the released code does, by ``fresh_confidence`` of
+            :class:`diptych.model.decoding.decisions.Decisions`.
+        paint_temperature: of the distributions that painting samples its codes from; 1 is those of the model. A painter
+            trained with label smoothing gives every code some chance: at 1 a fifth of the sampled cells show anything,
+            while paintings are decoded greedily in the end. The paper does not mention one.
+        gumbel_temperature: of the relaxed codes. The paper gives none.
+        straight_through: paint with the codes themselves instead of their mixtures. The paper says nothing of it.
         recompute: whether painting keeps the graph of one mask-predict step at a time and computes it twice, for memory.
         evaluation: what is measured on the val split meanwhile, and when it ends the training; None: nothing.
         weight_decay, clip_norm, ema_decay, accumulation, precision, seed, checkpoint_seconds: as in
@@ -80,6 +100,7 @@ class SequenceTrainingConfig(LoopConfig):
     scst_steps: int
     clip_steps: int
     paint_steps: int
+    joint_tasks: tuple[Task, ...] = ()
     scst_batch_size: int
     clip_batch_size: int
     paint_batch_size: int
@@ -97,8 +118,11 @@ class SequenceTrainingConfig(LoopConfig):
     scst_weight: float = 1.0
     clip_weight: float = 1.0
     painting_loss: Literal["clip", "features"] = "clip"
+    feature_target: Literal["grid", "codebook"] = "grid"
     mask_predict_steps: int
     guidance: float
+    gumbel_softmax: GumbelSoftmax = "each_step"
+    fresh_confidence: bool = False
     paint_temperature: float = 1.0
     gumbel_temperature: float
     straight_through: bool = False
@@ -130,11 +154,35 @@ class SequenceTrainingConfig(LoopConfig):
             )
         if not self.cycle:
             raise UserError("scst_steps, clip_steps and paint_steps are all 0; at least one task must train")
+        if len(self.joint_tasks) == 1 or len(set(self.joint_tasks)) < len(self.joint_tasks):
+            raise UserError(
+                f"joint_tasks must be two or three different tasks, or none ([]), is {list(self.joint_tasks)}"
+            )
+        batches = {task: self.cycle.count(task) for task in self.joint_tasks}
+        if len(set(batches.values()) - {0}) > 1:
+            raise UserError(
+                f"joint_tasks {list(self.joint_tasks)} train in common steps, so "
+                f"{' and '.join(f'{task}_steps' for task in batches)} must be equal, are "
+                f"{' and '.join(map(str, batches.values()))}; batch sizes and weights say what each counts"
+            )
 
     @property
-    def cycle(self) -> list[str]:
-        """The tasks of consecutive steps: ``scst``, ``clip``, ``paint``."""
-        return ["scst"] * self.scst_steps + ["clip"] * self.clip_steps + ["paint"] * self.paint_steps
+    def cycle(self) -> list[Task]:
+        """The tasks of consecutive batches: ``scst``, ``clip``, ``paint``."""
+        tasks: list[Task] = ["scst", "clip", "paint"]
+        return [task for task in tasks for _ in range(getattr(self, f"{task}_steps"))]
+
+    @property
+    def turns(self) -> list[tuple[Task, ...]]:
+        """The tasks of consecutive steps: one each, or all ``joint_tasks`` that train."""
+        joint = tuple(task for task in dict.fromkeys(self.cycle) if task in self.joint_tasks)
+        turns: list[tuple[Task, ...]] = []
+        for task in self.cycle:
+            if task not in joint:
+                turns.append((task,))
+            elif task == joint[0]:
+                turns.append(joint)
+        return turns
 
 
 def reference_words(
@@ -199,7 +247,7 @@ def scst_parts(
 
 class SequenceSteps:
     """The steps of sequence-level training (:class:`diptych.model.training.contracts.Steps`): SCST, CLIP loss and
-    token-level painting in turns."""
+    token-level painting in turns, or those of ``joint_tasks`` together."""
 
     def __init__(
         self,
@@ -216,28 +264,35 @@ class SequenceSteps:
         self.codebook, self.train = codebook, train
         self.reward, self.generator, self.scorer = reward, generator, scorer
         self.captions = CaptionTable(train, tokenizer, config.caption_length)
-        self.cycle = config.cycle
-        self.batch_sizes = {
+        self.turns = config.turns
+        self.batch_sizes: dict[Task, int] = {
             "scst": config.scst_batch_size, "clip": config.clip_batch_size, "paint": config.paint_batch_size
         }  # fmt: skip
         self.rows = {
             task: current_processes().own_pieces(self.batch_sizes[task], config.accumulation)
-            for task in dict.fromkeys(self.cycle)
+            for task in dict.fromkeys(config.cycle)
         }
 
-    def plan(self, step: int) -> tuple[str, list[int]]:
-        """Return the task of ``step`` and the images of its batch."""
-        rounds, place = divmod(step, len(self.cycle))
-        task = self.cycle[place]
-        task_step = rounds * self.cycle.count(task) + self.cycle[:place].count(task)
-        # Each task walks the epochs in an order of its own.
-        seed = self.config.seed + list(self.batch_sizes).index(task)
-        return task, batch_indices(len(self.train), self.batch_sizes[task], seed, task_step).tolist()
+    def plan(self, step: int) -> list[tuple[Task, list[int]]]:
+        """Return the tasks of ``step`` and the images of their batches."""
+        rounds, place = divmod(step, len(self.turns))
+        batches: list[tuple[Task, list[int]]] = []
+        for task in self.turns[place]:
+            of_task = [task in tasks for tasks in self.turns]
+            task_step = rounds * sum(of_task) + sum(of_task[:place])
+            # Each task walks the epochs in an order of its own.
+            seed = self.config.seed + list(self.batch_sizes).index(task)
+            images = batch_indices(len(self.train), self.batch_sizes[task], seed, task_step).tolist()
+            batches.append((task, images))
+        return batches
 
-    def read(self, step: int) -> list[Tensor]:
-        """Read what captioning sees for SCST, what token-level painting does, grid features for the loss on features and
-        nothing for the CLIP loss."""
-        task, indices = self.plan(step)
+    def read(self, step: int) -> list[list[Tensor]]:
+        """Read each batch: what captioning sees for SCST, what token-level painting does, the real pictures' features or
+        codes for the loss on features and nothing for the CLIP loss."""
+        return [self.read_batch(task, indices) for task, indices in self.plan(step)]
+
+    def read_batch(self, task: Task, indices: list[int]) -> list[Tensor]:
+        """What this process reads of a task's batch of images, a tensor for each of its pieces."""
         rows, device = self.rows[task], self.codebook.device
         if task == "scst":
             return read_rows(caption_rows(self.model.config, self.train), indices, rows, device)
@@ -245,11 +300,17 @@ class SequenceSteps:
             return read_to_paint(self.model, self.train, indices, rows, device)
         if self.config.painting_loss == "clip":
             return []
-        return read_rows(self.train.grid, indices, rows, device)
+        target = self.train.grid if self.config.feature_target == "grid" else self.train.codes
+        return read_rows(target, indices, rows, device)
 
-    def pieces(self, step: int, data: list[Tensor]) -> list[Piece]:
-        """Draw captions, masks and the seeds of sampled captions."""
-        task, indices = self.plan(step)
+    def pieces(self, step: int, data: list[list[Tensor]]) -> list[Piece]:
+        """Draw captions, masks and the seeds of sampled captions. The pieces of several tasks run one after the other,
+        and their gradients add up."""
+        batches = zip(self.plan(step), data, strict=True)
+        return [piece for (task, indices), rows in batches for piece in self.task_pieces(task, indices, rows)]
+
+    def task_pieces(self, task: Task, indices: list[int], data: list[Tensor]) -> list[Piece]:
+        """The pieces of one task's batch of images, from what :meth:`read_batch` has read."""
         if task == "scst":
             return self.scst_pieces(indices, data)
         if task == "clip":
@@ -292,8 +353,8 @@ class SequenceSteps:
         return [piece(rows, part) for rows, part in zip(self.rows["scst"], features, strict=True)]
 
     def picture_pieces(self, indices: list[int], features: list[Tensor]) -> list[Piece]:
-        """A step of painting whole pictures; its loss is the mean over them. ``features`` are the real pictures', for
-        ``painting_loss: features``."""
+        """A step of painting whole pictures; its loss is the mean over them. ``features`` are the real pictures' grid
+        features or codes, for ``painting_loss: features``."""
         config, codebook = self.config, self.codebook
         ids, texts = self.captions.choose(indices, 1)
 
@@ -311,11 +372,16 @@ class SequenceSteps:
                         config.straight_through,
                         config.paint_temperature,
                         config.recompute,
+                        config.gumbel_softmax,
+                        config.fresh_confidence,
                     )
                     if features is None:
                         mean = clip_loss(vectors, texts[rows], self.generator, self.scorer)
                     else:
-                        mean = feature_loss(vectors, on_device(features, codebook.device), codebook)
+                        target = on_device(features, codebook.device)
+                        if config.feature_target == "codebook":
+                            target = codebook[target]
+                        mean = feature_loss(vectors, target, codebook)
                 return config.clip_weight * mean, {f"{config.painting_loss}_loss": mean.detach()}
 
             return Piece(len(texts[rows]) / len(texts), len(texts[rows]), loss)
