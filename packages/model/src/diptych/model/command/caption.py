@@ -185,7 +185,8 @@ def lines(
             answer["captions"] = [
                 given(text=one.text, log_probability=one.log_probability, score=one.score) for one in captions
             ]
-        yield json.dumps(answer, ensure_ascii=False), sys.stdout
+        utf8 = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
+        yield json.dumps(answer, ensure_ascii=not utf8), sys.stdout  # escapes of our own would be no JSON
     elif problem is not None:
         yield f"diptych: {problem}", sys.stderr
     else:
