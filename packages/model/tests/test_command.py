@@ -57,7 +57,7 @@ def test_captions_of_files_and_folders(run, photos: Path, diptych: Diptych) -> N
     files = [f"photos/{name}" for name in ("0.png", "1.png", "2.png", "below/3.JPG")]
     expected = [f"{file}\t{caption}" for file, caption in zip(files, diptych.caption(files), strict=True)]
     status, lines, err = run("caption", "photos", "photos/0.png", "--batch-size", "2")
-    assert status == 0 and lines == [*expected, expected[0]] and err == ""
+    assert status == 0 and lines == [*expected, expected[0]] and err == "diptych: photos: left out 1 .txt\n"
 
 
 def test_captions_as_json(run, photos: Path, diptych: Diptych) -> None:

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from diptych.features.errors import UserError
+from diptych.features.picture_reader import (
+    MAX_PIXELS,
+    PictureError,
+    read_pixels,
+    stored_orientation,
+    upright_rgb,
+    upright_size,
+)
 
-MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs
-_ORIENTATION = 0x0112  # EXIF; values 5 to 8 stand the picture on its side
+__all__ = [
+    "MAX_PIXELS", "ImageError", "image_size", "is_upright_jpeg", "read_image", "resize_square", "to_uint8_tensor",
+    "upright_rgb",
+]  # fmt: skip
+Taken = TypeVar("Taken")
 
 
 class ImageError(UserError):
@@ -31,32 +42,30 @@ class ImageError(UserError):
 
 
 def read_image(source: Path | bytes, name: str | None = None) -> Image.Image:
-    """Read a file or its bytes as RGB, upright (EXIF orientation applied).
+    """Read a file or its bytes as RGB, upright; how: see `diptych.features.picture_reader.read_pixels`.
 
-    Greyscale, palette and CMYK images are converted, 16-bit values divided by 257, transparency is laid on
-    black, of an animation the first frame is taken. Raises ImageError that names the file (or `name`) and the
-    problem; more than MAX_PIXELS are refused before they are decoded.
+    Raises ImageError that names the file (or `name`) and the problem, whatever a decoder raises; more than MAX_PIXELS
+    are refused before they are decoded.
     """
-    with _opened(source, name) as image:
-        image.load()
-        return upright_rgb(image)
-
-
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """A picture that Pillow has opened, as `read_image` returns it."""
-    return _to_rgb(ImageOps.exif_transpose(image))
+    return _named(source, name, read_pixels)
 
 
 def image_size(source: Path | bytes, name: str | None = None) -> tuple[int, int]:
     """Width and height of the upright image, from its header where the format allows. Errors: see read_image."""
-    with _opened(source, name) as image:
-        width, height = image.size
-        return (height, width) if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
+    return _named(source, name, upright_size)
 
 
-@contextmanager
-def _opened(source: Path | bytes, name: str | None) -> Iterator[Image.Image]:
-    """The image before its pixels are decoded; what goes wrong with it inside the block becomes an ImageError."""
+def is_upright_jpeg(content: bytes) -> bool:
+    """Whether these bytes are an RGB JPEG that needs no turning, and whose metadata trip nobody up."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return image.format == "JPEG" and image.mode == "RGB" and stored_orientation(image) == 1
+    except Exception:  # noqa: BLE001 - see picture_reader: what a decoder raises has no end
+        return False
+
+
+def _named(source: Path | bytes, name: str | None, read: Callable[[bytes], Taken]) -> Taken:
+    """`read` of a file or its bytes; what goes wrong becomes an ImageError with its name."""
     name = name or (str(source) if isinstance(source, Path) else "image")
     try:
         content = source.read_bytes() if isinstance(source, Path) else source
@@ -64,21 +73,12 @@ def _opened(source: Path | bytes, name: str | None) -> Iterator[Image.Image]:
         raise ImageError("missing", f"{name}: no such image file") from error
     except OSError as error:
         raise ImageError("unreadable", f"{name}: cannot be read ({error.strerror})") from error
-    if not content:
-        raise ImageError("empty", f"{name}: the file is empty")
+    except ValueError as error:  # no file's name holds a zero byte
+        raise ImageError("missing", f"{name!r}: no such image file") from error
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(
-                    "too_large", f"{name}: {image.width} x {image.height} is over {MAX_PIXELS} pixels"
-                )
-            yield image
-    except Image.DecompressionBombError as error:
-        raise ImageError("too_large", f"{name}: {error}") from error
-    except UnidentifiedImageError as error:
-        raise ImageError("not_an_image", f"{name}: not an image that can be read") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError("truncated", f"{name}: the image is damaged ({error})") from error
+        return read(content)
+    except PictureError as error:
+        raise ImageError(error.kind, f"{name}: {error}") from error
 
 
 def resize_square(image: Image.Image, size: int) -> Image.Image:
@@ -89,17 +89,3 @@ def resize_square(image: Image.Image, size: int) -> Image.Image:
 def to_uint8_tensor(image: Image.Image) -> Tensor:
     """RGB image -> uint8 [3, H, W]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        # PIL clips 16-bit values to 255 where they should be scaled.
-        values = np.asarray(image, dtype=np.float64)
-        # 32-bit and float files do not say what white is; 16-bit ones do.
-        top = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255
-        return Image.fromarray((values * 255 / top).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        return Image.alpha_composite(black, image).convert("RGB")
-    return image.convert("RGB")

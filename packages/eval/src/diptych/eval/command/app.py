@@ -237,6 +237,9 @@ def _images(options: argparse.Namespace) -> list[Figure]:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     words = read_words(options.words)
     kinds = {"generated": FolderPictures(options.generated), "real": FolderPictures(options.real)}
+    for pictures in kinds.values():
+        if pictures.remark:
+            print(f"{pictures.folder}: {pictures.remark}", file=sys.stderr)
     captions: dict[str, list[str | None]] = {}
     if options.captions:
         file = read_captions(options.captions)

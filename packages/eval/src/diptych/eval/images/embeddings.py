@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections import deque
@@ -15,16 +14,18 @@ from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from diptych.eval.errors import UserError
+from diptych.eval.picture_folders import ENDINGS, find_pictures
+from diptych.eval.picture_reader import PictureError, read_pixels
 
 Resize = Literal["stretch", "crop"]
 RESIZES: tuple[Resize, ...] = ("stretch", "crop")
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
-FORMAT = "diptych-embeddings/1"
+# of the store's files; 2: pictures are read as the model reads them
+FORMAT = "diptych-embeddings/2"
 # pictures whose embeddings are one file of the store: what a killed run loses at most
 CHUNK = 256
 NAMED = 5  # damaged pictures that a message names
@@ -45,20 +46,19 @@ class Pictures(Protocol):
 
 
 class FolderPictures:
-    """The pictures of a folder and its folders, by their paths in it, sorted."""
+    """The pictures of a folder and its folders, by their paths in it, sorted. remark: what was left out, or empty."""
 
     def __init__(self, folder: Path | str) -> None:
         """Raises UserError where there is no such folder or no picture in it."""
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise UserError(f"{folder}: no such folder")
-        self.names = sorted(
-            path.relative_to(self.folder).as_posix()
-            for path in self.folder.rglob("*")
-            if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
-        )
+        found = find_pictures(self.folder)
+        self.names = sorted(path.as_posix() for path in found.files)
+        self.remark = found.remark
         if not self.names:
-            raise UserError(f"{folder}: no pictures there ({', '.join(sorted(SUFFIXES))})")
+            also = f"; {self.remark}" if self.remark else ""
+            raise UserError(f"{folder}: no pictures there ({', '.join(sorted(ENDINGS))}){also}")
 
     def content(self, index: int) -> bytes:
         return (self.folder / self.names[index]).read_bytes()
@@ -194,20 +194,11 @@ def read_picture(content: bytes) -> Image.Image:
     Raises UserError with what is wrong.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):
-                upright = Image.fromarray((np.asarray(upright) / 257).round().astype(np.uint8))
-            if upright.has_transparency_data:
-                clear = upright.convert("RGBA")
-                upright = Image.new("RGB", clear.size)
-                upright.paste(clear, mask=clear.getchannel("A"))
-            return upright.convert("RGB")
-    except UnidentifiedImageError:
-        raise UserError("the file is empty" if not content else "not an image that can be read") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"the image is damaged ({error})") from None
+        return read_pixels(content)
+    except PictureError as error:
+        raise UserError(str(error)) from None
+    except MemoryError:
+        raise UserError("does not fit into memory") from None
 
 
 def resized(image: Image.Image, settings: EmbedSettings) -> Image.Image:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.eval.errors import UserError
+from diptych.eval.picture_folders import ENDINGS
 from diptych.eval.study.plan import KINDS, Plan, make_plan
 from diptych.eval.study.vocabulary import read_vocabulary
 
@@ -178,7 +179,7 @@ def read_captions(path: Path) -> dict[str, str]:
         if not isinstance(image, (str, int)) or not isinstance(caption, str) or not caption.strip():
             raise UserError(f"{path}: entry {number + 1} has no image (or image_id) and caption")
         name = str(image)
-        key = Path(name).stem if Path(name).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") else name
+        key = Path(name).stem if Path(name).suffix.lower() in ENDINGS else name
         if key in captions:
             raise UserError(f"{path}: {key} has two captions; keep the one that the pictures were made from")
         if len(caption) > 1000:

@@ -3,46 +3,49 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 from random import Random
 
 from PIL import Image
 
+from diptych.eval import picture_folders
 from diptych.eval.errors import UserError
+from diptych.eval.picture_reader import PictureError, read_pixels
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 LONGEST_SIDE = 1024
 _TILES = 6
 
 
 def find_pictures(folder: Path) -> dict[str, Path]:
-    """The pictures of a folder by file name without suffix."""
+    """The pictures of a folder by file name without suffix; what is left out is counted in one line on stderr."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no folder of pictures")
+    listed = picture_folders.find_pictures(folder, below=False)
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in SUFFIXES:
-            continue
+    for path in (folder / file for file in listed.files):
         if path.stem in found:
             raise UserError(
                 f"{folder}: two pictures are called {path.stem}: {found[path.stem].name}, {path.name}"
             )
         found[path.stem] = path
     if not found:
-        raise UserError(f"{folder}: holds no pictures ({', '.join(SUFFIXES)})")
+        also = f"; {listed.remark}" if listed.remark else ""
+        raise UserError(f"{folder}: holds no pictures ({', '.join(sorted(picture_folders.ENDINGS))}){also}")
+    if listed.remark:
+        print(f"{folder}: {listed.remark}", file=sys.stderr)
     return found
 
 
 def read_picture(path: Path) -> bytes:
-    """A picture as RGB PNG of at most 1024 x 1024 pixels, freshly encoded.
+    """A picture as RGB PNG of at most 1024 x 1024 pixels, upright, freshly encoded.
 
     All systems' pictures get the same format, and what their files say beside the pixels (the generator, its settings,
-    a camera) is gone.
+    a camera) is gone. The pixels are those that the model and the metrics see.
     """
     try:
-        with Image.open(path) as opened:
-            return _encoded(opened.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return _encoded(read_pixels(path.read_bytes()))
+    except (OSError, PictureError, MemoryError) as error:
         raise UserError(
             f"{path}: no readable picture ({error}); replace it or leave its caption out"
         ) from None

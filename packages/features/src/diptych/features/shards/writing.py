@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 from tqdm import tqdm
 
 from diptych.features.codebook.reading import read_codes
 from diptych.features.errors import UserError
 from diptych.features.files import atomic_path, sha256_of
-from diptych.features.images import image_size, read_image
+from diptych.features.images import image_size, is_upright_jpeg, read_image
 from diptych.features.manifest import resolve_image
 from diptych.features.shards.index import MEMBERS, VERSION
 from diptych.features.store import FeatureReader
@@ -143,9 +142,8 @@ class _Source:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != row["sha256"]:
             raise UserError(f"{path}: not the image whose features were made; run `dvc repro dataset`")
-        with Image.open(io.BytesIO(content)) as image:
-            if image.format == "JPEG" and image.mode == "RGB" and image.getexif().get(0x0112, 1) == 1:
-                return content
+        if is_upright_jpeg(content):
+            return content
         buffer = io.BytesIO()
         read_image(content, str(path)).save(buffer, "JPEG", quality=95, subsampling=0)
         return buffer.getvalue()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diptych.features.picture_folders import ENDINGS, find_pictures
 from diptych.model.command.options import (
     BatchSize,
     Device,
@@ -25,7 +29,7 @@ from diptych.model.errors import UserError
 if TYPE_CHECKING:
     from diptych.model import Caption
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
+LENIENT = "diptych_file_names"  # how names are written that are not UTF-8
 
 
 def caption(
@@ -60,6 +64,7 @@ def caption(
 
     A picture that cannot be read is reported, and the others are captioned; the status is then 1.
     """
+    as_their_bytes()
     sources = list(found(pictures))
     live = any(source is None for source in sources)  # from stdin: answer each line as it comes
     d = load_model(model, device, precision)
@@ -98,8 +103,26 @@ def caption(
         raise typer.Exit(1)
 
 
+def as_their_bytes() -> None:
+    """Read and write names of files that are no UTF-8 as the bytes that they are, so that other programs find them."""
+    codecs.register_error(LENIENT, _file_name_bytes)
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, LENIENT)):
+        if isinstance(stream, io.TextIOWrapper):  # what somebody put in its place may be no file
+            stream.reconfigure(errors=errors)
+
+
+def _file_name_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What to write of characters that cannot be encoded: a name's bytes, or, where they are none, an escape."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
 def found(names: list[str]) -> Iterator[str | None]:
     """The files that arguments name, folders by all pictures below them in the order of their names; None is stdin.
+
+    What is left out of a folder is counted in one line on stderr.
 
     Raises:
         UserError: a folder has no picture.
@@ -109,14 +132,15 @@ def found(names: list[str]) -> Iterator[str | None]:
         if name == "-":
             yield None
         elif folder.is_dir():
-            files = sorted(
-                path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file()
-            )
-            if not files:
+            pictures = find_pictures(folder)
+            if not pictures.files:
+                also = f"; {pictures.remark}" if pictures.remark else ""
                 raise UserError(
-                    f"{name}: no picture below this folder (endings: {' '.join(sorted(ENDINGS))})"
+                    f"{name}: no picture below this folder (endings: {' '.join(sorted(ENDINGS))}){also}"
                 )
-            yield from map(str, files)
+            if pictures.remark:
+                print(f"diptych: {name}: {pictures.remark}", file=sys.stderr)
+            yield from (str(folder / file) for file in pictures.files)
         else:
             yield name
 
@@ -152,16 +176,29 @@ def lines(
 ) -> Iterator[tuple[str, Any]]:
     """What to print of one picture, and where to."""
     if as_json:
-        answer: dict[str, Any] = {"image": name}
+        answer: dict[str, Any] = {"image": readable_name(name)}
+        if answer["image"] != name:  # JSON is text; here is what the file system calls it
+            answer["image_bytes"] = os.fsencode(name).hex()
         if problem is not None:
-            answer["error"] = problem
+            answer["error"] = readable_name(problem)
         else:
             answer["captions"] = [
                 given(text=one.text, log_probability=one.log_probability, score=one.score) for one in captions
             ]
-        yield json.dumps(answer, ensure_ascii=False), sys.stdout
+        utf8 = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
+        yield json.dumps(answer, ensure_ascii=not utf8), sys.stdout  # escapes of our own would be no JSON
     elif problem is not None:
         yield f"diptych: {problem}", sys.stderr
     else:
         for one in captions:
             yield f"{name}\t{one.text}", sys.stdout
+
+
+def readable_name(name: str) -> str:
+    """A name with U+FFFD for each byte that is not UTF-8."""
+    return os.fsencode(name).decode(errors="replace") if has_surrogates(name) else name
+
+
+def has_surrogates(text: str) -> bool:
+    """Whether a text holds what is no character: bytes of a name that is not UTF-8."""
+    return any("\ud800" <= character <= "\udfff" for character in text)

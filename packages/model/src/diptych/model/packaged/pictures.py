@@ -51,7 +51,12 @@ def read_picture(picture: Picture, number: int = 0) -> Image.Image:
             return upright_rgb(picture)
     except FeaturesError as error:
         raise UserError(str(error)) from None
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes late
+    except UserError:
+        raise
+    except MemoryError:
+        named = picture if isinstance(picture, str | Path) else name
+        raise UserError(f"{named}: does not fit into memory; make it smaller") from None
+    except Exception as error:  # noqa: BLE001 - Pillow decodes late, its decoders raise what they like
         raise UserError(f"{name}: the image is damaged ({error})") from None
     if isinstance(picture, Tensor):
         return upright_rgb(from_array(channels_last(picture).cpu().numpy(), name))
