@@ -54,6 +54,13 @@ def image_size(source: Path | bytes, name: str | None = None) -> tuple[int, int]
         return (height, width) if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
 
 
+def image_orientation(source: Path | bytes, name: str | None = None) -> int:
+    """EXIF's orientation of the stored picture, 1 (upright) to 8, from its header. Errors: see read_image."""
+    with _opened(source, name) as image:
+        value = image.getexif().get(_ORIENTATION, 1)
+        return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
 @contextmanager
 def _opened(source: Path | bytes, name: str | None) -> Iterator[Image.Image]:
     """The image before its pixels are decoded; what goes wrong with it inside the block becomes an ImageError."""
