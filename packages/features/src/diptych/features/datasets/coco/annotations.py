@@ -293,9 +293,10 @@ def _rows_of(content: Any, key: str, path: Path, name: str, expected: str) -> li
     if not isinstance(content, dict):
         raise UserError(f"{path}: not {name} but {json_kind(content)}; {_mend(content, expected)}")
     if key not in content:
-        raise UserError(
-            f"{path}: not {name} (no {key!r}) but {json_kind(content)}; {_mend(content, expected)}"
-        )
+        kind = json_kind(content)
+        known = kind != name.replace("COCO", "COCO's")
+        instead = f" but {kind}; {_mend(content, expected)}" if known else f"; {expected}"
+        raise UserError(f"{path}: not {name} (no {key!r}){instead}")
     if not isinstance(content[key], list):
         raise UserError(f"{path}: not {name} ({key!r} is no list); {expected}")
     return content[key]
