@@ -190,12 +190,16 @@ def test_mistakes_name_file_and_mend(tmp_path: Path) -> None:
         ("captions", lambda c: c["images"].append(c["images"][1]),
          r"captions\.json: 1 image ids are listed more than once, the first is 000000000002"),
         ("captions", lambda c: c["images"].pop(0), r"a caption names image 1, which the file does not list, the first of 1"),
-        ("captions", lambda c: c["annotations"][0].update(caption=None), r"captions\.json: not COCO captions \(no caption that is text"),
-        ("captions", lambda c: c["images"][0].update(file_name=None), r"captions\.json: not COCO captions"),
+        ("captions", lambda c: c["annotations"][0].update(caption=None),
+         r"captions\.json: 1 of 6 annotations cannot be used, more than 1%: 1 whose caption is not text \(id 10; the first is None"),
+        ("captions", lambda c: c["images"][0].update(file_name=None),
+         r"captions\.json: 1 of 3 images cannot be used, more than 1%: 1 whose file_name is not text \(id 1;"),
         ("captions", lambda c: c.pop("annotations"), r"captions\.json: not COCO captions \(no 'annotations'"),
-        ("instances", lambda c: c.pop("categories"), r"instances\.json: not COCO instances \(KeyError\('categories'"),
-        ("instances", lambda c: c["annotations"][0].update(bbox=[1, 2]), r"instances\.json: not COCO instances \(ValueError"),
-        ("instances", lambda c: c["annotations"][0].update(category_id=8), r"instances\.json: not COCO instances \(KeyError\(8"),
+        ("instances", lambda c: c.pop("categories"), r"instances\.json: not COCO instances \(no 'categories'\); expected categories"),
+        ("instances", lambda c: c["annotations"][0].update(bbox=[1, 2]),
+         r"instances\.json: 1 of 4 annotations cannot be used, more than 1%: 1 whose bbox is not four numbers \(id none, entry 0; the first is \[1, 2\]"),
+        ("instances", lambda c: c["annotations"][0].update(category_id=8),
+         r"instances\.json: 1 of 4 annotations cannot be used, more than 1%: 1 whose category the file does not list \(id none, entry 0; the first is 8"),
         ("instances", lambda c: c["images"][1].update(width=20, height=30),
          r"1 of 3 images are not of the size .* first is .*2\.jpg: 30 x 20 instead of 20 x 30"),
         ("instances", lambda c: c.update(images=[{"id": 9}], annotations=[]),
@@ -307,7 +311,7 @@ source = coco.CocoSource("train", Path({str(folder)!r}), Path({str(file)!r}), No
 list(coco.read_coco(coco.CocoConfig([source], None, None, [], False, None), 0, Path({str(facts)!r})))
 """
     run = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600  # of a busy machine
     while not facts.exists() or facts.read_bytes().count(b"\n") < 10:
         assert run.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)

@@ -87,6 +87,16 @@ def test_pictures_without_objects_are_background(world: tuple[list[dict], Path])
     assert all(torch.isfinite(value) for value in losses.values())
 
 
+def test_an_average_precision_of_nothing_is_left_out_and_said(
+    world: tuple[list[dict], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, path = world
+    detector = Detector(TINY, ["kite"], ["red"]).eval()
+    bare = [{**row, "objects": []} for row in rows[:2]]
+    assert average_precision(detector, bare, path, "cpu") == {}
+    assert "no mAP: no picture has an object that the detector knows" in capsys.readouterr().err
+
+
 def test_it_learns_to_find_what_it_is_shown(world: tuple[list[dict], Path]) -> None:
     rows, path = world
     few = rows[:8]

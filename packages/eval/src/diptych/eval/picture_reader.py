@@ -72,6 +72,11 @@ def upright_size(content: bytes, most_pixels: int = MAX_PIXELS) -> tuple[int, in
     return _read(content, _upright_size, None, most_pixels)
 
 
+def picture_orientation(content: bytes, most_pixels: int = MAX_PIXELS) -> int:
+    """EXIF's orientation of the picture as it is stored, 1 (upright) to 8, from its header. Raises as `read_pixels`."""
+    return _read(content, _orientation, None, most_pixels)
+
+
 def stored_orientation(image: Image.Image) -> int:
     """EXIF's (or XMP's) orientation of a picture that Pillow has opened, 1 to 8; 1 where it cannot be read."""
     try:
@@ -140,6 +145,10 @@ def _opened(
         if isinstance(error, (OSError, SyntaxError, ValueError, EOFError)) and not _is_avif(content):
             raise PictureError("truncated", f"the image is damaged ({error})") from error
         raise PictureError("not_an_image", f"not an image that can be read ({error})") from error
+
+
+def _orientation(image: Image.Image, orientation: int | None) -> int:
+    return stored_orientation(image) if orientation is None else orientation
 
 
 def _upright_size(image: Image.Image, orientation: int | None) -> tuple[int, int]:

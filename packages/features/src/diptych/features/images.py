@@ -16,6 +16,7 @@ from diptych.features.errors import UserError
 from diptych.features.picture_reader import (
     MAX_PIXELS,
     PictureError,
+    picture_orientation,
     read_pixels,
     stored_orientation,
     upright_rgb,
@@ -23,7 +24,7 @@ from diptych.features.picture_reader import (
 )
 
 __all__ = [
-    "MAX_PIXELS", "ImageError", "image_size", "is_upright_jpeg", "read_image", "resize_square", "to_uint8_tensor",
+    "MAX_PIXELS", "ImageError", "image_orientation", "image_size", "is_upright_jpeg", "read_image", "resize_square", "to_uint8_tensor",
     "upright_rgb",
 ]  # fmt: skip
 Taken = TypeVar("Taken")
@@ -62,6 +63,11 @@ def is_upright_jpeg(content: bytes) -> bool:
             return image.format == "JPEG" and image.mode == "RGB" and stored_orientation(image) == 1
     except Exception:  # noqa: BLE001 - see picture_reader: what a decoder raises has no end
         return False
+
+
+def image_orientation(source: Path | bytes, name: str | None = None) -> int:
+    """EXIF's orientation of the stored picture, 1 (upright) to 8, from its header. Errors: see read_image."""
+    return _named(source, name, picture_orientation)
 
 
 def _named(source: Path | bytes, name: str | None, read: Callable[[bytes], Taken]) -> Taken:

@@ -16,6 +16,7 @@ the same images do not reach them.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -56,7 +57,7 @@ def write_manifest(rows: Iterable[dict[str, Any]], path: Path) -> pa.Table:
     """Write rows as a manifest, atomically; the same rows give the same bytes. Returns the table.
 
     Raises UserError for a row that lacks a column or has a value of another type, an image_id that occurs
-    twice or could not name a shard's member, or no rows at all.
+    twice or could not name a shard's member, an object without a label or four finite corners, or no rows at all.
     """
     rows = list(rows)
     if not rows:
@@ -73,6 +74,7 @@ def write_manifest(rows: Iterable[dict[str, Any]], path: Path) -> pa.Table:
             raise UserError(f"{path}: image_id {row['image_id']} occurs twice; ids must be unique")
         seen.add(row["image_id"])
     table = pa.table([_column(field, rows, path) for field in MANIFEST], schema=MANIFEST)
+    _check_objects(table, path)
     _write(table, path)
     return table
 
@@ -123,8 +125,31 @@ def _column(field: pa.Field, rows: list[dict[str, Any]], path: Path) -> pa.Array
         if not field.nullable and None in values:
             raise pa.ArrowTypeError(f"null for image {rows[values.index(None)]['image_id']}")
         return pa.array(values, field.type)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
         raise UserError(f"{path}: column {field.name} must be {field.type}: {error}") from error
+
+
+def _check_objects(table: pa.Table, path: Path) -> None:
+    """Networks learn from objects as they stand here."""
+    import pyarrow.compute as pc
+
+    objects = pc.list_flatten(table["objects"])
+    boxes, labels = pc.struct_field(objects, "bbox"), pc.struct_field(objects, "label")
+    corners = pc.list_flatten(boxes)
+    whole = pc.all(pc.equal(pc.fill_null(pc.list_value_length(boxes), 0), 4), min_count=0).as_py()
+    finite = pc.all(pc.fill_null(pc.is_finite(corners), False), min_count=0).as_py()
+    if not whole or not finite or labels.null_count:
+        for row, things in zip(table["image_id"].to_pylist(), table["objects"].to_pylist(), strict=True):
+            for thing in things or []:
+                numbers = thing and thing["bbox"] or []
+                if (
+                    len(numbers) != 4
+                    or not all(n is not None and math.isfinite(n) for n in numbers)
+                    or not thing["label"]
+                ):
+                    raise UserError(
+                        f"{path}: image {row} has the object {thing}: a label and four finite corners are needed"
+                    )
 
 
 def _write(table: pa.Table, path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from diptych.features.text_files import whole_characters
 from diptych.model.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,8 +60,25 @@ class CaptionTokenizer:
         return set(self._tokenizer.get_vocab())
 
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text's word pieces, as they stand there. Names of special tokens are ordinary text."""
-        return [text.ids for text in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        """Return the ids of each text's word pieces, as they stand there. Names of special tokens are ordinary text.
+
+        Halves of characters are left out, as BERT does with what cannot be decoded; a warning tells how many texts have some.
+
+        Raises:
+            UserError: a text is something else.
+        """
+        for text in texts:
+            if not isinstance(text, str):
+                raise UserError(f"captions have to be text, {text!r:.60} is none")
+        whole = [whole_characters(text) for text in texts]
+        broken = [text for text, kept in zip(texts, whole, strict=True) if text is not kept]
+        if broken:
+            warnings.warn(
+                f"{len(broken)} of {len(whole)} captions have halves of characters, which are left out, such as "
+                f"{broken[0]!a}",
+                stacklevel=2,
+            )
+        return [text.ids for text in self._tokenizer.encode_batch(whole, add_special_tokens=False)]
 
     def encode(self, captions: Sequence[str], length: int) -> Tensor:
         """Encode captions to int64 ``[n, length]``.
@@ -168,7 +186,8 @@ def build_tokenizer(captions: Iterable[str], min_count: int) -> CaptionTokenizer
     splitter = pre_tokenizers.BertPreTokenizer()
     counts: Counter[str] = Counter()
     for caption in captions:
-        counts.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption)))
+        text = normalizer.normalize_str(whole_characters(caption))
+        counts.update(word for word, _ in splitter.pre_tokenize_str(text))
     characters = sorted({*string.punctuation, *string.digits, *string.ascii_lowercase, *"".join(counts)})
     words = [
         word

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from diptych.eval.command.coco import FORMS, captions_of_files, read_captions, read_predictions
+from diptych.eval.command.coco import FORMS, ids_of_files, read_captions, read_predictions
 from diptych.eval.errors import UserError
 from diptych.eval.figures import RESAMPLES, Figure, table, write_figures
+from diptych.eval.option_values import check_seed, quiet_when_closed, resolve_device
 
 INCEPTION_VARIABLE = "DIPTYCH_INCEPTION"
 # diptych.eval.images.inception's, which --help should not load torch for
 _FID_PROTOCOLS = ("diptych", "pytorch-fid")
+MOST = {"image_size": 8192}  # as `diptych paint --size`
 _EPILOG = """\
 exit status: 0 measured (what could not be run stands in the table with the reason), 1 an error that its
 one line says how to mend, 2 wrong arguments, 130 interrupted.
@@ -33,16 +37,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures = options.measure(options)
         if options.output:
             write_figures(figures, options.output)
+        with quiet_when_closed():
+            print(table(figures))
     except UserError as error:
         print(f"diptych-eval: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"diptych-eval: interrupted{options.after_interrupt}", file=sys.stderr)
         return 130
+    except MemoryError as error:
+        mend = "smaller --resamples, --batch-size or --image-size need less"
+        print(f"diptych-eval: not enough memory ({error}); {mend}", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"diptych-eval: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 1
-    print(table(figures))
     return 0
 
 
@@ -189,6 +198,7 @@ A run that was stopped goes on where it was: the same command again.
 def _captions(options: argparse.Namespace) -> list[Figure]:
     from diptych.eval.captions.metrics import measure_captions
 
+    check_seed(options.seed)
     _check(options, "resamples", least=1)
     predictions, references = (
         read_predictions(options.predictions),
@@ -217,24 +227,24 @@ def _captions(options: argparse.Namespace) -> list[Figure]:
 
 
 def _images(options: argparse.Namespace) -> list[Figure]:
-    import torch
-
     from diptych.eval.images.embeddings import FolderPictures
     from diptych.eval.images.inception import Inception
     from diptych.eval.images.metrics import ImageSettings, measure_images
     from diptych.eval.words import read_words
 
+    check_seed(options.seed)
     for name in ("resamples", "image_size", "negatives", "folds", "batch_size"):
         _check(options, name, least=1)
     if options.threads is not None:
         _check(options, "threads", least=1)
-    for name in ("frechet_resamples", "max_damaged"):
-        _check(options, name, least=0)
-    if min(options.blur_radii) < 0:
-        raise UserError("--blur-radii: must be 0 or more")
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    _check(options, "frechet_resamples", least=0)
+    if not 0 <= options.max_damaged <= 1:
+        raise UserError(f"--max-damaged: a share from 0 to 1, is {options.max_damaged}")
+    if not all(0 <= radius < math.inf for radius in options.blur_radii):
+        raise UserError(
+            f"--blur-radii: must be 0 or more pixels, is {' '.join(map(str, options.blur_radii))}"
+        )
+    device = resolve_device(options.device)
     words = read_words(options.words)
     kinds = {"generated": FolderPictures(options.generated), "real": FolderPictures(options.real)}
     for pictures in kinds.values():
@@ -244,13 +254,26 @@ def _images(options: argparse.Namespace) -> list[Figure]:
     if options.captions:
         file = read_captions(options.captions)
         for kind, pictures in kinds.items():
-            found = captions_of_files(pictures.names, file)
+            of_files = ids_of_files(pictures.names, file)
+            found = [file.captions.get(image_id, []) for image_id in of_files]
             captions[kind] = [texts[0] if texts else None for texts in found]
             without, several = sum(not texts for texts in found), sum(len(texts) > 1 for texts in found)
             if without and kind == "generated":
                 first = next(name for name, texts in zip(pictures.names, found, strict=True) if not texts)
                 print(
                     f"{without} generated pictures have no caption in {options.captions} (first: {first})",
+                    file=sys.stderr,
+                )
+            shared = Counter(image_id for image_id in of_files if image_id)
+            if twice := [image_id for image_id, count in shared.items() if count > 1]:
+                one, other = [
+                    name
+                    for name, found_id in zip(pictures.names, of_files, strict=True)
+                    if found_id == twice[0]
+                ][:2]
+                print(
+                    f"{len(twice)} captions belong to several {kind} pictures each (first: {one} and {other} are both "
+                    f"picture {twice[0]})",
                     file=sys.stderr,
                 )
             if several:
@@ -306,6 +329,9 @@ def _check(options: argparse.Namespace, name: str, least: int) -> None:
     value = getattr(options, name)
     if value < least:
         raise UserError(f"--{name.replace('_', '-')}: must be at least {least}, is {value}")
+    most = MOST.get(name, 2**31 - 1)
+    if value > most:
+        raise UserError(f"--{name.replace('_', '-')}: must be at most {most}, is {value}")
 
 
 if __name__ == "__main__":

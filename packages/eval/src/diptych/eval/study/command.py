@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import socket
@@ -14,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from diptych.eval.errors import UserError
-from diptych.eval.picture_folders import ENDINGS
+from diptych.eval.option_values import check_seed, quiet_when_closed
+from diptych.eval.study.captions import match_pictures, read_captions
 from diptych.eval.study.plan import KINDS, Plan, make_plan
 from diptych.eval.study.vocabulary import read_vocabulary
+from diptych.eval.text_files import whole_characters
 
 
 def add_parser(subparsers: Any, name: str = "study") -> None:
@@ -34,8 +35,11 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
         "--captions",
         type=Path,
         required=True,
-        help='CSV with columns image and caption, or JSON: {"image": "caption"} '
-        'or [{"image_id": ..., "caption": ...}]; an image is a file name without or with its suffix',
+        help="CSV with columns image and caption (separated by comma, semicolon, tab or |), or JSON: "
+        '{"image": "caption"} or [{"image_id": ..., "caption": ...}]; an image is a file name without or with its suffix',
+    )
+    create.add_argument(
+        "--encoding", help="of a CSV, such as cp1252 (default: UTF-8, or UTF-16 with a byte order mark)"
     )
     create.add_argument(
         "--system",
@@ -98,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_commands(parser)
     options = parser.parse_args(arguments)
     try:
-        options.run(options)
+        with quiet_when_closed():
+            options.run(options)
     except UserError as error:
         print(f"diptych-study: {error}", file=sys.stderr)
         return 1
@@ -109,6 +114,7 @@ def _create(options: argparse.Namespace) -> None:
     from diptych.eval.study.pictures import find_pictures
     from diptych.eval.study.store import create_study
 
+    check_seed(options.seed)
     folders: dict[str, Path] = {}
     for entry in options.system:
         name, equals, folder = entry.partition("=")
@@ -117,15 +123,14 @@ def _create(options: argparse.Namespace) -> None:
         if name in (*folders, "tie"):
             raise UserError(f"--system {entry}: the name {name} is taken")
         folders[name] = Path(folder)
-    captions = read_captions(options.captions)
-    found = {name: find_pictures(folder) for name, folder in folders.items()}
+    captions = read_captions(options.captions, options.encoding)
+    in_folders = {name: find_pictures(folder) for name, folder in folders.items()}
+    found = {name: match_pictures(captions, in_folders[name], folder) for name, folder in folders.items()}
     shared = {
         key: text for key, text in captions.items() if all(key in pictures for pictures in found.values())
     }
     if not shared:
-        counts = ", ".join(
-            f"{sum(key in captions for key in found[name])} in {folders[name]}" for name in found
-        )
+        counts = ", ".join(f"{len(found[name])} in {folders[name]}" for name in found)
         raise UserError(f"{options.captions}: no caption names a picture of every system ({counts})")
     plan = make_plan(
         shared,
@@ -139,7 +144,7 @@ def _create(options: argparse.Namespace) -> None:
         checks_per_kind=options.checks,
         seed=options.seed,
     )
-    create_study(options.study, plan, found, title=options.title, seed=options.seed)
+    create_study(options.study, plan, found, title=whole_characters(options.title), seed=options.seed)
     print(f"{options.study}: {len(shared)} of {len(captions)} captions have a picture of every system")
     print_counts(plan)
     lengths = [len(order) for order in plan.orders]
@@ -158,36 +163,6 @@ def print_counts(plan: Plan) -> None:
             groups.setdefault((item.kind, group), []).append(answers[number])
     for (kind, group), counts in groups.items():
         print(f"  {kind}: {group}: {len(counts)} by {min(counts)} annotators each")
-
-
-def read_captions(path: Path) -> dict[str, str]:
-    """Captions by picture (file name without suffix) from a CSV with columns image and caption, or JSON."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".csv":
-            rows: Any = list(csv.DictReader(text.splitlines()))
-        else:
-            rows = json.loads(text)
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path}: no readable captions ({error})") from None
-    if isinstance(rows, dict):
-        rows = [{"image": image, "caption": caption} for image, caption in rows.items()]
-    captions: dict[str, str] = {}
-    for number, row in enumerate(rows if isinstance(rows, list) else [None]):
-        image = row.get("image", row.get("image_id")) if isinstance(row, dict) else None
-        caption = row.get("caption") if isinstance(row, dict) else None
-        if not isinstance(image, (str, int)) or not isinstance(caption, str) or not caption.strip():
-            raise UserError(f"{path}: entry {number + 1} has no image (or image_id) and caption")
-        name = str(image)
-        key = Path(name).stem if Path(name).suffix.lower() in ENDINGS else name
-        if key in captions:
-            raise UserError(f"{path}: {key} has two captions; keep the one that the pictures were made from")
-        if len(caption) > 1000:
-            raise UserError(f"{path}: the caption of {key} is longer than 1000 letters")
-        captions[key] = " ".join(caption.split())
-    if not captions:
-        raise UserError(f"{path}: holds no captions")
-    return captions
 
 
 def _serve(options: argparse.Namespace) -> None:

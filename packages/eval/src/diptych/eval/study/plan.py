@@ -13,6 +13,8 @@ from diptych.eval.study.vocabulary import Vocabulary, find_masks
 # In the order in which an annotator meets them: hidden words before whole captions would give them away, realism
 # before captions can colour it.
 KINDS = ("hummus", "fidelity", "semantics")
+# More is a slip of the finger, and would be drawn until memory ends.
+MOST_ANNOTATORS, MOST_CHECKS = 10_000, 1_000
 # What hummus checks ask for: common words that are easy to type.
 _CHECK_WORDS = ("window", "river", "paper", "garden", "yellow", "mountain", "table", "winter")
 
@@ -88,6 +90,11 @@ def make_plan(
             raise UserError(f"--{name} is too small: {value if name != 'seed' else seed}")
     if annotators < 1 or answers_per_item < 1 or checks_per_kind < 0:
         raise UserError("--annotators and --answers have to be at least 1, --checks at least 0")
+    if annotators > MOST_ANNOTATORS or checks_per_kind > MOST_CHECKS:
+        raise UserError(
+            f"--annotators can be {MOST_ANNOTATORS} at most and --checks {MOST_CHECKS}, not {annotators} and "
+            f"{checks_per_kind}"
+        )
     if not captions:
         raise UserError("no caption has a picture of every system")
     pairwise = [kind for kind in KINDS if kind in kinds and kind != "hummus"]

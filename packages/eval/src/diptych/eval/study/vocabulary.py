@@ -7,7 +7,6 @@ is one of them. (A general one without downloads, simplemma 2.0, leaves "sitting
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from diptych.eval.errors import UserError
+from diptych.eval.text_files import read_json
 from diptych.eval.words import read_words
 
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
@@ -71,10 +71,7 @@ def _coco_vocabulary() -> Vocabulary:
 
 
 def _vocabulary_of_file(source: Path) -> Vocabulary:
-    try:
-        content = json.loads(source.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source}: no readable JSON of words ({error})") from None
+    content = read_json(source, '{"noun": [...], "verb": [...], "colour": [...]}')
     if not isinstance(content, dict):
         raise UserError(f'{source}: wanted {{"noun": [...], "verb": [...], "colour": [...]}}')
     irregular, ambiguous = content.get("irregular", {}), content.get("ambiguous", [])

@@ -81,7 +81,7 @@ def paint(
                 write(step.image, Path(step_files[-1]), size)
             if as_json:
                 answer = given(
-                    caption=caption,
+                    caption=painting.caption,
                     file=str(file),
                     seed=painting.seed,
                     sample=painting.sample,

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import secrets
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from diptych.features.text_files import whole_characters
 from diptych.model.errors import UserError
 from diptych.model.packaged.pictures import Picture, Pictures, listed
 
 
 def listed_captions(captions: str | Sequence[str]) -> list[str]:
-    """One caption or several as a list."""
-    return [captions] if isinstance(captions, str) else list(captions)
+    """One caption or several as a list. Halves of characters, which can be neither printed nor sent, become U+FFFD."""
+    texts = [captions] if isinstance(captions, str) else list(captions)
+    whole = [whole_characters(text) if isinstance(text, str) else text for text in texts]
+    if broken := [text for text, kept in zip(texts, whole, strict=True) if text is not kept]:
+        warnings.warn(
+            f"halves of characters are left out of {len(broken)} of {len(whole)} captions, such as {broken[0]!a}",
+            stacklevel=2,
+        )
+    return whole
 
 
 def pairs(pictures: Pictures, captions: str | Sequence[str]) -> tuple[list[Picture], list[str]]:
