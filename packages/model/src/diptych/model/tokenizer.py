@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 import warnings
 from collections import Counter
@@ -12,16 +13,23 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diptych.features.text_files import whole_characters
 from diptych.model.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+# halves of characters beyond 0xFFFF, which JSON and old systems let through alone
+_HALVES = re.compile("[\ud800-\udfff]")
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SPECIAL_NAMES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 STOP = "."
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+
+
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD in the place of halves of characters (lone surrogates), which no tokenizer takes; the same object
+    where there are none."""
+    return _HALVES.sub("\ufffd", text) if _HALVES.search(text) else text
 
 
 class CaptionTokenizer:

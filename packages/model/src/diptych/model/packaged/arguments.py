@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diptych.features.text_files import whole_characters
 from diptych.model.errors import UserError
 from diptych.model.packaged.pictures import Picture, Pictures, listed
+from diptych.model.tokenizer import whole_characters
 
 
 def listed_captions(captions: str | Sequence[str]) -> list[str]:
