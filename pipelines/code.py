@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipelines.runner.code import BY_SOURCE, FOLDER, Code, entries
+from pipelines.runner.code import FOLDER, Code, entries
 from pipelines.runner.errors import one_line_errors
 from pipelines.runner.writing import writing
 
@@ -21,8 +21,7 @@ def main() -> None:
         for file, entry in entries().items():
             path = folder / Path(file).relative_to(FOLDER)
             path.parent.mkdir(parents=True, exist_ok=True)
-            digests = code.of(entry, () if entry in BY_SOURCE else BY_SOURCE)
-            path.write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(code.of(entry), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

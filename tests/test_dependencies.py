@@ -70,7 +70,7 @@ def code() -> Code:
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_the_code_of_an_entry_is_what_it_imports(entry: str, graph: grimp.ImportGraph, code: Code) -> None:
     """Compared with another reader of imports."""
-    digests = code.of(entry, () if entry in BY_SOURCE else BY_SOURCE)
+    digests = code.of(entry)
     found = {name for name in digests if "/" not in name}
     assert sorted(found) == sorted(name for name in modules_run_by(entry, graph) if says_more(name))
 
@@ -180,7 +180,7 @@ def test_data_of_packages_counts_or_is_named(code: Code) -> None:
 def test_sources_of_data_that_are_code() -> None:
     """Toybox and the training of its detector are sources as COCO's folder and a checkpoint are: of those who name them."""
     assert set(NAMED_AS_SOURCE) == {"code/sources/toybox.json", "code/sources/detector.json"}
-    dataset = Code(REPOSITORY).of("pipelines.dataset", BY_SOURCE)
+    dataset = Code(REPOSITORY).of("pipelines.dataset")
     assert not any("toybox" in name for name in dataset) and "diptych.features.datasets.coco" in dataset
     drawn = Code(REPOSITORY).of(NAMED_AS_SOURCE["code/sources/toybox.json"])
     assert "diptych.features.datasets.toybox.drawing" in drawn

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 # written by the stage `code`, a JSON file for each entry
@@ -48,16 +48,16 @@ class Code:
         self._trees: dict[str, ast.Module] = {}
         self._digests: dict[str, str | None] = {}
 
-    def of(self, entry: str, without: Iterable[str] = ()) -> dict[str, str]:
+    def of(self, entry: str) -> dict[str, str]:
         """Digests by name of the modules that `python -m ENTRY` runs, imports inside functions included, and of the files
-        beside the modules of their packages (`diptych.eval.words/coco.json`). Modules that only have a docstring are left out.
-
-        without: packages whose modules do not count, nor what only they import.
+        beside the modules of their packages (`diptych.eval.words/coco.json`). Left out are modules that only have a docstring,
+        and BY_SOURCE with what only they import, but where the entry is one of these.
         """
         if self._file(entry) is None:
             raise FileNotFoundError(2, "no such module", entry)
         found: dict[str, str] = {}
-        for module in sorted(self._run_by(entry, tuple(without))):
+        without = () if entry in BY_SOURCE else BY_SOURCE
+        for module in sorted(self._run_by(entry, without)):
             if (digest := self._digest(module)) is not None:
                 found[module] = digest
             for path in self._beside(module):
@@ -145,8 +145,7 @@ def entries() -> dict[str, str]:
 
 def code_of(file: str) -> Mapping[str, str]:
     """What `file`, such as code/train_token.json, has to hold by the modules as they are now."""
-    entry = entries()[file]
-    return Code().of(entry, () if entry in BY_SOURCE else BY_SOURCE)
+    return Code().of(entries()[file])
 
 
 def _modules_of_stages() -> Iterator[str]:
