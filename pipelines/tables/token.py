@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from diptych.model.pretrained import save_transformer
-from diptych.model.training.token import caption_steps_before
+from diptych.model.training.token import task_steps_before
 from pipelines import train_token
 from pipelines.runner.stage import read_stage
 from pipelines.tables.changes import read_changes, steps_of_ours
@@ -42,7 +42,7 @@ def token_params(
     ours = steps_of_ours(table, "token", steps, section.steps)
     own = replace(section, steps=ours.count, seed=seed, evaluation=None)
     if changes.tasks != "both":
-        captions = caption_steps_before(own.steps, own.caption_share)
+        captions = task_steps_before(own.steps, own.caption_share)
         count = captions if changes.tasks == "captions" else own.steps - captions
         given = f" with train_token.training.caption_share {own.caption_share}"
         share = float(changes.tasks == "captions")

@@ -145,7 +145,9 @@ def assert_same_gradients(pair, least):
     ours = gradients(pair.model)
     largest = max(float(gradient.abs().max()) for gradient in ours.values())
     for name, gradient in ours.items():
-        torch.testing.assert_close(gradient, expected[name].detach(), rtol=1e-3, atol=1e-5 * largest, msg=name)
+        torch.testing.assert_close(
+            gradient, expected[name].detach(), rtol=1e-3, atol=1e-5 * largest, msg=name
+        )
     assert sum(bool(gradient.any()) for gradient in ours.values()) > least
 
 
@@ -327,7 +329,9 @@ def test_one_step_of_adamw_for_all_that_train_together(tiny):
     assert {"scst_reward", "clip_loss"} <= record.history[-1].keys()
     trained, compared = dict(pair.model.named_parameters()), 0
     for name, weight in plain.model.named_parameters():
-        if name in moved:  # where the gradient is no rounding error, whose direction AdamW would follow all the same
+        if (
+            name in moved
+        ):  # where the gradient is no rounding error, whose direction AdamW would follow all the same
             where = moved[name]
             torch.testing.assert_close(trained[name][where], weight[where], rtol=0, atol=2e-5)
             compared += int(where.sum())
@@ -355,7 +359,11 @@ def test_joint_steps_take_the_batches_that_turns_take(tiny):
         return found
 
     assert batches(joint, 9) == batches(turns, 15)
-    assert {task: len(found) for task, found in batches(joint, 9).items()} == {"scst": 6, "clip": 6, "paint": 3}
+    assert {task: len(found) for task, found in batches(joint, 9).items()} == {
+        "scst": 6,
+        "clip": 6,
+        "paint": 3,
+    }
 
 
 def test_joint_steps_in_pieces_are_those_of_whole_batches(tiny):

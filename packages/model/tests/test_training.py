@@ -17,7 +17,7 @@ from diptych.model.training.schedules import warmup_constant, warmup_cosine
 from diptych.model.training.sequence import SequenceTrainingConfig, reference_words, train_sequence
 from diptych.model.training.sequence_evaluation import SequenceEvaluation, SequenceEvaluationConfig
 from diptych.model.training.stopping import Stopping
-from diptych.model.training.token import TokenTrainingConfig, caption_steps_before, drop_text, train_token
+from diptych.model.training.token import TokenTrainingConfig, drop_text, task_steps_before, train_token
 
 TOKEN = TokenTrainingConfig(
     steps=25,
@@ -309,7 +309,7 @@ def test_learning_rate_and_task_schedule():
     assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0]) and set(rates[5:]) == {2.0}
     assert {warmup_constant(step, 100, 2.0, 0.0) for step in range(100)} == {2.0}
     for share in (0.0, 0.3, 0.5, 1.0):
-        assert caption_steps_before(1000, share) == 1000 * share
+        assert task_steps_before(1000, share) == 1000 * share
 
 
 def test_dropped_text_is_the_unconditional_text(tiny):

@@ -1,4 +1,5 @@
-"""The model directory: config.json, model.safetensors, tokenizer files, codebook.safetensors. No pickle.
+"""The model directory: config.json, model.safetensors, tokenizer files, codebook.safetensors, with an answer head
+answers.json (:mod:`diptych.model.answer_table`). No pickle.
 
 A packaged model (:mod:`diptych.model.packaged`), which has its codebook in a folder of its own, is read as well.
 """
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diptych.model.answer_table import AnswerTable
 from diptych.model.errors import UserError
 from diptych.model.networks.config import read_config
 from diptych.model.networks.two_streams import UnifiedTransformer
@@ -35,16 +37,24 @@ def check_codebook(model: UnifiedTransformer, codebook: Tensor, name: str) -> No
 
 
 def save_transformer(
-    folder: Path, model: UnifiedTransformer, tokenizer: CaptionTokenizer, codebook: Tensor
+    folder: Path,
+    model: UnifiedTransformer,
+    tokenizer: CaptionTokenizer,
+    codebook: Tensor,
+    table: AnswerTable | None = None,
 ) -> None:
-    """Write a model directory; ``codebook`` is float32 ``[K, D]``."""
+    """Write a model directory; ``codebook`` is float32 ``[K, D]``, ``table`` that of the answer head, where there is one."""
     check_codebook(model, codebook, "codebook")
+    if (len(table) if table else 0) != model.config.answers:
+        raise ValueError("an answer head and its answer table have equally many rows")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(model.config.to_json())
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     save_file({"centroids": codebook.detach().float().cpu().contiguous()}, folder / CODEBOOK_FILE)
     tokenizer.save(folder)
+    if table is not None:
+        table.save(folder)
 
 
 def load_transformer(

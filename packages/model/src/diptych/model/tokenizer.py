@@ -97,34 +97,51 @@ class CaptionTokenizer:
         Raises:
             UserError: a caption without any word, or with none that the vocabulary can spell; no room for a word.
         """
-        if length < 3:
-            raise UserError(f"caption length is {length}; [CLS], one word and [SEP] are 3 tokens")
         if isinstance(captions, str):
             raise UserError(f"captions have to be a list, {captions!r} is a string; put it into one")
-        rows = torch.full((len(captions), length), self.pad)
+        pieces = [[piece for piece in pieces if piece != self.stop] for pieces in self.pieces(captions)]
+        return self._rows(captions, pieces, [self.stop], length, "caption")
+
+    def encode_questions(self, questions: Sequence[str], length: int) -> Tensor:
+        """Encode questions or statements to int64 ``[n, length]``: ``[CLS] words ? [SEP] [PAD] ...``, as they stand there.
+        Longer ones are cut and unknown characters read as by :meth:`encode`.
+
+        Raises:
+            UserError: as :meth:`encode`.
+        """
+        if isinstance(questions, str):
+            raise UserError(f"questions have to be a list, {questions!r} is a string; put it into one")
+        return self._rows(questions, self.pieces(questions), [], length, "question")
+
+    def _rows(
+        self, texts: Sequence[str], rows_of_pieces: list[list[int]], ending: list[int], length: int, what: str
+    ) -> Tensor:
+        """Rows of ``[CLS] pieces ending [SEP] [PAD] ...`` of the texts, each called ``what`` in messages."""
+        if length < 3:
+            raise UserError(f"{what} length is {length}; [CLS], one word and [SEP] are 3 tokens")
+        rows = torch.full((len(texts), length), self.pad)
         unknown, cut = [], []
-        for row, caption, pieces in zip(rows, captions, self.pieces(captions), strict=True):
-            words = [piece for piece in pieces if piece != self.stop]
-            if not words:
-                raise UserError(f"caption {caption!r} has no word; write at least one")
-            if all(piece == self.unk for piece in words):
+        for row, text, pieces in zip(rows, texts, rows_of_pieces, strict=True):
+            if not pieces:
+                raise UserError(f"{what} {text!r} has no word; write at least one")
+            if all(piece == self.unk for piece in pieces):
                 raise UserError(
-                    f"caption {caption!r} has only characters that the tokenizer does not know; write it in the "
+                    f"{what} {text!r} has only characters that the tokenizer does not know; write it in the "
                     "language of the training captions"
                 )
-            if self.unk in words:
-                unknown.append(caption)
-            if len(words) > length - 2:
-                cut.append(caption)
-            ids = [self.cls, *[*words, self.stop][: length - 2], self.sep]
+            if self.unk in pieces:
+                unknown.append(text)
+            if len(pieces) > length - 2:
+                cut.append(text)
+            ids = [self.cls, *[*pieces, *ending][: length - 2], self.sep]
             row[: len(ids)] = torch.tensor(ids)
-        for found, what in (
+        for found, happened in (
             (unknown, "have characters that the tokenizer does not know, read as [UNK]"),
             (cut, f"are cut, being longer than {length} tokens"),
         ):
             if found:
                 warnings.warn(
-                    f"{len(found)} of {len(captions)} captions {what}, such as {found[0]!r}", stacklevel=2
+                    f"{len(found)} of {len(texts)} {what}s {happened}, such as {found[0]!r}", stacklevel=3
                 )
         return rows
 
@@ -164,6 +181,18 @@ class CaptionTokenizer:
             else:
                 groups.append((text, 1))
         return groups
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Return the words of ``text`` that the vocabulary can at most spell, letter by letter."""
+        unknown, place = [], 0
+        pieces = self.pieces([text])[0]
+        for word, count in self.group_pieces(pieces):
+            own = pieces[place : place + count]
+            letters = [(self._tokenizer.id_to_token(piece) or "").removeprefix("##") for piece in own]
+            if self.unk in own or (count > 1 and all(len(letter) == 1 for letter in letters)):
+                unknown.append(word)
+            place += count
+        return unknown
 
     def save(self, folder: Path) -> None:
         """Write the Hugging Face tokenizer files into ``folder``."""

@@ -66,6 +66,21 @@ class CaptionOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnswerOptions:
+    """How questions are read.
+
+    Attributes:
+        length: most tokens of a question or statement, ``[CLS]`` and ``[SEP]`` included (20 in X-LXMERT); at least 3.
+    """
+
+    length: int = 20
+
+    def __post_init__(self) -> None:
+        right_kinds(self)
+        at_least(self, {"length": 3})
+
+
+@dataclass(frozen=True, kw_only=True)
 class PaintOptions:
     """How paintings are painted. ``docs/decoding.md`` says when to use what.
 

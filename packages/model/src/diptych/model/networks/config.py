@@ -48,6 +48,9 @@ class TransformerConfig:
             can be changed; trainings and decoders follow it.
         image_features: in the same way, what the weights were trained to see of pictures: ``two_level`` (UMT 3.2), or
             ``dense`` or ``discrete``, with which the paper compares it (:mod:`diptych.model.image_features`).
+        answers: answers that the answer head knows, rows of the answer table; 0: no such head.
+        matching: whether there is a head that says if a text belongs to a picture.
+        pairs: whether there is a head that says if a statement is true of two pictures.
     """
 
     hidden_size: int
@@ -67,13 +70,17 @@ class TransformerConfig:
     initial_std: float
     caption_attention: str
     image_features: str = "two_level"
+    answers: int = 0
+    matching: bool = False
+    pairs: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
+            least = 0 if field.default == 0 else 1
             fits, kind = {
-                "int": (number and isinstance(value, int) and value >= 1, "a whole number >= 1"),
+                "int": (number and isinstance(value, int) and value >= least, f"a whole number >= {least}"),
                 "float": (number and 0 <= value < 1, "in [0, 1)"),
                 "bool": (isinstance(value, bool), "true or false"),
                 "str": (isinstance(value, str), "a string"),
@@ -95,6 +102,11 @@ class TransformerConfig:
             raise UserError(
                 f"transformer config: image_features {self.image_features!r} is not one of {IMAGE_FEATURES}"
             )
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a head reads the pooled state of [CLS]."""
+        return self.matching or self.pairs or self.answers > 0
 
     @property
     def cells(self) -> int:

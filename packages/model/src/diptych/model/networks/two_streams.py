@@ -11,6 +11,10 @@ Three layouts share one set of weights:
   image are computed once for all its captions and for all decoding steps
   (:meth:`UnifiedTransformer.encode_visual_prefix`, :meth:`UnifiedTransformer.caption_states`).
 
+Questions and statements follow the scheme of the captions. By ``masked`` they are LXMERT's: both streams see each other.
+By ``prefix`` all words of the question see each other and the image, and the image is seen once for all its questions
+(:meth:`UnifiedTransformer.masked_text_states`, :meth:`UnifiedTransformer.question_states`).
+
 Letters in shape comments: n images or texts, c captions per image, t text positions, v grid cells (64), h hidden
 size, D feature size, K codes, V word pieces.
 """
@@ -25,7 +29,7 @@ from diptych.model.errors import UserError
 from diptych.model.networks.attention import Attention, KeyValueCache, causal_bias, padding_bias
 from diptych.model.networks.config import TransformerConfig
 from diptych.model.networks.embeddings import TextEmbedding, VisualEmbedding
-from diptych.model.networks.heads import CodeHead, HeadTransform
+from diptych.model.networks.heads import AnswerHead, CodeHead, HeadTransform, PairHead, Pooler
 from diptych.model.networks.layers import EncoderLayer, FeedForward, initialise
 
 
@@ -105,12 +109,24 @@ class CrossLayer(nn.Module):
 
         The captions of one image lie side by side as queries, so its keys and values exist once.
         """
+        text = self.look(text, visual_keys_values)
+        return self.text_feed_forward(self.text_attention(text, text_bias, cache))
+
+    def first_from_visual(
+        self, text: Tensor, text_bias: Tensor | None, visual_keys_values: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """:meth:`text_from_visual` at the first position of each text: ``[n * c, h]``."""
+        own, text = self.text_attention, self.look(text, visual_keys_values)
+        first = text[:, :1]
+        attended = own.attend(first, own.queries(first), *own.keys_values(text), text_bias)
+        return self.text_feed_forward(attended)[:, 0]
+
+    def look(self, text: Tensor, visual_keys_values: tuple[Tensor, Tensor]) -> Tensor:
+        """Cross-attention of texts ``[n * c, t, h]`` to n images."""
         keys, values = visual_keys_values
         side_by_side = text.view(keys.shape[0], -1, text.shape[-1])
-        attended = self.cross_attention.attend(
-            side_by_side, self.cross_attention.queries(side_by_side), keys, values
-        )
-        return self.text_feed_forward(self.text_attention(attended.view(text.shape), text_bias, cache))
+        queries = self.cross_attention.queries(side_by_side)
+        return self.cross_attention.attend(side_by_side, queries, keys, values).view(text.shape)
 
 
 class UnifiedTransformer(nn.Module):
@@ -127,6 +143,10 @@ class UnifiedTransformer(nn.Module):
         self.word_transform = HeadTransform(config.hidden_size)
         self.word_bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.code_head = CodeHead(config)
+        self.pooler = Pooler(config) if config.pooled else None
+        self.answer_head = AnswerHead(config) if config.answers else None
+        self.matching_head = nn.Linear(config.hidden_size, 2) if config.matching else None
+        self.pair_head = PairHead(config) if config.pairs else None
         initialise(self, config.initial_std)
 
     @torch.no_grad()
@@ -251,12 +271,24 @@ class UnifiedTransformer(nn.Module):
             positions: int64 ``[n]``.
             visual_projection: of ``visual`` (:meth:`visual_projection`), where the caller has it already.
         """
+        return self.word_logits(self.masked_text_states(ids, visible, visual, positions, visual_projection))
+
+    def masked_text_states(
+        self,
+        ids: Tensor,
+        visible: Tensor | None,
+        visual: Tensor,
+        positions: Tensor,
+        visual_projection: tuple[Tensor, ...] | None = None,
+    ) -> Tensor:
+        """Return the state float ``[n, h]`` of one position of each text, where both streams see each other; arguments as
+        of :meth:`masked_caption_logits`. Position 0, that of [CLS], stands for the whole text with its image."""
         text, bias = self.encode_text(ids, visible)
         *layers, last = self.cross_layers
         for layer in layers:
             text, visual = layer(text, bias, visual, visual_projection)
             visual_projection = None
-        return self.word_logits(last.text_at(text, bias, visual, positions, visual_projection))
+        return last.text_at(text, bias, visual, positions, visual_projection)
 
     # Prefix layout: captioning
 
@@ -299,6 +331,18 @@ class UnifiedTransformer(nn.Module):
             text = layer.text_from_visual(text, bias, pair, next(layer_caches) if layer_caches else None)
         return text
 
+    def question_states(
+        self, ids: Tensor, visible: Tensor | None, keys_values: list[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """Run questions ``ids`` int64 ``[n * c, t]``, c for each of n images, ``visible`` bool of the same shape (None:
+        all), to the state of [CLS] ``[n * c, h]``. Their words see each other both ways and the image, which sees none
+        of them."""
+        text, bias = self.encode_text(ids, visible)
+        *layers, last = zip(self.cross_layers, keys_values, strict=True)
+        for layer, pair in layers:
+            text = layer.text_from_visual(text, bias, pair)
+        return last[0].first_from_visual(text, bias, last[1])
+
     def caption_caches(self, length: int) -> list[KeyValueCache]:
         """Return empty caches for captions of up to ``length`` tokens."""
         return [KeyValueCache(length) for _ in range(len(self.language_layers) + len(self.cross_layers))]
@@ -306,3 +350,42 @@ class UnifiedTransformer(nn.Module):
     def caption_logits(self, ids: Tensor, prefix: list[Tensor]) -> Tensor:
         """Teacher-forced logits ``[n, t, V]`` of the words that follow each position of ``ids`` int64 ``[n, t]``."""
         return self.word_logits(self.caption_states(ids, self.visual_keys_values(prefix)))
+
+    # What reads a whole text
+
+    def answer_logits(self, states: Tensor) -> Tensor:
+        """Return logits ``[..., A]`` over the answer table of states of [CLS] ``[..., h]``.
+
+        Raises:
+            UserError: the transformer has no answer head.
+        """
+        if self.pooler is None or self.answer_head is None:
+            raise UserError(
+                "this transformer has no answer head: it was trained without questions; train it with some"
+            )
+        return self.answer_head(self.pooler(states))
+
+    def matching_logits(self, states: Tensor) -> Tensor:
+        """Return logits ``[..., 2]`` of (another picture's text, this picture's text) of states of [CLS] ``[..., h]``.
+
+        Raises:
+            UserError: the transformer has no matching head.
+        """
+        if self.pooler is None or self.matching_head is None:
+            raise UserError(
+                "this transformer has no matching head: it was not pretrained to match texts and pictures"
+            )
+        return self.matching_head(self.pooler(states))
+
+    def pair_logits(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return logits ``[..., 2]`` of (false, true) of the states of [CLS] ``[..., h]`` of a statement with its left and
+        with its right picture.
+
+        Raises:
+            UserError: the transformer has no head for pairs.
+        """
+        if self.pooler is None or self.pair_head is None:
+            raise UserError(
+                "this transformer has no head for pairs of pictures: it was not fine-tuned on statements"
+            )
+        return self.pair_head(torch.cat([self.pooler(left), self.pooler(right)], -1))

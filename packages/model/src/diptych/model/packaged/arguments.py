@@ -14,13 +14,13 @@ from diptych.model.packaged.pictures import Picture, Pictures, listed
 from diptych.model.tokenizer import whole_characters
 
 
-def listed_captions(captions: str | Sequence[str]) -> list[str]:
-    """One caption or several as a list. Halves of characters, which can be neither printed nor sent, become U+FFFD."""
+def listed_captions(captions: str | Sequence[str], what: str = "captions") -> list[str]:
+    """One caption or several as a list, called ``what`` in warnings. Halves of characters, which can be neither printed nor sent, become U+FFFD."""
     texts = [captions] if isinstance(captions, str) else list(captions)
     whole = [whole_characters(text) if isinstance(text, str) else text for text in texts]
     if broken := [text for text, kept in zip(texts, whole, strict=True) if text is not kept]:
         warnings.warn(
-            f"halves of characters are left out of {len(broken)} of {len(whole)} captions, such as {broken[0]!a}",
+            f"halves of characters are left out of {len(broken)} of {len(whole)} {what}, such as {broken[0]!a}",
             stacklevel=2,
         )
     return whole

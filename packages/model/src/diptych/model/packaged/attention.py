@@ -1,4 +1,4 @@
-"""Where in the picture a caption's words look: the text's cross-attention to the visual stream."""
+"""Where in the picture the words of a caption or question look: the text's cross-attention to the visual stream."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diptych.model.networks.attention import Attention, causal_bias
+from diptych.model.networks.attention import Attention, causal_bias, padding_bias
 from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer
 
@@ -16,7 +16,7 @@ from diptych.model.tokenizer import CaptionTokenizer
 @dataclass(frozen=True)
 class WordAttention:
     """Attributes:
-    words: of one caption, without special tokens; the pieces of a word are together.
+    words: of one caption or question, without special tokens; the pieces of a word are together.
     weights: float32 ``[words, cells]``, row-major from the top left; every row sums to 1.
     """
 
@@ -48,16 +48,20 @@ def piece_attention(
     The model should be in eval mode.
     """
     if model.config.caption_attention == "prefix":
-        return prefix_attention(model, images, ids[:, :-1])
+        return prefix_attention(model, images, ids[:, :-1], causal_bias(ids.shape[1] - 1, ids.device))
+    masks = ids.new_full((len(ids), 1), tokenizer.mask)
     steps = range(1, ids.shape[1])
     return torch.stack(
-        [masked_attention(model, images[0], ids[:, :step], tokenizer.mask) for step in steps], 1
+        [
+            masked_attention(model, images[0], torch.cat([ids[:, :step], masks], 1), None)[:, -1]
+            for step in steps
+        ],
+        1,
     )
 
 
-def prefix_attention(model: UnifiedTransformer, images: list[Tensor], ids: Tensor) -> Tensor:
-    """One causal pass over ``ids`` ``[n, t]``: float32 ``[n, t, cells]``."""
-    bias = causal_bias(ids.shape[1], ids.device)
+def prefix_attention(model: UnifiedTransformer, images: list[Tensor], ids: Tensor, bias: Tensor) -> Tensor:
+    """One pass over ``ids`` ``[n, t]`` of which ``bias`` hides some from others: float32 ``[n, t, cells]``."""
     text = model.text_embedding(ids)
     for layer in model.language_layers:
         text = layer(text, bias)
@@ -68,15 +72,37 @@ def prefix_attention(model: UnifiedTransformer, images: list[Tensor], ids: Tenso
     return total / len(model.cross_layers)
 
 
-def masked_attention(model: UnifiedTransformer, visual: Tensor, ids: Tensor, mask: int) -> Tensor:
-    """The pass that predicts the piece after ``ids`` ``[n, t]``: float32 ``[n, cells]``."""
-    text, bias = model.encode_text(torch.cat([ids, ids.new_full((len(ids), 1), mask)], 1), None)
+def masked_attention(
+    model: UnifiedTransformer, visual: Tensor, ids: Tensor, visible: Tensor | None
+) -> Tensor:
+    """One pass over ``ids`` ``[n, t]``, ``visible`` bool ``[n, t]`` (None: all), where both streams see each other:
+    float32 ``[n, t, cells]``."""
+    text, bias = model.encode_text(ids, visible)
     total = torch.zeros((), device=ids.device)
     for layer in model.cross_layers:
         keys = layer.cross_attention.keys_values(visual)[0]
-        total = total + attention_weights(layer.cross_attention, text[:, -1:], keys)[:, 0]
+        total = total + attention_weights(layer.cross_attention, text, keys)
         text, visual = layer(text, bias, visual)
     return total / len(model.cross_layers)
+
+
+@torch.no_grad()
+def question_attention(
+    model: UnifiedTransformer, tokenizer: CaptionTokenizer, images: list[Tensor], ids: Tensor
+) -> list[WordAttention]:
+    """Return where the words of n questions look, ids int64 ``[n, t]`` as
+    :meth:`diptych.model.tokenizer.CaptionTokenizer.encode_questions` has them: of each word at its own place, mean over the
+    heads of each cross-modality layer, then over the layers. A word's is the mean of its pieces'."""
+    visible = ids != tokenizer.pad
+    if model.config.caption_attention == "prefix":
+        weights = prefix_attention(model, images, ids, padding_bias(visible))
+    else:
+        weights = masked_attention(model, images[0], ids, visible)
+    counts = visible.sum(1) - 2  # without [CLS] and [SEP]
+    return [
+        grouped(tokenizer, row[1 : count + 1].tolist(), own[1 : count + 1])
+        for row, own, count in zip(ids, weights.cpu(), counts.tolist(), strict=True)
+    ]
 
 
 def word_attention(
@@ -84,18 +110,14 @@ def word_attention(
 ) -> list[WordAttention]:
     """Return where the words of n captions look (:func:`piece_attention`); a word's is the mean of its pieces'."""
     weights = piece_attention(model, tokenizer, images, ids).cpu()
-    found = []
-    for row, own in zip(ids, weights, strict=True):
-        pieces = tokenizer.words(row)
-        groups = tokenizer.group_pieces(pieces)
-        words, start = [], 0
-        for word, count in groups:
-            words.append((word, own[start : start + count].mean(0)))
-            start += count
-        found.append(
-            WordAttention(
-                tuple(word for word, _ in words),
-                torch.stack([part for _, part in words]) if words else own[:0],
-            )
-        )
-    return found
+    return [grouped(tokenizer, tokenizer.words(row), own) for row, own in zip(ids, weights, strict=True)]
+
+
+def grouped(tokenizer: CaptionTokenizer, pieces: list[int], weights: Tensor) -> WordAttention:
+    """The attention of words from that of their pieces, ``weights`` float32 ``[at least as many, cells]``."""
+    words, parts, start = [], [], 0
+    for word, count in tokenizer.group_pieces(pieces):
+        words.append(word)
+        parts.append(weights[start : start + count].mean(0))
+        start += count
+    return WordAttention(tuple(words), torch.stack(parts) if parts else weights[:0])

@@ -8,12 +8,13 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from diptych.features.files import sha256_of
-from diptych.model.decoding.options import CaptionOptions, PaintOptions
+from diptych.model.answer_table import load_answer_table
+from diptych.model.decoding.options import AnswerOptions, CaptionOptions, PaintOptions
 from diptych.model.errors import UserError
 from diptych.model.networks.config import read_config
 from diptych.model.pretrained import CODEBOOK_FILE, CODEBOOK_FOLDER, CONFIG_FILE, WEIGHTS_FILE
@@ -39,7 +40,7 @@ REQUIRED = (
     f"{DETECTOR}/{CONFIG_FILE}",
     f"{DETECTOR}/{WEIGHTS_FILE}",
 )
-Options = TypeVar("Options", CaptionOptions, PaintOptions)
+Options = TypeVar("Options", AnswerOptions, CaptionOptions, PaintOptions)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class PackageConfig:
 
     Attributes:
         captioning, painting: the options of whoever gives none; the model card's figures were measured with them.
+        answering: how questions are read, where the transformer has an answer head.
         weights: how matrices of transformer and image generator are stored (:mod:`diptych.model.weights`).
         origin: where the model comes from, such as ``commit``; for the reader only.
     """
@@ -56,6 +58,7 @@ class PackageConfig:
     painting: PaintOptions
     weights: str
     origin: Mapping[str, str]
+    answering: AnswerOptions = field(default_factory=AnswerOptions)
 
 
 def read_package_config(folder: Path) -> PackageConfig:
@@ -92,6 +95,7 @@ def read_package_config(folder: Path) -> PackageConfig:
         read_options(PaintOptions, written.get("painting"), f"{path}: painting"),
         weights,
         written.get("origin", {}),
+        read_options(AnswerOptions, written.get("answering", {}), f"{path}: answering"),
     )
 
 
@@ -99,7 +103,7 @@ def read_options(kind: type[Options], values: Any, name: str) -> Options:
     """Turn a JSON object into options; the UserError names ``name`` and the key."""
     if not isinstance(values, dict):
         raise UserError(f"{name}: expected an object of options, found {values!r}")
-    known = {field.name for field in fields(kind)}
+    known = {option.name for option in fields(kind)}
     if unknown := sorted(values.keys() - known):
         raise UserError(f"{name}: unknown option {unknown[0]!r} (known: {', '.join(sorted(known))})")
     try:
@@ -206,6 +210,7 @@ def write_package(
     detector: Path,
     captioning: CaptionOptions,
     painting: PaintOptions,
+    answering: AnswerOptions | None = None,
     scorer: Clip | None = None,
     scorer_name: str | None = None,
     examples: Examples | None = None,
@@ -219,7 +224,7 @@ def write_package(
         out: the folder to make.
         transformer: a model directory (:func:`diptych.model.pretrained.save_transformer`), with tokenizer and codebook.
         image_generator, detector: the folders of these.
-        captioning, painting: what whoever uses the package gets without asking.
+        captioning, painting: what whoever uses the package gets without asking; answering: how its questions are read.
         scorer: a CLIP; ``scorer_name``: open_clip's name of a pretrained one.
         examples: of :func:`diptych.model.packaged.examples.collect_examples`.
         weights: how to store matrices of transformer and image generator (:mod:`diptych.model.weights`).
@@ -250,6 +255,7 @@ def write_package(
                 f"{folder}: the {name} has features of {found} numbers, the transformer {transformer} of "
                 f"{model.config.feature_dim}; take parts of one run"
             )
+    table = load_answer_table(transformer, model.config.answers)
     with appearing(out) as folder:
         config = {
             "model_type": MODEL_TYPE,
@@ -258,10 +264,13 @@ def write_package(
             "transformer": asdict(model.config),
             "captioning": asdict(captioning),
             "painting": asdict(painting),
+            **({"answering": asdict(answering or AnswerOptions())} if table else {}),
             "origin": dict(origin or {}),
         }
         write_json(folder / CONFIG_FILE, config)
         tokenizer.save(folder)
+        if table is not None:
+            table.save(folder)
         metadata = {"format": "pt"}
         save_file(pack_weights(model.state_dict(), weights), folder / WEIGHTS_FILE, metadata)
         (folder / CODEBOOK_FOLDER).mkdir()

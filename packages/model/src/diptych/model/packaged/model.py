@@ -1,4 +1,4 @@
-"""Captions and paintings from a packaged model, in one call each."""
+"""Captions, paintings and answers from a packaged model, in one call each."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.features.errors import UserError as FeaturesError
+from diptych.model.answer_table import AnswerTable, load_answer_table
 from diptych.model.errors import UserError
 from diptych.model.inference.image_generator import InferenceImageGenerator
 from diptych.model.inference.transformer import InferenceTransformer
 from diptych.model.networks.image_generator import load_image_generator
+from diptych.model.packaged.answering import Answer, AnsweringPart, Verdict, two_of
 from diptych.model.packaged.attention import WordAttention
 from diptych.model.packaged.captioning import Caption, CaptionChanges, CaptioningPart
 from diptych.model.packaged.directory import (
@@ -29,11 +31,16 @@ from diptych.model.packaged.directory import (
 from diptych.model.packaged.examples import EXAMPLES_FILE, read_examples
 from diptych.model.packaged.machine import Machine, resolve_device
 from diptych.model.packaged.painting import PaintChanges, Painting, PaintingPart
-from diptych.model.packaged.pictures import Pictures
+from diptych.model.packaged.pictures import Picture, Pictures
 from diptych.model.packaged.scoring import ScoringPart
 from diptych.model.packaged.seeing import SeeingPart
 from diptych.model.packaged.source import find_package
-from diptych.model.packaged.unified import GridTokenizer, UnifiedCaptionDecoder, UnifiedPaintDecoder
+from diptych.model.packaged.unified import (
+    GridTokenizer,
+    UnifiedAnswerDecoder,
+    UnifiedCaptionDecoder,
+    UnifiedPaintDecoder,
+)
 from diptych.model.precision import resolve_precision
 from diptych.model.pretrained import CODEBOOK_FOLDER, load_transformer
 from diptych.model.tokenizer import CaptionTokenizer
@@ -45,13 +52,14 @@ BATCH_SIZE = 32
 
 
 class Diptych:
-    """A packaged model that captions pictures and paints captions.
+    """A packaged model that captions pictures, paints captions and, where it learned to, answers questions.
 
     ::
 
         d = Diptych.from_pretrained("models/package")
         print(d.caption("photo.jpg")[0])
         d.paint("two red kites over the sea.")[0].image.save("kites.png")
+        print(d.answer("photo.jpg", "how many kites are there?")[0])
 
     Pictures are paths, encoded bytes, Pillow images, arrays (uint8, or floats in 0..1; ``[H, W, 3]``) or tensors
     (``[3, H, W]``): one, or any number of them. Results are lists, one entry for each picture or caption (several where
@@ -73,6 +81,7 @@ class Diptych:
         detector: PyramidGridDetector,
         device: torch.device,
         precision: str,
+        table: AnswerTable | None = None,
     ) -> None:
         """Take loaded parts; :meth:`from_pretrained` loads them."""
         self.folder, self.config = folder, config
@@ -87,6 +96,8 @@ class Diptych:
         self._scoring = ScoringPart(folder, machine)
         self._captioning = CaptioningPart(captions, tokenizer, config.captioning, self._scoring, machine)
         self._painting = PaintingPart(paintings, images, config.painting, self._scoring, machine)
+        answers = UnifiedAnswerDecoder(captions)
+        self._answering = AnsweringPart(answers, tokenizer, table, config.answering.length, machine)
 
     @classmethod
     def from_pretrained(
@@ -136,6 +147,7 @@ class Diptych:
             detector,
             place,
             precision,
+            load_answer_table(folder, model.config.answers),
         )
 
     def __repr__(self) -> str:
@@ -160,6 +172,16 @@ class Diptych:
     def has_scorer(self) -> bool:
         """Whether the package can rerank and score."""
         return self._scoring.exists
+
+    @property
+    def can_answer(self) -> bool:
+        """Whether the package can answer questions about a picture (:meth:`answer`)."""
+        return self.transformer.config.answers > 0
+
+    @property
+    def can_verify(self) -> bool:
+        """Whether the package can say if a statement is true of two pictures (:meth:`verify`)."""
+        return self.transformer.config.pairs
 
     @property
     def has_examples(self) -> bool:
@@ -292,6 +314,53 @@ class Diptych:
             batch_size,
             changes,
         )
+
+    # Pictures and questions to answers
+
+    def answer(
+        self,
+        pictures: Pictures,
+        questions: str | Sequence[str],
+        *,
+        most: int = 5,
+        return_attention: bool = False,
+        batch_size: int = BATCH_SIZE,
+    ) -> list[Answer]:
+        """Answer questions about pictures.
+
+        Args:
+            questions: one for each picture; or one for all of them; or any number about one picture, which is seen once.
+            most: answers to rank.
+            return_attention: also tell where the words of the question look.
+            batch_size: pictures at a time.
+
+        Returns:
+            An answer for each question, with the likeliest ones of the answer table and their probabilities.
+
+        Raises:
+            UserError: the package has no answer head; a picture is wrong; a question is empty, too long or has words that
+                the model has never read; or they are not as many as the pictures.
+        """
+        return self._answering.answer(pictures, questions, most, return_attention, batch_size)
+
+    def verify(
+        self,
+        pictures: tuple[Picture, Picture] | Sequence[tuple[Picture, Picture]],
+        statements: str | Sequence[str],
+        *,
+        batch_size: int = BATCH_SIZE,
+    ) -> list[Verdict]:
+        """Say whether statements are true of pairs of pictures, left and right (NLVR2).
+
+        Args:
+            pictures: one pair with one statement, or several pairs with one statement each.
+
+        Raises:
+            UserError: as :meth:`answer`; the package has no head for pairs.
+        """
+        if isinstance(statements, str):
+            return self._answering.verify([two_of(pictures)], [statements], batch_size)
+        return self._answering.verify([two_of(pair) for pair in pictures], list(statements), batch_size)
 
     # Judging, and looking into it
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diptych.features.assignment import nearest_codes
 from diptych.features.precision import autocast_context as detector_context
+from diptych.model.decoding.answer import question_states
 from diptych.model.decoding.caption import Captions, encode_images
 from diptych.model.decoding.decode import caption_images, paint_captions
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
@@ -18,7 +19,7 @@ from diptych.model.decoding.paint import FixedCells, Paintings
 from diptych.model.image_features import caption_input
 from diptych.model.inference.image_generator import InferenceImageGenerator
 from diptych.model.inference.transformer import InferenceTransformer
-from diptych.model.packaged.attention import WordAttention, word_attention
+from diptych.model.packaged.attention import WordAttention, question_attention, word_attention
 from diptych.model.packaged.machine import Machine
 from diptych.model.tokenizer import CaptionTokenizer
 
@@ -126,3 +127,38 @@ class UnifiedPaintDecoder:
         return paint_captions(
             self.transformer, self.tokenizer, self.codebook, ids, options, seeds, given, keep_steps
         )
+
+
+class UnifiedAnswerDecoder:
+    """Answers by the transformer (:class:`diptych.model.packaged.answering.AnswerDecoder`)."""
+
+    def __init__(self, captions: UnifiedCaptionDecoder) -> None:
+        """``captions``: sees pictures as questions about them do."""
+        self.transformer, self.tokenizer, self.captions = captions.transformer, captions.tokenizer, captions
+
+    @property
+    def answers(self) -> bool:
+        return self.transformer.config.answers > 0
+
+    @property
+    def verifies(self) -> bool:
+        return self.transformer.config.pairs
+
+    def see(self, images: Sequence[Image.Image]) -> list[Tensor]:
+        """Visual states (:func:`diptych.model.decoding.caption.encode_images`)."""
+        return encode_images(self.transformer, self.captions.see(images))
+
+    def answer(self, seen: list[Tensor], ids: Tensor) -> Tensor:
+        """Logits of the answer head (:func:`diptych.model.decoding.answer.question_states`)."""
+        return self.transformer.answer_logits(question_states(self.transformer, self.tokenizer, seen, ids))
+
+    def verify(self, left: list[Tensor], right: list[Tensor], ids: Tensor) -> Tensor:
+        """Logits of the head for pairs, which reads a pass with each of both pictures."""
+        states = (
+            question_states(self.transformer, self.tokenizer, seen, ids[:, None]) for seen in (left, right)
+        )
+        return self.transformer.pair_logits(*states)
+
+    def question_attention(self, seen: list[Tensor], ids: Tensor) -> list[WordAttention]:
+        """Where words look (:func:`diptych.model.packaged.attention.question_attention`)."""
+        return question_attention(self.transformer, self.tokenizer, seen, ids)

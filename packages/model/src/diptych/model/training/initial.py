@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from diptych.model.answer_table import AnswerTable
 from diptych.model.errors import UserError
 from diptych.model.networks.config import TransformerConfig, named_config
 from diptych.model.networks.two_streams import UnifiedTransformer
@@ -22,19 +23,20 @@ def random_transformer(
     network: str,
     caption_attention: str,
     image_features: str,
-    captions: Sequence[str],
+    texts: Sequence[str],
     min_count: int,
     codebook: Tensor,
     seed: int,
+    answers: int = 0,
 ) -> tuple[UnifiedTransformer, CaptionTokenizer]:
-    """Build the named size ``network`` for a codebook float32 ``[K, D]`` and a vocabulary from training captions
-    (:func:`diptych.model.tokenizer.build_tokenizer`)."""
-    tokenizer = build_tokenizer(captions, min_count)
+    """Build the named size ``network`` for a codebook float32 ``[K, D]`` and a vocabulary from the training captions, with
+    ``answers`` in its answer table also from the training questions (:func:`diptych.model.tokenizer.build_tokenizer`)."""
+    tokenizer = build_tokenizer(texts, min_count)
     codes, width = codebook.shape
     torch.manual_seed(seed)
     config = named_config(network, vocab_size=len(tokenizer), codebook_size=codes, feature_dim=width)
     model = UnifiedTransformer(
-        replace(config, caption_attention=caption_attention, image_features=image_features)
+        replace(config, caption_attention=caption_attention, image_features=image_features, answers=answers)
     )
     model.set_codebook(codebook)
     return model, tokenizer
@@ -65,7 +67,9 @@ def initial_transformer(
     different = [
         f"{field.name} {getattr(model.config, field.name)} instead of {getattr(wanted, field.name)}"
         for field in fields(TransformerConfig)
-        if field.type == "int" and getattr(model.config, field.name) != getattr(wanted, field.name)
+        if field.type == "int"
+        and field.name != "answers"
+        and getattr(model.config, field.name) != getattr(wanted, field.name)
     ]
     if different:
         raise UserError(
@@ -89,3 +93,42 @@ def initial_transformer(
         )
     model.config = replace(model.config, caption_attention=caption_attention, image_features=image_features)
     return model, tokenizer
+
+
+def with_heads(
+    model: UnifiedTransformer,
+    seed: int,
+    *,
+    answers: AnswerTable | None = None,
+    known: AnswerTable | None = None,
+    matching: bool = False,
+    pairs: bool = False,
+) -> UnifiedTransformer:
+    """Return a transformer with the weights of ``model`` and these heads, those that it lacks drawn by ``seed``.
+
+    Args:
+        answers: the table of the answer head. Where ``known``, the table of the answer head of ``model``, is another, the
+            rows of answers that both have are copied and the others start at zero, as LXMERT fine-tunes.
+    """
+    torch.manual_seed(seed)
+    rows = len(answers) if answers else 0
+    new = UnifiedTransformer(replace(model.config, answers=rows, matching=matching, pairs=pairs))
+    weights = new.state_dict()
+    old = model.state_dict()
+    if answers and known and answers.answers != known.answers:
+        number = {answer: row for row, answer in enumerate(known.answers)}
+        shared = [(row, number[answer]) for row, answer in enumerate(answers.answers) if answer in number]
+        for name in ("answer_head.answers.weight", "answer_head.answers.bias"):
+            new_rows, old_rows = (torch.tensor(part, dtype=torch.long) for part in zip(*shared, strict=True))
+            copied = torch.zeros_like(weights[name])
+            copied[new_rows] = old[name][old_rows]
+            old[name] = copied
+    weights.update(
+        {
+            name: tensor
+            for name, tensor in old.items()
+            if name in weights and tensor.shape == weights[name].shape
+        }
+    )
+    new.load_state_dict(weights)
+    return new

@@ -13,6 +13,7 @@ from diptych.features.order import batch_indices
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input, caption_rows, painting_shows_features
 from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.objectives.answers import answer_loss
 from diptych.model.objectives.token import (
     caption_loss,
     masked_caption_loss,
@@ -28,6 +29,7 @@ from diptych.model.training.contracts import Checkpoints, Piece, Record
 from diptych.model.training.data import CaptionTable, TrainingShards, on_device, read_rows
 from diptych.model.training.loop import run_training
 from diptych.model.training.processes import current_processes
+from diptych.model.training.questions import QuestionSettings, QuestionTable, answer_pieces
 from diptych.model.training.schedules import warmup_cosine
 from diptych.model.training.state import fingerprint
 from diptych.model.training.token_evaluation import EvaluationConfig, TokenEvaluation
@@ -38,8 +40,9 @@ class TokenTrainingConfig(LoopConfig):
     """Settings of token-level training; the paper's (UMT 5.1) in brackets.
 
     Attributes:
-        steps: steps of both tasks together [200,000].
-        caption_share: share of the steps that train captioning; they are spread evenly among the others [0.5].
+        steps: steps of all tasks together [200,000].
+        caption_share: share of the steps that train captioning, of those that do not answer; they are spread evenly among
+            the others [0.5].
         caption_batch_size: images in a captioning step [256].
         captions_per_image: captions of each of these images, sharing one visual pass [1].
         paint_batch_size: images, each with one caption, in a painting step [256].
@@ -52,6 +55,7 @@ class TokenTrainingConfig(LoopConfig):
         all_masked: share of paintings with all cells masked, where decoding begins [0]. Nearly always some cell shows the
             scenery, and a short training copies it from there instead of reading it.
         text_drop: share of paintings trained without their text, for classifier-free guidance [0].
+        questions: question answering as a third task; None: the papers' two tasks.
         evaluation: what is measured and shown on the val split meanwhile; None: nothing.
         weight_decay [1e-2], clip_norm [1.0], ema_decay [0], accumulation, precision [mixed], seed, checkpoint_seconds:
             as in :class:`diptych.model.training.config.LoopConfig`.
@@ -67,6 +71,7 @@ class TokenTrainingConfig(LoopConfig):
     least_masked: float
     text_drop: float
     all_masked: float = 0.0
+    questions: QuestionSettings | None = None
     evaluation: EvaluationConfig | None = None
 
     def __post_init__(self) -> None:
@@ -77,9 +82,9 @@ class TokenTrainingConfig(LoopConfig):
         check_masking(self)
 
 
-def caption_steps_before(step: int, caption_share: float) -> int:
-    """Number of captioning steps among the first ``step`` steps; step s is one if it raises this number."""
-    return int(step * caption_share + 1e-9)
+def task_steps_before(step: int, share: float) -> int:
+    """Number of a task's steps among the first ``step`` steps; step s is one if it raises this number."""
+    return int(step * share + 1e-9)
 
 
 def drop_text(tokenizer: CaptionTokenizer, ids: Tensor, probability: float) -> Tensor:
@@ -181,55 +186,73 @@ class TokenSteps:
         tokenizer: CaptionTokenizer,
         codebook: Tensor,
         train: TrainingShards,
+        questions: QuestionTable | None = None,
         compiled: bool = False,
     ) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
-        self.codebook, self.train = codebook, train
+        self.codebook, self.train, self.questions = codebook, train, questions
         self.captions = CaptionTable(train, tokenizer, config.caption_length)
         self.caption_loss: Callable[..., Tensor] = caption_loss
         self.masked_caption_loss: Callable[..., Tensor] = masked_caption_loss
         self.paint_loss: Callable[..., Tensor] = paint_loss
+        self.answer_loss: Callable[..., Tensor] = answer_loss
         if compiled:  # dynamic, because texts are cut to the longest one of their batch
             self.caption_loss = torch.compile(caption_loss, dynamic=True)
             self.masked_caption_loss = torch.compile(masked_caption_loss, dynamic=True)
             self.paint_loss = torch.compile(paint_loss, dynamic=True)
+            self.answer_loss = torch.compile(answer_loss, dynamic=True)
         own_pieces = current_processes().own_pieces
         self.caption_rows = own_pieces(config.caption_batch_size, config.accumulation)
         self.paint_rows = own_pieces(config.paint_batch_size, config.accumulation)
+        asked = config.questions.batch_size if config.questions else 1
+        self.answer_rows = own_pieces(asked, config.accumulation)
 
-    def plan(self, step: int) -> tuple[bool, list[int]]:
-        """Return whether ``step`` trains captioning, and the images of its batch."""
+    def plan(self, step: int) -> tuple[str, list[int]]:
+        """Return the task of ``step`` (answer, caption or paint) and the images of its batch."""
         config, count = self.config, len(self.train)
-        before = caption_steps_before(step, config.caption_share)
-        if caption_steps_before(step + 1, config.caption_share) > before:
-            return True, batch_indices(count, config.caption_batch_size, config.seed, before).tolist()
-        # Another seed than captioning's, so that the two tasks walk the epochs in different orders.
-        return False, batch_indices(count, config.paint_batch_size, config.seed + 1, step - before).tolist()
+        if config.questions and self.questions:
+            answered = task_steps_before(step, config.questions.share)
+            if task_steps_before(step + 1, config.questions.share) > answered:
+                images = self.questions.images
+                batch = batch_indices(len(images), config.questions.batch_size, config.seed + 2, answered)
+                return "answer", [images[index] for index in batch.tolist()]
+            step -= answered
+        # Seeds of their own, so that the tasks walk the epochs in different orders.
+        before = task_steps_before(step, config.caption_share)
+        if task_steps_before(step + 1, config.caption_share) > before:
+            return "caption", batch_indices(count, config.caption_batch_size, config.seed, before).tolist()
+        return "paint", batch_indices(count, config.paint_batch_size, config.seed + 1, step - before).tolist()
 
     def read(self, step: int) -> list[Tensor]:
         """Read grid features, codes or both of this process's pieces."""
-        captioning, indices = self.plan(step)
+        task, indices = self.plan(step)
         device = self.codebook.device
-        if captioning:
-            return read_rows(caption_rows(self.model.config, self.train), indices, self.caption_rows, device)
-        return read_to_paint(self.model, self.train, indices, self.paint_rows, device)
+        if task == "paint":
+            return read_to_paint(self.model, self.train, indices, self.paint_rows, device)
+        rows = self.answer_rows if task == "answer" else self.caption_rows
+        return read_rows(caption_rows(self.model.config, self.train), indices, rows, device)
 
     def pieces(self, step: int, data: list[Tensor]) -> list[Piece]:
-        """Draw captions and masks."""
-        captioning, indices = self.plan(step)
-        if captioning:
+        """Draw captions, masks and questions."""
+        task, indices = self.plan(step)
+        if task == "caption":
             return self.caption_pieces(indices, data)
-        return paint_pieces(
-            self.config,
-            self.model,
-            self.tokenizer,
-            self.codebook,
-            self.captions,
-            indices,
-            self.paint_rows,
-            data,
-            self.paint_loss,
-        )
+        shared = self.model, self.tokenizer, self.codebook
+        config = self.config
+        if task == "answer":
+            assert self.questions and config.questions
+            per_image = config.questions.questions_per_image
+            return answer_pieces(
+                *shared,
+                self.questions,
+                indices,
+                per_image,
+                self.answer_rows,
+                data,
+                config.precision,
+                self.answer_loss,
+            )
+        return paint_pieces(config, *shared, self.captions, indices, self.paint_rows, data, self.paint_loss)
 
     def caption_pieces(self, indices: list[int], features: list[Tensor]) -> list[Piece]:
         """A captioning step by the model's ``caption_attention``. ``prefix`` trains all words of the chosen captions,
@@ -285,31 +308,41 @@ def train_token(
     device: torch.device | str,
     val: TrainingShards | None = None,
     compiled: bool = False,
+    questions: QuestionTable | None = None,
+    val_questions: QuestionTable | None = None,
 ) -> Record:
-    """Train ``model`` in place on both tasks, alone or as one of several processes
+    """Train ``model`` in place on its tasks, alone or as one of several processes
     (:func:`diptych.model.training.processes.joined_processes`).
 
     Args:
         model: one that knows the codebook (:meth:`UnifiedTransformer.set_codebook`).
         codebook: float32 ``[K, D]``.
         val: what ``config.evaluation`` measures and shows.
-        compiled: run both losses through torch.compile: minutes at the start, results that differ by rounding. On CPUs it
+        compiled: run all losses through torch.compile: minutes at the start, results that differ by rounding. On CPUs it
             gains nothing.
+        questions: about the images of ``train``, needed where ``config.questions`` are; ``val_questions`` about those of
+            ``val`` in the same way.
 
     Returns:
-        History rows: step, learning_rate, caption_loss, paint_loss, gradient_norm; and what
+        History rows: step, learning_rate, caption_loss, paint_loss, answer_loss, gradient_norm; and what
         :class:`diptych.model.training.token_evaluation.TokenEvaluation` measured and made.
     """
     check_codebook(model, codebook, "codebook")
     check_data(model, train, config.caption_length)
     model.to(device)
     codebook = codebook.to(device)
-    steps = TokenSteps(config, model, tokenizer, codebook, train, compiled)
+    if config.questions is None:
+        questions = val_questions = None
+    elif questions is None:
+        raise ValueError("the task of answering needs questions")
+    steps = TokenSteps(config, model, tokenizer, codebook, train, questions, compiled)
     evaluation = None
     if config.evaluation is not None:
         if val is None:
             raise ValueError("evaluation needs val")
-        evaluation = TokenEvaluation(config.evaluation, config, model, tokenizer, codebook, val)
+        evaluation = TokenEvaluation(
+            config.evaluation, config, model, tokenizer, codebook, val, val_questions
+        )
     return run_training(
         model,
         "token-level training",
@@ -319,7 +352,14 @@ def train_token(
             step, config.steps, config.learning_rate, config.warmup_share
         ),
         started_from=fingerprint(
-            model, model.config, config.determining(), compiled, train.keys, steps.captions.texts, codebook
+            model,
+            model.config,
+            config.determining(),
+            compiled,
+            train.keys,
+            steps.captions.texts,
+            codebook,
+            *(questions.contents() if questions else ()),
         ),
         checkpoints=checkpoints,
         evaluation=evaluation,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diptych.features.order import epoch_order
@@ -13,6 +14,7 @@ from diptych.model.decoding.caption import decode_captions, encode_images
 from diptych.model.decoding.paint import paint_codes
 from diptych.model.image_features import caption_input, caption_rows, painting_shows_features
 from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.objectives.answers import answer_logits
 from diptych.model.objectives.token import (
     caption_loss,
     masked_caption_loss,
@@ -24,6 +26,7 @@ from diptych.model.precision import autocast_context
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.training.config import SampleConfig, check_at_least_one
 from diptych.model.training.data import CaptionTable, TrainingShards, on_device
+from diptych.model.training.questions import QuestionSettings, QuestionTable
 
 BATCH_SIZE = 32
 
@@ -66,6 +69,9 @@ class TrainingSettings(Protocol):
     def label_smoothing(self) -> float: ...
 
     @property
+    def questions(self) -> QuestionSettings | None: ...
+
+    @property
     def precision(self) -> str: ...
 
     @property
@@ -76,7 +82,7 @@ class TokenEvaluation:
     """Losses, captions and paintings of fixed val images.
 
     The losses are those of training, smoothing included, so that both can be read against each other; captions, masks,
-    their ratios and, where ``masked`` captioning trains, the hidden words are drawn once. No text is dropped.
+    their ratios, questions and, where ``masked`` captioning trains, the hidden words are drawn once. No text is dropped.
     """
 
     def __init__(
@@ -87,6 +93,7 @@ class TokenEvaluation:
         tokenizer: CaptionTokenizer,
         codebook: Tensor,
         val: TrainingShards,
+        questions: QuestionTable | None = None,
     ) -> None:
         self.config, self.training = config, training
         self.model, self.tokenizer, self.codebook = model, tokenizer, codebook
@@ -101,6 +108,12 @@ class TokenEvaluation:
                 len(images), model.config.cells, training.least_masked, training.all_masked
             )
             self.positions = sample_positions(tokenizer, self.captions)
+            self.questions = questions
+            if questions and training.questions:
+                self.asked = [row for row, image in enumerate(images) if image in set(questions.images)]
+                self.chosen = questions.choose(
+                    [images[row] for row in self.asked], training.questions.questions_per_image
+                )
         self.keys = [val.keys[image] for image in images[: config.samples]]
         self.prompts = prompts[: config.samples]
         self.seen = torch.from_numpy(caption_rows(model.config, val)(images))
@@ -110,7 +123,8 @@ class TokenEvaluation:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Return ``val_caption_loss`` and ``val_paint_loss``, and the samples: ``image_id``, the greedy ``caption``, the
+        """Return ``val_caption_loss`` and ``val_paint_loss``, with questions ``val_answer_loss`` and ``val_answer_accuracy``
+        (share of those whose most frequent answer was given), and the samples: ``image_id``, the greedy ``caption``, the
         ``prompt`` (one of the image's captions) and the ``codes`` painted from it (64 whole numbers)."""
         device = self.codebook.device
         sums = {"val_caption_loss": [0.0, 0], "val_paint_loss": [0.0, 0]}
@@ -137,7 +151,25 @@ class TokenEvaluation:
             for total, loss, count in zip(sums.values(), (words, cells), counts, strict=True):
                 total[0] += float(loss) * count
                 total[1] += count
-        return {name: total / count for name, (total, count) in sums.items()}, self._samples(device)
+        figures = {name: total / count for name, (total, count) in sums.items()}
+        return {**figures, **self._answers(device)}, self._samples(device)
+
+    def _answers(self, device: torch.device) -> dict[str, float]:
+        if self.questions is None or not self.asked:
+            return {}
+        loss, right = 0.0, 0
+        for start in range(0, len(self.asked), BATCH_SIZE):
+            rows, chosen = self.asked[start : start + BATCH_SIZE], self.chosen[start : start + BATCH_SIZE]
+            shares = self.questions.shares(chosen).flatten(0, 1).to(device)
+            seen = caption_input(self.model.config, self.codebook, on_device(self.seen[rows], device))
+            with autocast_context(device, self.training.precision):
+                logits = answer_logits(
+                    self.model, self.tokenizer, seen, self.questions.ids[chosen].to(device)
+                )
+            loss += float(F.cross_entropy(logits.float(), shares, reduction="sum"))
+            right += int((logits.argmax(-1) == shares.argmax(-1)).sum())
+        count = self.chosen.numel()
+        return {"val_answer_loss": loss / count, "val_answer_accuracy": right / count}
 
     def _seen(self, rows: slice) -> Tensor:
         """What captioning sees of these images."""

@@ -1,0 +1,48 @@
+"""Answers: what a picture and a question are to the answer head (X-LXMERT 3.2; LXMERT's question answering)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.tokenizer import CaptionTokenizer
+
+
+@dataclass(frozen=True)
+class RankedAnswer:
+    """An answer of the answer table and its probability among all of them, in [0, 1]."""
+
+    answer: str
+    probability: float
+
+
+def question_states(
+    model: UnifiedTransformer, tokenizer: CaptionTokenizer, images: list[Tensor], ids: Tensor
+) -> Tensor:
+    """Return what the heads read of questions about pictures: the states of [CLS], float ``[n * c, h]``.
+
+    Args:
+        images: the n pictures (:func:`diptych.model.decoding.caption.encode_images`), seen once for all their questions.
+        ids: int64 ``[n, c, t]``, c questions about each, or statements.
+    """
+    n, c, _ = ids.shape
+    ids = ids.flatten(0, 1)
+    ids = ids[:, : int((ids != tokenizer.pad).sum(1).max())]
+    visible = ids != tokenizer.pad
+    if model.config.caption_attention == "prefix":
+        return model.question_states(ids, visible, model.visual_keys_values(images))
+    visual = images[0].repeat_interleave(c, 0) if c > 1 else images[0]
+    return model.masked_text_states(ids, visible, visual, ids.new_zeros(n * c))
+
+
+def rank_answers(logits: Tensor, answers: Sequence[str], most: int) -> list[list[RankedAnswer]]:
+    """Return the ``most`` likeliest of ``answers`` by logits ``[m, A]``, likeliest first, for each row; equal ones in the
+    table's order."""
+    probabilities, order = logits.float().softmax(-1).sort(-1, descending=True, stable=True)
+    return [
+        [RankedAnswer(answers[index], probability) for index, probability in zip(*pair, strict=True)]
+        for pair in zip(order[:, :most].tolist(), probabilities[:, :most].tolist(), strict=True)
+    ]

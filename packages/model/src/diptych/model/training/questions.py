@@ -1,0 +1,151 @@
+"""Questions as data for training: ids, answers' shares, and the pieces of a step that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diptych.model.answer_table import AnswerTable
+from diptych.model.errors import UserError
+from diptych.model.image_features import caption_input
+from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.objectives.answers import answer_loss
+from diptych.model.precision import autocast_context
+from diptych.model.tokenizer import CaptionTokenizer
+from diptych.model.training.config import check_at_least_one
+from diptych.model.training.contracts import Piece
+from diptych.model.training.data import on_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionSettings:
+    """Question answering as a task among others (beyond UMT; X-LXMERT pretrains with it).
+
+    Attributes:
+        share: of a training's steps that answer; they are spread evenly among the others.
+        batch_size: images in such a step.
+        questions_per_image: questions about each of these images; by ``prefix`` attention they share its visual pass.
+        length: tokens of a question, ``[CLS]`` and ``[SEP]`` included [20 in X-LXMERT].
+    """
+
+    share: float
+    batch_size: int
+    questions_per_image: int
+    length: int
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "batch_size", "questions_per_image", section="questions.")
+        if not 0 < self.share < 1:
+            raise UserError(
+                f"questions.share must be in (0, 1), is {self.share}; without the task questions is null"
+            )
+
+
+class QuestionTable:
+    """All questions about some images as ids, encoded once, with the shares of their answers.
+
+    Questions of whose answers the answer table knows none are left out, and so are images that then have no question.
+
+    Attributes:
+        images: number of each image that has questions, as ``keys`` numbers them.
+        left_out: questions that were left out.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        keys: Sequence[str],
+        tokenizer: CaptionTokenizer,
+        table: AnswerTable,
+        length: int,
+    ) -> None:
+        """Take ``rows`` of the contract Questions about one image each; those about images not in ``keys`` are left out.
+
+        Raises:
+            UserError: no question is left.
+        """
+        index_of = {key: index for index, key in enumerate(keys)}
+        self.size = len(table)
+        self.left_out = 0
+        self.texts: list[str] = []
+        shares: list[dict[int, float]] = []
+        of_image: dict[int, list[int]] = {}
+        for row in rows:
+            image = index_of.get(row["image_ids"][0]) if len(row["image_ids"]) == 1 else None
+            known = table.shares(row["answers"]) if image is not None else {}
+            if image is None or not known:
+                self.left_out += 1
+                continue
+            of_image.setdefault(image, []).append(len(self.texts))
+            self.texts.append(row["question"])
+            shares.append(known)
+        if not self.texts:
+            raise UserError(
+                "no question about the training images has an answer of the answer table; check the questions"
+            )
+        self.images = sorted(of_image)
+        self.ids = tokenizer.encode_questions(self.texts, length)
+        self._of_image = {image: torch.tensor(questions) for image, questions in of_image.items()}
+        most = max(map(len, shares))
+        self._answers = torch.zeros(len(shares), most, dtype=torch.long)
+        self._shares = torch.zeros(len(shares), most)
+        for number, known in enumerate(shares):
+            self._answers[number, : len(known)] = torch.tensor(list(known))
+            self._shares[number, : len(known)] = torch.tensor(list(known.values()))
+
+    def contents(self) -> tuple[object, ...]:
+        """What determines a training on these questions, for :func:`diptych.model.training.state.fingerprint`."""
+        return self.images, self.ids, self._answers, self._shares
+
+    def choose(self, images: Sequence[int], per_image: int) -> Tensor:
+        """Draw questions about each image, different ones while there are enough (torch's global generator): their
+        numbers, int64 ``[n, per_image]``."""
+        rows = []
+        for image in images:
+            questions = self._of_image[image]
+            rows.append(questions[torch.randperm(len(questions))[torch.arange(per_image) % len(questions)]])
+        return torch.stack(rows)
+
+    def shares(self, questions: Tensor) -> Tensor:
+        """Return the shares of the answers of ``questions`` int64 ``[...]``: float32 ``[..., A]``."""
+        empty = torch.zeros(*questions.shape, self.size)
+        return empty.scatter_add(-1, self._answers[questions], self._shares[questions])
+
+
+def answer_pieces(
+    model: UnifiedTransformer,
+    tokenizer: CaptionTokenizer,
+    codebook: Tensor,
+    table: QuestionTable,
+    images: list[int],
+    per_image: int,
+    pieces: list[slice],
+    data: list[Tensor],
+    precision: str,
+    batch_loss: Callable[..., Tensor] = answer_loss,
+) -> list[Piece]:
+    """A step that answers: ``per_image`` questions about each of ``images``, the loss a mean over all of them.
+
+    ``pieces`` are this process's rows of the batch, ``data`` the rows of :func:`diptych.model.image_features.caption_rows`
+    read for them; ``batch_loss`` is :func:`answer_loss` or, compiled, the same function.
+    """
+    questions = table.choose(images, per_image)
+    ids, shares, device = table.ids[questions], table.shares(questions), codebook.device
+
+    def piece(rows: slice, features: Tensor) -> Piece:
+        def loss() -> tuple[Tensor, dict[str, Tensor]]:
+            seen = caption_input(model.config, codebook, on_device(features, device))
+            with autocast_context(device, precision):
+                mean = batch_loss(
+                    model, tokenizer, seen, ids[rows].to(device), shares[rows].flatten(0, 1).to(device)
+                )
+            return mean, {"answer_loss": mean.detach()}
+
+        asked = questions[rows].numel()
+        return Piece(asked / questions.numel(), asked, loss)
+
+    return [piece(rows, part) for rows, part in zip(pieces, data, strict=True)]
