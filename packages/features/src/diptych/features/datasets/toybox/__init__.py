@@ -19,7 +19,17 @@ from tqdm import tqdm
 
 from diptych.features.datasets.toybox.drawing import draw
 from diptych.features.datasets.toybox.grammar import GrammarConfig, describe
-from diptych.features.datasets.toybox.world import CLASSES, COLORS, SCENERIES, UNSEEN, SceneConfig, compose
+from diptych.features.datasets.toybox.questions import QuestionsConfig, ask
+from diptych.features.datasets.toybox.world import (
+    CLASSES,
+    COLORS,
+    SCENERIES,
+    UNSEEN,
+    Scene,
+    SceneConfig,
+    compose,
+)
+from diptych.features.errors import UserError
 
 __all__ = [
     "CLASSES",
@@ -27,12 +37,16 @@ __all__ = [
     "SCENERIES",
     "UNSEEN",
     "GrammarConfig",
+    "QuestionsConfig",
     "SceneConfig",
     "ToyboxConfig",
+    "build_questions",
     "build_toybox",
 ]
 
 CAPTIONS_PER_IMAGE = 5
+# Streams of random numbers: what is drawn for one purpose leaves the others as they are.
+_SCENES, _CAPTIONS, _QUESTIONS = range(3)
 
 
 @dataclass(frozen=True)
@@ -41,7 +55,8 @@ class ToyboxConfig:
 
     `train`, `val`, `test`, `compositional` and `ablation` count pictures: `compositional` holds main
     objects in pairs of colour and class that no other split shows; `ablation` is more of `test`, for
-    what compares models by smaller differences. `image_size` is the side in pixels.
+    what compares models by smaller differences. `image_size` is the side in pixels. `questions` may be null: then
+    nothing is asked.
     """
 
     train: int
@@ -52,6 +67,17 @@ class ToyboxConfig:
     image_size: int
     scenes: SceneConfig
     captions: GrammarConfig
+    questions: QuestionsConfig | None = None
+
+    def __post_init__(self) -> None:
+        unknown = set(self.questions.splits if self.questions else ()) - self.splits.keys()
+        if unknown:
+            raise UserError(f"questions.splits: {min(unknown)!r} is none of {', '.join(self.splits)}")
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """How many pictures a split has; the order gives splits their numbers in seeds."""
+        return {name: getattr(self, name) for name in ("train", "val", "test", "compositional", "ablation")}
 
 
 def build_toybox(config: ToyboxConfig, seed: int, folder: Path) -> Iterator[dict[str, Any]]:
@@ -60,28 +86,19 @@ def build_toybox(config: ToyboxConfig, seed: int, folder: Path) -> Iterator[dict
     A scene depends on (seed, split, number), its captions on the same and the grammar: another
     grammar leaves the pictures as they are. Files are JPEG (quality 95, full colour resolution).
     """
-    splits = {
-        "train": config.train,
-        "val": config.val,
-        "test": config.test,
-        "compositional": config.compositional,
-        "ablation": config.ablation,
-    }
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    bar = tqdm(total=sum(splits.values()), unit="picture", desc="toybox", mininterval=1)
-    for split_number, (split, count) in enumerate(splits.items()):
+    bar = tqdm(total=sum(config.splits.values()), unit="picture", desc="toybox", mininterval=1)
+    for split, count in config.splits.items():
         for number in range(count):
-            scene_rng, caption_rng = (
-                np.random.default_rng((seed, split_number, number, stream)) for stream in range(2)
-            )
-            scene = compose(scene_rng, config.scenes, unseen=split == "compositional")
+            scene = _scene(config, seed, split, number)
+            caption_rng = _rng(config, seed, split, number, _CAPTIONS)
             encoded = io.BytesIO()
             draw(scene, config.image_size).save(encoded, "JPEG", quality=95, subsampling=0)
             content = encoded.getvalue()
-            path = os.path.join("images", f"{split}-{number:06d}.jpg")
+            path = os.path.join("images", f"{_image_id(split, number)}.jpg")
             (folder / path).write_bytes(content)
             yield {
-                "image_id": f"{split}-{number:06d}",
+                "image_id": _image_id(split, number),
                 "split": split,
                 "path": path,
                 "width": config.image_size,
@@ -94,6 +111,37 @@ def build_toybox(config: ToyboxConfig, seed: int, folder: Path) -> Iterator[dict
             }
             bar.update()
     bar.close()
+
+
+def build_questions(config: ToyboxConfig, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of questions in VQA's manner, split by split and picture by picture; none without `questions`.
+
+    What is asked about a picture depends on (seed, split, number), its scene and `questions`, and on no other picture.
+    """
+    if config.questions is None:
+        return
+    for split in config.questions.splits:
+        for number in range(config.splits[split]):
+            scene, rng = (
+                _scene(config, seed, split, number),
+                _rng(config, seed, split, number, _QUESTIONS),
+            )
+            image_id = _image_id(split, number)
+            for place, question in enumerate(ask(scene, rng, config.questions, config.scenes)):
+                question_id = f"{image_id}-{place:02d}"
+                yield {"question_id": question_id, "split": split, "image_ids": [image_id], **question}
+
+
+def _scene(config: ToyboxConfig, seed: int, split: str, number: int) -> Scene:
+    return compose(_rng(config, seed, split, number, _SCENES), config.scenes, unseen=split == "compositional")
+
+
+def _rng(config: ToyboxConfig, seed: int, split: str, number: int, stream: int) -> np.random.Generator:
+    return np.random.default_rng((seed, list(config.splits).index(split), number, stream))
+
+
+def _image_id(split: str, number: int) -> str:
+    return f"{split}-{number:06d}"
 
 
 def _objects(scene, size: int) -> list[dict[str, Any]]:

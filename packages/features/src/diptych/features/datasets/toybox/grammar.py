@@ -102,7 +102,7 @@ class _Speaker:
     def subject(self, size: bool) -> list[str]:
         main, number = self.scene.main[0], len(self.scene.main)
         if number > 1:
-            return [_NUMBER[number], main.color, _PLURAL.get(main.label, main.label + "s")]
+            return [_NUMBER[number], main.color, plural(main.label)]
         adjective = [self.pick(_LARGE if self.scene.large else _SMALL)] if size else []
         return ["a", *adjective, main.color, main.label]
 
@@ -138,6 +138,11 @@ class _Speaker:
     def pick(self, wordings: tuple[str, ...]) -> str:
         usual, *others = wordings
         return usual if self.rng.random() < self.usual else others[int(self.rng.integers(len(others)))]
+
+
+def plural(label: str) -> str:
+    """The word for several things of a class."""
+    return _PLURAL.get(label, label + "s")
 
 
 def _noun_phrase(thing: Thing) -> list[str]:

@@ -1,0 +1,328 @@
+"""Questions about Toybox scenes in VQA's manner: nine kinds, ten answers each, and nothing to be guessed from the words.
+
+Every question has one answer that the picture gives. Half of the questions that are answered by yes or no are
+answered by no, what is rare is asked about whenever it occurs, and no other picture decides what is asked of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diptych.features.datasets.toybox.annotators import annotate
+from diptych.features.datasets.toybox.chances import (
+    acceptance,
+    number_of_equals,
+    number_of_things,
+    same_color,
+    seen_colors,
+)
+from diptych.features.datasets.toybox.grammar import plural
+from diptych.features.datasets.toybox.world import CLASSES, COLORS, SCENERIES, Scene, SceneConfig, Thing
+
+KINDS = ("object", "color", "count", "count_all", "exists", "place", "scenery", "relation", "same_color")
+ROWS, COLUMNS = ("top", "bottom"), ("left", "middle", "right")
+PLACES = tuple(f"{row} {column}" for row in ROWS for column in COLUMNS)
+YES_NO = ("yes", "no")
+# The side on which one thing is of another, its opposite, and how it is said.
+SIDES = {"left": "right", "right": "left", "above": "below", "below": "above"}
+SAID = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
+
+WORDINGS: dict[str, tuple[str, ...]] = {
+    "object": ("what is at the {0}?", "what is in the {0}?", "which object is at the {0}?"),
+    "color": ("what color is the {0}?", "what is the color of the {0}?", "which color is the {0}?"),
+    "colors": ("what color are the {0}?", "what is the color of the {0}?", "which color are the {0}?"),
+    "count": ("how many {0} are there?", "how many {0} are in the picture?", "how many {0} can you see?"),
+    "exists": ("is there a {0}?", "is there a {0} in the picture?", "can you see a {0}?"),
+    "place": (
+        "where is the {0}?",
+        "where in the picture is the {0}?",
+        "in which part of the picture is the {0}?",
+    ),
+    "scenery": ("what is the scenery?", "where was this taken?", "what is in the background?"),
+    "relation": ("what is {0} the {1}?", "which object is {0} the {1}?"),
+    "is_relation": ("is the {1} {0} the {2}?", "is there a {1} {0} the {2}?"),
+    "same_color": (
+        "are the {0} and the {1} the same color?",
+        "do the {0} and the {1} have the same color?",
+        "is the color of the {0} the same as that of the {1}?",
+    ),
+}
+ALL = ("objects", "things")
+_TRIES = 30  # to find words in which a picture was not asked before
+
+
+@dataclass(frozen=True)
+class QuestionsConfig:
+    """What is asked about Toybox, and how people answer.
+
+    splits: whose pictures are asked about. per_picture: questions in VQA's manner a picture; graph_per_picture: in
+    GQA's. statements_per_picture: statements in NLVR2's manner, in the mean, counted with each pair of pictures; 0
+    makes none. answers: people who answer each of VQA's. otherwise, wrong: shares of their answers that are right in
+    another word (where there is one), and that are not right. colored: share of the questions for a kind of thing
+    that name its color too.
+    """
+
+    splits: tuple[str, ...]
+    per_picture: int
+    graph_per_picture: int
+    statements_per_picture: float
+    answers: int
+    otherwise: float
+    wrong: float
+    colored: float
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("per_picture", 0),
+            ("graph_per_picture", 0),
+            ("statements_per_picture", 0),
+            ("answers", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, is {getattr(self, name)}")
+        for name in ("otherwise", "wrong", "colored"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share between 0 and 1, is {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about one scene: its words, its true answer, and the answers that its kind has."""
+
+    kind: str
+    question: str
+    truth: str
+    possible: tuple[str, ...]
+
+
+def ask(
+    scene: Scene, rng: np.random.Generator, config: QuestionsConfig, scenes: SceneConfig
+) -> list[dict[str, Any]]:
+    """`config.per_picture` questions about a scene, in random order, no two in the same words; fewer only where that
+    is more than there is to ask.
+
+    scenes: the chances that composed the scene; what they make rare is asked about whenever it is there.
+    Returns dictionaries of kind, question and answers (`config.answers` of them); ids are the caller's.
+    """
+    asked = _choose(_Asker(scene, rng, config.colored, scenes), config.per_picture, rng)
+    return [
+        {
+            "kind": question.kind,
+            "question": question.question,
+            "answers": annotate(
+                question.truth, question.possible, config.answers, config.otherwise, config.wrong, rng
+            ),
+        }
+        for question in asked
+    ]
+
+
+def _choose(asker: _Asker, number: int, rng: np.random.Generator) -> list[Asked]:
+    """What is rare first, then the other kinds in turn until there are `number`.
+
+    Which of a picture's rare things are asked about is decided before, so that taking turns tells nothing of them.
+    """
+    chosen: dict[str, Asked] = {}
+    for kind in (asker.count_all, asker.count, asker.scenery, asker.same_color, asker.relation):
+        for rare in kind():
+            chosen.setdefault(rare.question, rare)
+    waiting = [kind() for kind in (asker.exists, asker.place, asker.object, asker.color)]
+    while waiting and len(chosen) < number:
+        for questions in list(waiting):
+            new = next((question for question in questions if question.question not in chosen), None)
+            if new is None:
+                waiting.remove(questions)
+            else:
+                chosen[new.question] = new
+    asked = list(chosen.values())[:number]
+    return [asked[i] for i in rng.permutation(len(asked))]
+
+
+@dataclass(frozen=True)
+class _Asker:
+    """Asks about one scene, a method a kind; each yields its questions in random order."""
+
+    scene: Scene
+    rng: np.random.Generator
+    colored: float
+    scenes: SceneConfig
+
+    def object(self) -> Iterator[Asked]:
+        for thing, wording in self._twice(self.scene.things, "object"):
+            place = wording.format(PLACES[3 * thing.row + thing.column])
+            yield Asked("object", place, thing.label, CLASSES)
+
+    def color(self) -> Iterator[Asked]:
+        for thing in self._shuffled((self.scene.main[0], *self.scene.others)):
+            several = number_of(self.scene, thing.label) > 1
+            for wording in self._wordings("colors" if several else "color")[:2]:
+                name = plural(thing.label) if several else thing.label
+                yield Asked("color", wording.format(name), thing.color, tuple(COLORS))
+
+    def place(self) -> Iterator[Asked]:
+        for thing, wording in self._twice(singles(self.scene), "place"):
+            yield Asked("place", wording.format(thing.label), PLACES[3 * thing.row + thing.column], PLACES)
+
+    def scenery(self) -> Iterator[Asked]:
+        yield Asked("scenery", self._wordings("scenery")[0], self.scene.scenery, SCENERIES)
+
+    def exists(self) -> Iterator[Asked]:
+        """Of things that are there and things that are not, by a coin, until the words for one of both run out."""
+        said: set[str] = set()
+        for there in iter(lambda: self.rng.random() < 0.5, None):
+            for _ in range(_TRIES):
+                name = self._present() if there else self._absent()
+                question = self._wordings("exists")[0].format(name)
+                if question not in said:
+                    break
+            else:
+                return
+            said.add(question)
+            yield Asked("exists", question, YES_NO[not there], YES_NO)
+
+    def count(self) -> Iterator[Asked]:
+        """Of each answer from 0 to 3 about as many; a picture that is asked at all is asked in several words."""
+        chances = number_of_equals(self.scenes)
+        accepted = acceptance(chances)
+        level = min(chance * accepted[number] for number, chance in chances.items() if chance > 0)
+        main = self.scene.main
+        subjects: list[tuple[str, str, int]] = []
+        if len(main) > 1 and self.rng.random() < accepted[len(main)]:
+            subjects.append((main[0].color, main[0].label, len(main)))
+        one = singles(self.scene)
+        if one and self.rng.random() < level / (chances[1] + (1 - chances[1]) * self.scenes.second):
+            thing = self._pick(one)
+            subjects.append((thing.color, thing.label, 1))
+        if self.rng.random() < level:
+            subjects.append((*self._absent_pair(class_too=True), 0))
+            color, label = self._absent_pair(class_too=False)
+            for wording in self._wordings("count")[:2]:
+                yield self._counted(wording, f"{color} {plural(label)}", 0)
+        for color, label, number in subjects:
+            for wording in self._wordings("count")[:2]:
+                yield self._counted(wording, plural(label), number)
+                if number:
+                    yield self._counted(wording, f"{color} {plural(label)}", number)
+
+    def count_all(self) -> Iterator[Asked]:
+        number = len(self.scene.things)
+        if self.rng.random() < acceptance(number_of_things(self.scenes))[number]:
+            for wording in self._wordings("count")[:2]:
+                name = self._pick(ALL)
+                yield Asked("count_all", wording.format(name), str(number), ("1", "2", "3", "4", "5"))
+
+    def relation(self) -> Iterator[Asked]:
+        """What is beside a thing, and whether one is beside another: two of each where there are any."""
+        found = relations(self.scene)
+        for side, other, thing in self._shuffled(alone_on_its_side(self.scene))[:2]:
+            wording = self._wordings("relation")[0]
+            yield Asked("relation", wording.format(SAID[side], thing), other, CLASSES)
+        for side, other, thing in self._shuffled(found)[:2]:
+            asked, truth = side, "yes"
+            if self.rng.random() < 0.5:
+                truth = "no"
+                crosswise = [s for s in SIDES if s not in (side, SIDES[side])]
+                asked = SIDES[side] if self.rng.random() < 0.5 else self._pick(crosswise)
+            wording = self._wordings("is_relation")[0]
+            yield Asked("relation", wording.format(SAID[asked], other, thing), truth, YES_NO)
+
+    def same_color(self) -> Iterator[Asked]:
+        """About as many yes as no, also for each pair of classes by itself; one pair, in four ways."""
+        things = self._shuffled((self.scene.main[0], *self.scene.others))
+        for number, one in enumerate(things):
+            for other in things[number + 1 :]:
+                same, chance = one.color == other.color, same_color(one.label, other.label)
+                if not same and self.rng.random() >= chance / (1 - chance):
+                    continue
+                for left, right in ((one, other), (other, one)):
+                    names = (self._name(left), self._name(right))
+                    for wording in self._wordings("same_color")[:2]:
+                        yield Asked("same_color", wording.format(*names), YES_NO[not same], YES_NO)
+                return
+
+    def _counted(self, wording: str, name: str, number: int) -> Asked:
+        return Asked("count", wording.format(name), str(number), ("0", "1", "2", "3"))
+
+    def _name(self, thing: Thing) -> str:
+        return plural(thing.label) if number_of(self.scene, thing.label) > 1 else thing.label
+
+    def _present(self) -> str:
+        thing = self._pick((self.scene.main[0], *self.scene.others))
+        return f"{thing.color} {thing.label}" if self.rng.random() < self.colored else thing.label
+
+    def _absent(self) -> str:
+        if self.rng.random() >= self.colored:
+            return self._absent_pair(class_too=True)[1]
+        return " ".join(self._absent_pair(class_too=self.rng.random() < 0.5))
+
+    def _absent_pair(self, class_too: bool) -> tuple[str, str]:
+        """A color and a class that no thing has: a class that is not there, or one that is in another color.
+
+        Of pairs that training shows; whoever asked for others would give the answer away by asking.
+        """
+        there = {thing.label: thing.color for thing in self.scene.things}
+        if class_too:
+            label = self._pick([label for label in CLASSES if label not in there])
+        else:
+            label = self._pick(list(there))
+        return self._pick([color for color in seen_colors(label) if color != there.get(label)]), label
+
+    def _twice(self, things: tuple[Thing, ...], kind: str) -> Iterator[tuple[Thing, str]]:
+        """Every thing in two wordings: all in one before any in the second."""
+        order = [(thing, self._wordings(kind)[:2]) for thing in self._shuffled(things)]
+        for turn in range(2):
+            for thing, wordings in order:
+                yield thing, wordings[turn]
+
+    def _wordings(self, kind: str) -> list[str]:
+        return self._shuffled(WORDINGS[kind])
+
+    def _shuffled(self, values: Any) -> list[Any]:
+        return [values[i] for i in self.rng.permutation(len(values))]
+
+    def _pick(self, values: Any) -> Any:
+        return values[int(self.rng.integers(len(values)))]
+
+
+def number_of(scene: Scene, label: str) -> int:
+    """How many things of a class a scene has."""
+    return sum(thing.label == label for thing in scene.things)
+
+
+def singles(scene: Scene) -> tuple[Thing, ...]:
+    """The things of whose class there is no second one."""
+    return (*(scene.main if len(scene.main) == 1 else ()), *scene.others)
+
+
+def relations(scene: Scene) -> list[tuple[str, str, str]]:
+    """(side, label, other label): what is beside, above or below what, of single things in one row or column."""
+    found = []
+    for one in singles(scene):
+        for other in singles(scene):
+            if one is not other and one.row == other.row:
+                found.append(("left" if one.column < other.column else "right", one.label, other.label))
+            elif one is not other and one.column == other.column:
+                found.append(("above" if one.row < other.row else "below", one.label, other.label))
+    return found
+
+
+def alone_on_its_side(scene: Scene) -> list[tuple[str, str, str]]:
+    """Those relations (side, label, other label) in which nothing of another class is anywhere on that side."""
+    on_side: dict[str, Callable[[Thing, Thing], bool]] = {
+        "left": lambda thing, of: thing.column < of.column,
+        "right": lambda thing, of: thing.column > of.column,
+        "above": lambda thing, of: thing.row < of.row,
+        "below": lambda thing, of: thing.row > of.row,
+    }
+    found = []
+    for of in singles(scene):
+        for side, is_there in on_side.items():
+            things = [thing for thing in scene.things if is_there(thing, of)]
+            in_line = [t for t in things if t.row == of.row or t.column == of.column]
+            if in_line and len({thing.label for thing in things}) == 1:
+                found.append((side, in_line[0].label, of.label))
+    return found
