@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from diptych.eval.captions.cider import CiderDReward
 from diptych.features.detector import load_detector
 from diptych.features.shards.reading import ShardDataset
+from diptych.model.answer_table import AnswerTable, load_answer_table
 from diptych.model.networks.image_generator import load_image_generator
 from diptych.model.pixels import unit_to_uint8
 from diptych.model.pretrained import load_transformer, save_transformer
@@ -61,14 +62,15 @@ def train(
     device: str,
     part: str = "",
     start: Path = Path("models/token"),
-) -> tuple[tuple[UnifiedTransformer, CaptionTokenizer, Tensor], Record]:
-    """The model directory `start` trained further, its tokenizer and codebook, and what the training leaves besides. Image generator and
-    scorer stay as they are.
+) -> tuple[tuple[UnifiedTransformer, CaptionTokenizer, Tensor, AnswerTable | None], Record]:
+    """The model directory `start` trained further, its tokenizer, codebook and answer table, and what the training leaves
+    besides. Image generator and scorer stay as they are.
 
     part: names the training where there are several.
     """
     train, val = (ShardDataset(SHARDS, split) for split in ("train", "val"))
     model, tokenizer, codebook = load_transformer(start)
+    table = load_answer_table(start, model.config.answers)
     generator = load_image_generator(Path("models/image_generator"), device)
     scorer = read_clip(Path("models/scorer"), device)
     config = params.training
@@ -100,7 +102,7 @@ def train(
         device,
         evaluation,
     )
-    return (model, tokenizer, codebook), record
+    return (model, tokenizer, codebook, table), record
 
 
 def inspection(val: ShardDataset, device: str) -> Callable[[Tensor, list[int]], dict[str, float]] | None:

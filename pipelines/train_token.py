@@ -1,4 +1,5 @@
-"""Token-level training, stage 1: captioning and painting in turns by cross-entropy (UMT 4.1.1 and 4.2.1)."""
+"""Token-level training, stage 1: captioning and painting in turns by cross-entropy (UMT 4.1.1 and 4.2.1), and answering as a
+third task where there are questions."""
 
 from __future__ import annotations
 
@@ -8,10 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from diptych.features.codebook.reading import load_codebook
+from diptych.features.questions import questions_of, read_questions
 from diptych.features.shards.reading import ShardDataset
+from diptych.model.answer_table import AnswerTable, build_answer_table, load_answer_table
 from diptych.model.pretrained import save_transformer
-from diptych.model.training.initial import initial_transformer, random_transformer
+from diptych.model.training.initial import initial_transformer, random_transformer, with_heads
 from diptych.model.training.processes import current_processes
+from diptych.model.training.questions import QuestionTable
 from diptych.model.training.token import TokenTrainingConfig, train_token
 from pipelines.measuring.samples import write_samples
 from pipelines.runner.processes import run, training_device
@@ -25,11 +29,19 @@ if TYPE_CHECKING:
     from diptych.model.training.contracts import Record
 
 SHARDS = Path("data/shards")
+QUESTIONS = Path("data/dataset/questions/vqa.parquet")
 
 
 @dataclass(frozen=True)
 class TokenizerParams:
     """min_count: how often a word must occur in the training captions to be in the vocabulary."""
+
+    min_count: int
+
+
+@dataclass(frozen=True)
+class AnswersParams:
+    """min_count: of how many training questions an answer must be the most frequent one to be in the answer table."""
 
     min_count: int
 
@@ -43,6 +55,8 @@ class TrainTokenParams:
 
     initial: a model directory of that size and of this codebook, such as an imported checkpoint, to start from; its
     vocabulary stays, and `tokenizer` does not count. null: random weights. DVC tracks its name, not its content.
+
+    answers: the answer table, where the training has questions.
     """
 
     network: str
@@ -50,6 +64,7 @@ class TrainTokenParams:
     image_features: Literal["two_level", "dense", "discrete"]
     initial: Path | None
     tokenizer: TokenizerParams
+    answers: AnswersParams
     training: TokenTrainingConfig
 
 
@@ -75,22 +90,30 @@ def val_shards(params: TrainTokenParams) -> ShardDataset | None:
 
 def train(
     stage: Stage, params: TrainTokenParams, device: str
-) -> tuple[tuple[UnifiedTransformer, CaptionTokenizer, Tensor], Record]:
-    """A trained model, its tokenizer and codebook, and what the training leaves besides."""
+) -> tuple[tuple[UnifiedTransformer, CaptionTokenizer, Tensor, AnswerTable | None], Record]:
+    """A trained model, its tokenizer, codebook and answer table, and what the training leaves besides."""
     import torch
 
     train = ShardDataset(SHARDS, "train")
     codebook = torch.from_numpy(load_codebook(Path("data/codebook")))
     captions = [caption for index in range(len(train)) for caption in train.captions(index)]
+    asked = training_questions(params)
+    table = (
+        build_answer_table([row["answers"] for row in asked["train"]], params.answers.min_count)
+        if asked
+        else None
+    )
     if params.initial is None:
+        words = [row["question"] for row in asked["train"]] if asked else []
         model, tokenizer = random_transformer(
             params.network,
             params.caption_attention,
             params.image_features,
-            captions,
+            captions + words,
             params.tokenizer.min_count,
             codebook,
             stage.seed,
+            len(table) if table else 0,
         )
     else:
         model, tokenizer = initial_transformer(
@@ -101,6 +124,15 @@ def train(
             captions,
             codebook,
         )
+        known = load_answer_table(params.initial, model.config.answers)
+        model = with_heads(model, stage.seed, answers=table, known=known)
+    val = val_shards(params)
+    questions, val_questions = (
+        QuestionTable(asked[split], shards.keys, tokenizer, table, params.training.questions.length)
+        if asked and table and shards and params.training.questions
+        else None
+        for split, shards in (("train", train), ("val", val))
+    )
     record = train_token(
         params.training,
         model,
@@ -109,10 +141,20 @@ def train(
         train,
         stage.checkpoints(),
         device,
-        val_shards(params),
+        val,
         stage.machine.compile,
+        questions,
+        val_questions,
     )
-    return (model, tokenizer, codebook), record
+    return (model, tokenizer, codebook, table), record
+
+
+def training_questions(params: TrainTokenParams) -> dict[str, list[dict[str, Any]]] | None:
+    """The rows of the questions that the training asks, by split, where it asks any."""
+    if params.training.questions is None:
+        return None
+    table = read_questions(QUESTIONS)
+    return {split: questions_of(table, [split], QUESTIONS) for split in ("train", "val")}
 
 
 def sample_contents(val: ShardDataset | None) -> dict[str, Callable[[Mapping[str, Any]], bytes]]:

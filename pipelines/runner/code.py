@@ -131,7 +131,9 @@ class Code:
         file = self._file(module)
         if file is None or file.name != "__init__.py":
             return []
-        files = (path for path in file.parent.iterdir() if path.is_file() and path.name not in _PIPELINE_FILES)
+        files = (
+            path for path in file.parent.iterdir() if path.is_file() and path.name not in _PIPELINE_FILES
+        )
         return sorted(path for path in files if path.suffix not in (".py", ".pyc"))
 
 

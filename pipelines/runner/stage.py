@@ -199,7 +199,9 @@ def _key_of_inputs(stage: Stage) -> str:
     for dep in YAML(typ="safe").load(stage.pipeline)["stages"][entry]["deps"]:
         # `${section.key}` stands for a parameter or for a key of the item, as it does for DVC
         dep = re.sub(r"\$\{(\w+)\.(\w+)\}", lambda key: params[key[1]][key[2]], dep)
-        if dep.startswith(f"{code.FOLDER}/"):  # of the code that runs, also where nobody has asked for the stage `code`
+        if dep.startswith(
+            f"{code.FOLDER}/"
+        ):  # of the code that runs, also where nobody has asked for the stage `code`
             digest.update(f"{dep}\0{json.dumps(code.code_of(dep))}\n".encode())
             continue
         root = Path(STANDS_FOR.get(dep, dep))

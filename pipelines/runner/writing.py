@@ -18,7 +18,9 @@ def writing(path: str) -> Iterator[Path]:
     remove(partial)
     try:
         yield partial
-        if final.is_dir():  # a folder cannot be replaced in one step; DVC has removed it already in a normal run
+        if (
+            final.is_dir()
+        ):  # a folder cannot be replaced in one step; DVC has removed it already in a normal run
             remove(final)
         os.replace(partial, final)
     finally:

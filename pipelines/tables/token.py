@@ -33,12 +33,13 @@ def main(item: TableItem, section: TransformerTableParams) -> None:
 def token_params(
     table: Table, row: str, params: TrainTokenParams, steps: int | None, seed: int
 ) -> TrainTokenParams:
-    """The section train_token as this row's stage 1 takes it. steps: of ours, null those of the section.
+    """The section train_token as this row's stage 1 takes it, with the papers' two tasks. steps: of ours, null those of the
+    section.
 
     Nothing is measured meanwhile: validation changes no weight, and costs time. Raises ParameterError where
     no step is left for the row's task.
     """
-    changes, section = read_changes(table, row), params.training
+    changes, section = read_changes(table, row), params.training.without_questions()
     ours = steps_of_ours(table, "token", steps, section.steps)
     own = replace(section, steps=ours.count, seed=seed, evaluation=None)
     if changes.tasks != "both":

@@ -166,9 +166,7 @@ def read_model(folder: Path) -> ModelValues:
     )
 
 
-def picture_values(
-    table: Table, of_seeds: Sequence[ModelValues], parts: Sequence[str]
-) -> PictureValues:
+def picture_values(table: Table, of_seeds: Sequence[ModelValues], parts: Sequence[str]) -> PictureValues:
     """Values of the pictures that were captioned, or painted for, whichever the figures `parts` are about.
 
     Raises ParameterError where seeds were measured on different pictures.

@@ -71,7 +71,9 @@ def check_leftovers(clone: Path) -> Finding:
     findings = []
     if found:
         names = " ".join(str(path.relative_to(clone)) for path in found)
-        findings.append(note(f"a killed stage left {spelled_size(sum(map(used_bytes, found)))}: rm -r {names}"))
+        findings.append(
+            note(f"a killed stage left {spelled_size(sum(map(used_bytes, found)))}: rm -r {names}")
+        )
     if states:
         stages = ", ".join(sorted({path.parent.name for path in states}))
         findings.append(

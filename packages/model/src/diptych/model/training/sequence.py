@@ -32,12 +32,13 @@ from diptych.model.training.contracts import Checkpoints, Piece, Record
 from diptych.model.training.data import CaptionTable, TrainingShards, on_device, read_rows
 from diptych.model.training.loop import run_training
 from diptych.model.training.processes import current_processes
+from diptych.model.training.questions import QuestionTable, answer_pieces
 from diptych.model.training.schedules import warmup_constant, warmup_cosine
 from diptych.model.training.sequence_evaluation import SequenceEvaluation, SequenceEvaluationConfig
 from diptych.model.training.state import fingerprint
 from diptych.model.training.token import check_data, check_masking, paint_pieces, read_to_paint
 
-Task = Literal["scst", "clip", "paint"]
+Task = Literal["scst", "clip", "paint", "answer"]
 
 
 class CaptionReward(Protocol):
@@ -54,10 +55,13 @@ class SequenceTrainingConfig(LoopConfig):
     Attributes:
         steps: steps of all tasks together [300,000].
         scst_steps, clip_steps, paint_steps: how many steps of each task a cycle has, in this order [1, 1, 1].
+        answer_steps: how many steps of answering end a cycle, so that it is not forgotten [0].
         joint_tasks: tasks that train in common steps instead of turns [none]: such a step takes a batch of each, the
             gradients of their weighted losses add up, and AdamW moves once. Their numbers of steps are equal, or 0 for
             a task that does not train.
         scst_batch_size, clip_batch_size, paint_batch_size: images, or captions to paint, in a step [160].
+        answer_batch_size, questions_per_image, question_length: as batch_size, questions_per_image and length of
+            :class:`diptych.model.training.questions.QuestionSettings`.
         caption_length: tokens of a caption, ``[CLS]`` and ``[SEP]`` included [17 words].
         learning_rate: the peak [1e-6].
         schedule: after the warm-up, ``constant`` [constant] or ``cosine`` to 0. A short training at a rate that gets it
@@ -100,6 +104,10 @@ class SequenceTrainingConfig(LoopConfig):
     scst_steps: int
     clip_steps: int
     paint_steps: int
+    answer_steps: int = 0
+    answer_batch_size: int = 1
+    questions_per_image: int = 1
+    question_length: int = 20
     joint_tasks: tuple[Task, ...] = ()
     scst_batch_size: int
     clip_batch_size: int
@@ -136,6 +144,8 @@ class SequenceTrainingConfig(LoopConfig):
             "scst_batch_size",
             "clip_batch_size",
             "paint_batch_size",
+            "answer_batch_size",
+            "questions_per_image",
             "mask_predict_steps",
             "samples_per_image",
         )
@@ -153,7 +163,7 @@ class SequenceTrainingConfig(LoopConfig):
                 "baseline mean is that of an image's other samples: set samples_per_image to 2 or more"
             )
         if not self.cycle:
-            raise UserError("scst_steps, clip_steps and paint_steps are all 0; at least one task must train")
+            raise UserError("the steps of all tasks are 0; at least one task must train")
         if len(self.joint_tasks) == 1 or len(set(self.joint_tasks)) < len(self.joint_tasks):
             raise UserError(
                 f"joint_tasks must be two or three different tasks, or none ([]), is {list(self.joint_tasks)}"
@@ -168,8 +178,8 @@ class SequenceTrainingConfig(LoopConfig):
 
     @property
     def cycle(self) -> list[Task]:
-        """The tasks of consecutive batches: ``scst``, ``clip``, ``paint``."""
-        tasks: list[Task] = ["scst", "clip", "paint"]
+        """The tasks of consecutive batches: ``scst``, ``clip``, ``paint``, ``answer``."""
+        tasks: list[Task] = ["scst", "clip", "paint", "answer"]
         return [task for task in tasks for _ in range(getattr(self, f"{task}_steps"))]
 
     @property
@@ -246,8 +256,8 @@ def scst_parts(
 
 
 class SequenceSteps:
-    """The steps of sequence-level training (:class:`diptych.model.training.contracts.Steps`): SCST, CLIP loss and
-    token-level painting in turns, or those of ``joint_tasks`` together."""
+    """The steps of sequence-level training (:class:`diptych.model.training.contracts.Steps`): SCST, CLIP loss,
+    token-level painting and answering in turns, or those of ``joint_tasks`` together."""
 
     def __init__(
         self,
@@ -259,15 +269,20 @@ class SequenceSteps:
         reward: CaptionReward,
         generator: nn.Module,
         scorer: Scorer,
+        questions: QuestionTable | None = None,
     ) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
+        self.questions = questions
         self.codebook, self.train = codebook, train
         self.reward, self.generator, self.scorer = reward, generator, scorer
         self.captions = CaptionTable(train, tokenizer, config.caption_length)
         self.turns = config.turns
         self.batch_sizes: dict[Task, int] = {
-            "scst": config.scst_batch_size, "clip": config.clip_batch_size, "paint": config.paint_batch_size
-        }  # fmt: skip
+            "scst": config.scst_batch_size,
+            "clip": config.clip_batch_size,
+            "paint": config.paint_batch_size,
+            "answer": config.answer_batch_size,
+        }
         self.rows = {
             task: current_processes().own_pieces(self.batch_sizes[task], config.accumulation)
             for task in dict.fromkeys(config.cycle)
@@ -282,19 +297,20 @@ class SequenceSteps:
             task_step = rounds * sum(of_task) + sum(of_task[:place])
             # Each task walks the epochs in an order of its own.
             seed = self.config.seed + list(self.batch_sizes).index(task)
-            images = batch_indices(len(self.train), self.batch_sizes[task], seed, task_step).tolist()
-            batches.append((task, images))
+            known = self.questions.images if task == "answer" and self.questions else range(len(self.train))
+            images = batch_indices(len(known), self.batch_sizes[task], seed, task_step).tolist()
+            batches.append((task, [known[image] for image in images]))
         return batches
 
     def read(self, step: int) -> list[list[Tensor]]:
-        """Read each batch: what captioning sees for SCST, what token-level painting does, the real pictures' features or
+        """Read each batch: what captioning sees for SCST and answers, what token-level painting does, the real pictures' features or
         codes for the loss on features and nothing for the CLIP loss."""
         return [self.read_batch(task, indices) for task, indices in self.plan(step)]
 
     def read_batch(self, task: Task, indices: list[int]) -> list[Tensor]:
         """What this process reads of a task's batch of images, a tensor for each of its pieces."""
         rows, device = self.rows[task], self.codebook.device
-        if task == "scst":
+        if task in ("scst", "answer"):
             return read_rows(caption_rows(self.model.config, self.train), indices, rows, device)
         if task == "paint":
             return read_to_paint(self.model, self.train, indices, rows, device)
@@ -315,16 +331,12 @@ class SequenceSteps:
             return self.scst_pieces(indices, data)
         if task == "clip":
             return self.picture_pieces(indices, data)
-        return paint_pieces(
-            self.config,
-            self.model,
-            self.tokenizer,
-            self.codebook,
-            self.captions,
-            indices,
-            self.rows["paint"],
-            data,
-        )
+        config, shared, rows = self.config, (self.model, self.tokenizer, self.codebook), self.rows[task]
+        if task == "answer":
+            assert self.questions
+            per_image = config.questions_per_image
+            return answer_pieces(*shared, self.questions, indices, per_image, rows, data, config.precision)
+        return paint_pieces(config, *shared, self.captions, indices, rows, data)
 
     def scst_pieces(self, indices: list[int], features: list[Tensor]) -> list[Piece]:
         """An SCST step; its loss is the mean over sampled captions."""
@@ -402,6 +414,7 @@ def train_sequence(
     checkpoints: Checkpoints | None,
     device: torch.device | str,
     evaluation: SequenceEvaluation | None = None,
+    questions: QuestionTable | None = None,
 ) -> Record:
     """Train ``model`` in place, alone or as one of several processes; the image generator and the scorer are frozen and
     put in eval mode.
@@ -410,21 +423,24 @@ def train_sequence(
         codebook: float32 ``[K, D]``.
         reward: built on :func:`reference_words` of the same ``train``.
         evaluation: what ``config.evaluation`` measures.
+        questions: about the images of ``train``, where a cycle has steps that answer.
 
     Returns:
         History rows: step, learning_rate, scst_reward, greedy_reward or mean_reward (CIDEr-D of sampled training captions
-        and of their baseline), clip_loss or features_loss, paint_loss, gradient_norm; and what ``evaluation`` measured.
+        and of their baseline), clip_loss or features_loss, paint_loss, answer_loss, gradient_norm; and what ``evaluation`` measured.
     """
     check_codebook(model, codebook, "codebook")
     check_data(model, train, config.caption_length)
     if (evaluation is None) != (config.evaluation is None):
         raise ValueError("evaluation and config.evaluation go together")
+    if config.answer_steps and questions is None:
+        raise ValueError("steps that answer need questions")
     model.to(device)
     codebook = codebook.to(device)
     for module in (generator, scorer):
         if isinstance(module, nn.Module):
             module.to(device).eval().requires_grad_(False)
-    steps = SequenceSteps(config, model, tokenizer, codebook, train, reward, generator, scorer)
+    steps = SequenceSteps(config, model, tokenizer, codebook, train, reward, generator, scorer, questions)
     judges = [m.state_dict() for m in (generator, scorer) if isinstance(m, nn.Module)]
     frozen = [tensor for state in judges for tensor in state.values()]
     return run_training(
@@ -436,7 +452,14 @@ def train_sequence(
             step, config.steps, config.learning_rate, config.warmup_share
         ),
         started_from=fingerprint(
-            model, model.config, config.determining(), train.keys, steps.captions.texts, codebook, *frozen
+            model,
+            model.config,
+            config.determining(),
+            train.keys,
+            steps.captions.texts,
+            codebook,
+            *frozen,
+            *(questions.contents() if questions and config.answer_steps else ()),
         ),
         checkpoints=checkpoints,
         evaluation=evaluation,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -80,6 +80,13 @@ class TokenTrainingConfig(LoopConfig):
         if not 0 <= self.caption_share <= 1:
             raise UserError(f"caption_share must be in [0, 1], is {self.caption_share}")
         check_masking(self)
+
+    def without_questions(self) -> TokenTrainingConfig:
+        """The same with as many steps of captioning and painting, and none that answers."""
+        if self.questions is None:
+            return self
+        answered = task_steps_before(self.steps, self.questions.share)
+        return replace(self, steps=self.steps - answered, questions=None)
 
 
 def task_steps_before(step: int, share: float) -> int:
