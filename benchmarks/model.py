@@ -35,7 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.alternate import alternate, median_ratio, seconds
 from benchmarks.figures import record
 from benchmarks.reference_model import ReferenceModel
-from diptych.model.decoding.caption import MaskedNextWord, PrefixNextWord, write_captions
+from diptych.model.decoding.caption import MaskedNextWord, PrefixNextWord, encode_images, write_captions
 from diptych.model.decoding.decisions import REFERENCE
 from diptych.model.decoding.paint import paint_codes
 from diptych.model.importers.checkpoint import build
@@ -187,7 +187,12 @@ class Sides:
                 features, ids, positions, self.tokenizer.mask, SMOOTHING
             ),
             "ours": lambda: masked_caption_loss(
-                self.ours, self.tokenizer, features, ids[:, None], positions[:, None], SMOOTHING
+                self.ours,
+                self.tokenizer,
+                encode_images(self.ours, features),
+                ids[:, None],
+                positions[:, None],
+                SMOOTHING,
             ),
         }
 
@@ -349,7 +354,9 @@ def words_per_second(sides: Sides, report: Report, rounds: int) -> None:
         supervised = int((ids[..., 1:] != sides.tokenizer.pad).sum())
 
         def ours() -> Tensor:
-            return caption_loss(sides.ours, sides.tokenizer, features, ids, SMOOTHING)
+            return caption_loss(
+                sides.ours, sides.tokenizer, encode_images(sides.ours, features), ids, SMOOTHING
+            )
 
         return {
             "reference": lambda: n / seconds(lambda: sides.step("reference", reference)),

@@ -39,9 +39,9 @@ def token_params(
     Nothing is measured meanwhile: validation changes no weight, and costs time. Raises ParameterError where
     no step is left for the row's task.
     """
-    changes, section = read_changes(table, row), params.training.without_questions()
+    changes, section = read_changes(table, row), params.training
     ours = steps_of_ours(table, "token", steps, section.steps)
-    own = replace(section, steps=ours.count, seed=seed, evaluation=None)
+    own = replace(section, steps=ours.count, seed=seed, questions=None, evaluation=None)
     if changes.tasks != "both":
         captions = task_steps_before(own.steps, own.caption_share)
         count = captions if changes.tasks == "captions" else own.steps - captions

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.reference_model import ReferenceModel
-from diptych.model.decoding.caption import decode_captions
+from diptych.model.decoding.caption import decode_captions, encode_images
 from diptych.model.decoding.decisions import PAPER, REFERENCE
 from diptych.model.decoding.paint import paint_codes
 from diptych.model.importers.checkpoint import build
@@ -127,7 +127,9 @@ def test_masked_caption_loss_and_gradients_are_the_references(tiny, pair):
     positions = torch.tensor([1, 4, 5, 3])
     features = pair.features[:4]
     expected = pair.reference.caption_loss(features, ids, positions, tokenizer.mask, 0.2)
-    loss = masked_caption_loss(pair.model, tokenizer, features, ids[:, None], positions[:, None], 0.2)
+    loss = masked_caption_loss(
+        pair.model, tokenizer, encode_images(pair.model, features), ids[:, None], positions[:, None], 0.2
+    )
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)  # the loss itself is taken in float32
     expected.backward()
     loss.backward()
@@ -154,7 +156,9 @@ def test_masked_captions_of_one_image_share_its_visual_layers(tiny):
     parameters = list(tiny.model.visual_layers.parameters())
 
     def loss_and_gradients(features, ids, positions):
-        loss = masked_caption_loss(tiny.model, tiny.tokenizer, features, ids, positions, 0.1)
+        loss = masked_caption_loss(
+            tiny.model, tiny.tokenizer, encode_images(tiny.model, features), ids, positions, 0.1
+        )
         return loss, torch.autograd.grad(loss, parameters)
 
     loss, shared = loss_and_gradients(features, ids, positions)
@@ -169,7 +173,9 @@ def test_words_after_the_mask_change_nothing(tiny):
     positions = torch.tensor([[2], [3], [1]])
 
     def loss(ids):
-        return masked_caption_loss(tiny.model, tiny.tokenizer, tiny.features, ids[:, None], positions, 0.1)
+        return masked_caption_loss(
+            tiny.model, tiny.tokenizer, encode_images(tiny.model, tiny.features), ids[:, None], positions, 0.1
+        )
 
     before, changed = loss(tiny.ids), tiny.ids.clone()
     changed[:, 4:] = tiny.tokenizer.unk

@@ -6,31 +6,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diptych.model.decoding.answer import question_states
-from diptych.model.decoding.caption import encode_images
 from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer
 
 
 def answer_logits(
-    model: UnifiedTransformer, tokenizer: CaptionTokenizer, features: Tensor, ids: Tensor
+    model: UnifiedTransformer, tokenizer: CaptionTokenizer, images: list[Tensor], ids: Tensor
 ) -> Tensor:
-    """Logits ``[n * c, A]`` of the answers to questions ids int64 ``[n, c, t]``, c about each picture of features float
-    ``[n, cells, D]``."""
-    return model.answer_logits(question_states(model, tokenizer, encode_images(model, features), ids))
+    """Logits ``[n * c, A]`` of the answers to questions ids int64 ``[n, c, t]``, c about each of n images
+    (:func:`diptych.model.decoding.caption.encode_images`)."""
+    return model.answer_logits(question_states(model, tokenizer, images, ids))
 
 
 def answer_loss(
-    model: UnifiedTransformer, tokenizer: CaptionTokenizer, features: Tensor, ids: Tensor, shares: Tensor
+    model: UnifiedTransformer, tokenizer: CaptionTokenizer, images: list[Tensor], ids: Tensor, shares: Tensor
 ) -> Tensor:
     """Cross-entropy of the answers that people gave: in the mean what a label drawn among them gives, as pretraining draws
     one (X-LXMERT C.3), without the noise of drawing.
 
     Args:
-        features: float ``[n, cells, D]`` of :func:`diptych.model.image_features.caption_input`.
-        ids: int64 ``[n, c, t]``, c questions about each picture.
-        shares: float ``[n * c, A]``, each answer's share of a question's answers. Rows add up to 1.
+        images, ids: as of :func:`answer_logits`.
+        shares: float ``[n * c, A]``, each answer's share of a question's answers. Rows add up to 1; those of zeros, which
+            stand where an image has no question, do not count.
     """
-    return F.cross_entropy(answer_logits(model, tokenizer, features, ids).float(), shares)
+    logits = answer_logits(model, tokenizer, images, ids).float()
+    total = F.cross_entropy(logits, shares, reduction="sum")
+    return total / shares.any(1).sum().clamp(min=1)
 
 
 def answer_score_loss(logits: Tensor, scores: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diptych.model.decoding.caption import encode_images
 from diptych.model.decoding.decisions import PAPER, Decisions
 from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.objectives.answers import answer_loss
 from diptych.model.tokenizer import CaptionTokenizer
 
 
@@ -39,20 +41,23 @@ def sample_mask(
 
 
 def caption_loss(
-    model: UnifiedTransformer, tokenizer: CaptionTokenizer, features: Tensor, ids: Tensor, smoothing: float
+    model: UnifiedTransformer,
+    tokenizer: CaptionTokenizer,
+    images: list[Tensor],
+    ids: Tensor,
+    smoothing: float,
 ) -> Tensor:
     """Word-level loss (UMT equation 1) of several captions per image, which share one visual pass.
 
     Args:
-        features: float ``[n, cells, D]`` of :func:`diptych.model.image_features.caption_input`.
+        images: n of them (:func:`diptych.model.decoding.caption.encode_images`, by ``prefix`` attention).
         ids: int64 ``[n, c, t]``. Every token after ``[CLS]`` up to ``[SEP]`` is a target; padding is not.
     """
     ids = ids.flatten(0, 1)
     ids = ids[:, : int((ids != tokenizer.pad).sum(1).max())]
     targets = ids[:, 1:]
     supervised = targets != tokenizer.pad
-    keys_values = model.visual_keys_values(model.encode_visual_prefix(features))
-    states = model.caption_states(ids[:, :-1], keys_values)
+    states = model.caption_states(ids[:, :-1], model.visual_keys_values(images))
     return smoothed_cross_entropy(model.word_logits(states[supervised]), targets[supervised], smoothing)
 
 
@@ -69,7 +74,7 @@ def sample_positions(tokenizer: CaptionTokenizer, ids: Tensor, decisions: Decisi
 def masked_caption_loss(
     model: UnifiedTransformer,
     tokenizer: CaptionTokenizer,
-    features: Tensor,
+    images: list[Tensor],
     ids: Tensor,
     positions: Tensor,
     smoothing: float,
@@ -78,15 +83,43 @@ def masked_caption_loss(
     the image and the words before it.
 
     Args:
-        features: float ``[n, cells, D]`` of :func:`diptych.model.image_features.caption_input`.
+        images: n of them (:func:`diptych.model.decoding.caption.encode_images`, by ``masked`` attention).
         ids: int64 ``[n, c, t]``, c captions per image; they share the visual layers that no word reaches.
         positions: int64 ``[n, c]``, the word to predict (:func:`sample_positions`).
     """
-    visual = model.encode_visual(features)
+    visual = images[0]
     if ids.shape[1] > 1:
         visual = visual.repeat_interleave(ids.shape[1], 0)
     logits, targets = hidden_words(model, tokenizer, visual, ids.flatten(0, 1), positions.flatten())
     return smoothed_cross_entropy(logits, targets, smoothing)
+
+
+def caption_and_answer_losses(
+    model: UnifiedTransformer,
+    tokenizer: CaptionTokenizer,
+    features: Tensor,
+    ids: Tensor,
+    positions: Tensor | None,
+    smoothing: float,
+    questions: Tensor | None,
+    shares: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Losses of captions and of the answers to questions about the same images, which are seen once for both.
+
+    Args:
+        features: float ``[n, cells, D]`` of :func:`diptych.model.image_features.caption_input`.
+        ids, positions: of :func:`masked_caption_loss` where the model captions by ``masked`` attention, otherwise ids of
+            :func:`caption_loss` and None.
+        questions, shares: of :func:`diptych.model.objectives.answers.answer_loss`; None: the second loss is 0.
+    """
+    images = encode_images(model, features)
+    if positions is None:
+        words = caption_loss(model, tokenizer, images, ids, smoothing)
+    else:
+        words = masked_caption_loss(model, tokenizer, images, ids, positions, smoothing)
+    if questions is None or shares is None:
+        return words, torch.zeros_like(words)
+    return words, answer_loss(model, tokenizer, images, questions, shares)
 
 
 def hidden_words(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diptych.model.answer_table import AnswerTable
+from diptych.model.decoding.caption import encode_images
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input
 from diptych.model.networks.two_streams import UnifiedTransformer
@@ -23,25 +24,24 @@ from diptych.model.training.data import on_device
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionSettings:
-    """Question answering as a task among others (beyond UMT; X-LXMERT pretrains with it).
+    """Question answering as a third task of stage 1 (beyond UMT; X-LXMERT pretrains with it).
 
     Attributes:
-        share: of a training's steps that answer; they are spread evenly among the others.
-        batch_size: images in such a step.
-        questions_per_image: questions about each of these images; by ``prefix`` attention they share its visual pass.
+        share: of the captioning steps that also ask about their images, which are seen once for both; spread evenly among
+            the others.
+        questions_per_image: questions about each of these images.
         length: tokens of a question, ``[CLS]`` and ``[SEP]`` included [20 in X-LXMERT].
     """
 
     share: float
-    batch_size: int
     questions_per_image: int
     length: int
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "batch_size", "questions_per_image", section="questions.")
-        if not 0 < self.share < 1:
+        check_at_least_one(self, "questions_per_image", section="questions.")
+        if not 0 < self.share <= 1:
             raise UserError(
-                f"questions.share must be in (0, 1), is {self.share}; without the task questions is null"
+                f"questions.share must be in (0, 1], is {self.share}; without the task questions is null"
             )
 
 
@@ -88,11 +88,14 @@ class QuestionTable:
                 "no question about the training images has an answer of the answer table; check the questions"
             )
         self.images = sorted(of_image)
-        self.ids = tokenizer.encode_questions(self.texts, length)
+        # the last row, without words and answers, stands for the question of an image that has none
+        none = torch.full((1, length), tokenizer.pad)
+        none[:, :2] = tokenizer.no_text(1)
+        self.ids = torch.cat([tokenizer.encode_questions(self.texts, length), none])
         self._of_image = {image: torch.tensor(questions) for image, questions in of_image.items()}
         most = max(map(len, shares))
-        self._answers = torch.zeros(len(shares), most, dtype=torch.long)
-        self._shares = torch.zeros(len(shares), most)
+        self._answers = torch.zeros(len(shares) + 1, most, dtype=torch.long)
+        self._shares = torch.zeros(len(shares) + 1, most)
         for number, known in enumerate(shares):
             self._answers[number, : len(known)] = torch.tensor(list(known))
             self._shares[number, : len(known)] = torch.tensor(list(known.values()))
@@ -103,10 +106,11 @@ class QuestionTable:
 
     def choose(self, images: Sequence[int], per_image: int) -> Tensor:
         """Draw questions about each image, different ones while there are enough (torch's global generator): their
-        numbers, int64 ``[n, per_image]``."""
+        numbers, int64 ``[n, per_image]``. An image without questions gets rows without words and answers."""
         rows = []
+        none = torch.tensor([len(self.texts)])
         for image in images:
-            questions = self._of_image[image]
+            questions = self._of_image.get(image, none)
             rows.append(questions[torch.randperm(len(questions))[torch.arange(per_image) % len(questions)]])
         return torch.stack(rows)
 
@@ -126,12 +130,12 @@ def answer_pieces(
     pieces: list[slice],
     data: list[Tensor],
     precision: str,
-    batch_loss: Callable[..., Tensor] = answer_loss,
 ) -> list[Piece]:
-    """A step that answers: ``per_image`` questions about each of ``images``, the loss a mean over all of them.
+    """A step that answers: ``per_image`` questions about each of ``images``, all of which have some; the loss is the mean
+    over all of them.
 
     ``pieces`` are this process's rows of the batch, ``data`` the rows of :func:`diptych.model.image_features.caption_rows`
-    read for them; ``batch_loss`` is :func:`answer_loss` or, compiled, the same function.
+    read for them.
     """
     questions = table.choose(images, per_image)
     ids, shares, device = table.ids[questions], table.shares(questions), codebook.device
@@ -140,9 +144,9 @@ def answer_pieces(
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
             seen = caption_input(model.config, codebook, on_device(features, device))
             with autocast_context(device, precision):
-                mean = batch_loss(
-                    model, tokenizer, seen, ids[rows].to(device), shares[rows].flatten(0, 1).to(device)
-                )
+                seen_images = encode_images(model, seen)
+                asked, answers = ids[rows].to(device), shares[rows].flatten(0, 1).to(device)
+                mean = answer_loss(model, tokenizer, seen_images, asked, answers)
             return mean, {"answer_loss": mean.detach()}
 
         asked = questions[rows].numel()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -13,10 +13,8 @@ from diptych.features.order import batch_indices
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input, caption_rows, painting_shows_features
 from diptych.model.networks.two_streams import UnifiedTransformer
-from diptych.model.objectives.answers import answer_loss
 from diptych.model.objectives.token import (
-    caption_loss,
-    masked_caption_loss,
+    caption_and_answer_losses,
     paint_loss,
     sample_mask,
     sample_positions,
@@ -29,7 +27,7 @@ from diptych.model.training.contracts import Checkpoints, Piece, Record
 from diptych.model.training.data import CaptionTable, TrainingShards, on_device, read_rows
 from diptych.model.training.loop import run_training
 from diptych.model.training.processes import current_processes
-from diptych.model.training.questions import QuestionSettings, QuestionTable, answer_pieces
+from diptych.model.training.questions import QuestionSettings, QuestionTable
 from diptych.model.training.schedules import warmup_cosine
 from diptych.model.training.state import fingerprint
 from diptych.model.training.token_evaluation import EvaluationConfig, TokenEvaluation
@@ -40,9 +38,8 @@ class TokenTrainingConfig(LoopConfig):
     """Settings of token-level training; the paper's (UMT 5.1) in brackets.
 
     Attributes:
-        steps: steps of all tasks together [200,000].
-        caption_share: share of the steps that train captioning, of those that do not answer; they are spread evenly among
-            the others [0.5].
+        steps: steps of both tasks together [200,000].
+        caption_share: share of the steps that train captioning; they are spread evenly among the others [0.5].
         caption_batch_size: images in a captioning step [256].
         captions_per_image: captions of each of these images, sharing one visual pass [1].
         paint_batch_size: images, each with one caption, in a painting step [256].
@@ -80,13 +77,6 @@ class TokenTrainingConfig(LoopConfig):
         if not 0 <= self.caption_share <= 1:
             raise UserError(f"caption_share must be in [0, 1], is {self.caption_share}")
         check_masking(self)
-
-    def without_questions(self) -> TokenTrainingConfig:
-        """The same with as many steps of captioning and painting, and none that answers."""
-        if self.questions is None:
-            return self
-        answered = task_steps_before(self.steps, self.questions.share)
-        return replace(self, steps=self.steps - answered, questions=None)
 
 
 def task_steps_before(step: int, share: float) -> int:
@@ -199,71 +189,61 @@ class TokenSteps:
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.codebook, self.train, self.questions = codebook, train, questions
         self.captions = CaptionTable(train, tokenizer, config.caption_length)
-        self.caption_loss: Callable[..., Tensor] = caption_loss
-        self.masked_caption_loss: Callable[..., Tensor] = masked_caption_loss
+        self.seen_losses: Callable[..., tuple[Tensor, Tensor]] = caption_and_answer_losses
         self.paint_loss: Callable[..., Tensor] = paint_loss
-        self.answer_loss: Callable[..., Tensor] = answer_loss
         if compiled:  # dynamic, because texts are cut to the longest one of their batch
-            self.caption_loss = torch.compile(caption_loss, dynamic=True)
-            self.masked_caption_loss = torch.compile(masked_caption_loss, dynamic=True)
+            self.seen_losses = torch.compile(caption_and_answer_losses, dynamic=True)
             self.paint_loss = torch.compile(paint_loss, dynamic=True)
-            self.answer_loss = torch.compile(answer_loss, dynamic=True)
         own_pieces = current_processes().own_pieces
         self.caption_rows = own_pieces(config.caption_batch_size, config.accumulation)
         self.paint_rows = own_pieces(config.paint_batch_size, config.accumulation)
-        asked = config.questions.batch_size if config.questions else 1
-        self.answer_rows = own_pieces(asked, config.accumulation)
 
-    def plan(self, step: int) -> tuple[str, list[int]]:
-        """Return the task of ``step`` (answer, caption or paint) and the images of its batch."""
+    def plan(self, step: int) -> tuple[bool, list[int]]:
+        """Return whether ``step`` trains captioning, and the images of its batch."""
         config, count = self.config, len(self.train)
-        if config.questions and self.questions:
-            answered = task_steps_before(step, config.questions.share)
-            if task_steps_before(step + 1, config.questions.share) > answered:
-                images = self.questions.images
-                batch = batch_indices(len(images), config.questions.batch_size, config.seed + 2, answered)
-                return "answer", [images[index] for index in batch.tolist()]
-            step -= answered
-        # Seeds of their own, so that the tasks walk the epochs in different orders.
         before = task_steps_before(step, config.caption_share)
         if task_steps_before(step + 1, config.caption_share) > before:
-            return "caption", batch_indices(count, config.caption_batch_size, config.seed, before).tolist()
-        return "paint", batch_indices(count, config.paint_batch_size, config.seed + 1, step - before).tolist()
+            return True, batch_indices(count, config.caption_batch_size, config.seed, before).tolist()
+        # Another seed than captioning's, so that the two tasks walk the epochs in different orders.
+        return False, batch_indices(count, config.paint_batch_size, config.seed + 1, step - before).tolist()
+
+    def asks(self, step: int) -> bool:
+        """Return whether ``step``, one of captioning, also asks questions."""
+        if self.config.questions is None:
+            return False
+        before = task_steps_before(step, self.config.caption_share)
+        asked = (task_steps_before(number, self.config.questions.share) for number in (before, before + 1))
+        return next(asked) < next(asked)
 
     def read(self, step: int) -> list[Tensor]:
         """Read grid features, codes or both of this process's pieces."""
-        task, indices = self.plan(step)
+        captioning, indices = self.plan(step)
         device = self.codebook.device
-        if task == "paint":
-            return read_to_paint(self.model, self.train, indices, self.paint_rows, device)
-        rows = self.answer_rows if task == "answer" else self.caption_rows
-        return read_rows(caption_rows(self.model.config, self.train), indices, rows, device)
+        if captioning:
+            return read_rows(caption_rows(self.model.config, self.train), indices, self.caption_rows, device)
+        return read_to_paint(self.model, self.train, indices, self.paint_rows, device)
 
     def pieces(self, step: int, data: list[Tensor]) -> list[Piece]:
-        """Draw captions, masks and questions."""
-        task, indices = self.plan(step)
-        if task == "caption":
-            return self.caption_pieces(indices, data)
-        shared = self.model, self.tokenizer, self.codebook
-        config = self.config
-        if task == "answer":
-            assert self.questions and config.questions
-            per_image = config.questions.questions_per_image
-            return answer_pieces(
-                *shared,
-                self.questions,
-                indices,
-                per_image,
-                self.answer_rows,
-                data,
-                config.precision,
-                self.answer_loss,
-            )
-        return paint_pieces(config, *shared, self.captions, indices, self.paint_rows, data, self.paint_loss)
+        """Draw captions, questions and masks."""
+        captioning, indices = self.plan(step)
+        if captioning:
+            return self.caption_pieces(indices, data, self.asks(step))
+        return paint_pieces(
+            self.config,
+            self.model,
+            self.tokenizer,
+            self.codebook,
+            self.captions,
+            indices,
+            self.paint_rows,
+            data,
+            self.paint_loss,
+        )
 
-    def caption_pieces(self, indices: list[int], features: list[Tensor]) -> list[Piece]:
+    def caption_pieces(self, indices: list[int], features: list[Tensor], asking: bool) -> list[Piece]:
         """A captioning step by the model's ``caption_attention``. ``prefix`` trains all words of the chosen captions,
-        ``masked`` one of each; the loss is the mean over the trained words of the whole batch."""
+        ``masked`` one of each; the loss is the mean over the trained words of the whole batch. ``asking`` adds the mean
+        loss of questions about the same images."""
         config, device = self.config, self.codebook.device
         ids = self.captions.choose(indices, config.captions_per_image)[0]  # [n, c, t]
         masked = self.model.config.caption_attention == "masked"
@@ -271,20 +251,42 @@ class TokenSteps:
         words = (
             (ids[..., 1:] != self.tokenizer.pad).sum((1, 2)) if positions is None else ids.new_ones(len(ids))
         )
+        questions = shares = asked = None
+        if asking and config.questions and self.questions:
+            chosen = self.questions.choose(indices, config.questions.questions_per_image)
+            questions, shares = self.questions.ids[chosen], self.questions.shares(chosen)
+            asked = shares.any(-1).sum(1)  # [n]
 
         def piece(rows: slice, features: Tensor) -> Piece:
+            share, samples = int(words[rows].sum()) / int(words.sum()), ids[rows].shape[:2].numel()
+            # the loss of answers is a mean over other items than that of words, whose share the piece has
+            weight = 0.0
+            if asked is not None:
+                weight = int(asked[rows].sum()) / max(1, int(asked.sum())) / share
+                samples += int(asked[rows].sum())
+
             def loss() -> tuple[Tensor, dict[str, Tensor]]:
                 seen = caption_input(self.model.config, self.codebook, on_device(features, device))
-                data: list[Tensor] = [seen, ids[rows].to(device)]
-                batch_loss = self.caption_loss
-                if positions is not None:
-                    data.append(positions[rows].to(device))
-                    batch_loss = self.masked_caption_loss
+                texts = [
+                    None if part is None else part[rows].to(device) for part in (positions, questions, shares)
+                ]
                 with autocast_context(device, config.precision):
-                    mean = batch_loss(self.model, self.tokenizer, *data, config.label_smoothing)
-                return mean, {"caption_loss": mean.detach()}
+                    captions, answers = self.seen_losses(
+                        self.model,
+                        self.tokenizer,
+                        seen,
+                        ids[rows].to(device),
+                        texts[0],
+                        config.label_smoothing,
+                        texts[1],
+                        None if texts[2] is None else texts[2].flatten(0, 1),
+                    )
+                reported = {"caption_loss": captions.detach()}
+                if asked is None:
+                    return captions, reported
+                return captions + weight * answers, {**reported, "answer_loss": weight * answers.detach()}
 
-            return Piece(int(words[rows].sum()) / int(words.sum()), ids[rows].shape[:2].numel(), loss)
+            return Piece(share, samples, loss)
 
         return [piece(rows, part) for rows, part in zip(self.caption_rows, features, strict=True)]
 

@@ -16,8 +16,7 @@ from diptych.model.image_features import caption_input, caption_rows, painting_s
 from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.objectives.answers import answer_logits
 from diptych.model.objectives.token import (
-    caption_loss,
-    masked_caption_loss,
+    caption_and_answer_losses,
     paint_loss,
     sample_mask,
     sample_positions,
@@ -130,24 +129,23 @@ class TokenEvaluation:
         sums = {"val_caption_loss": [0.0, 0], "val_paint_loss": [0.0, 0]}
         for start in range(0, len(self.codes), BATCH_SIZE):
             rows = slice(start, start + BATCH_SIZE)
-            captions, masked = self.captions[rows].to(device), self.masked[rows].to(device)
+            captions, hidden = self.captions[rows].to(device), self.masked[rows].to(device)
             seen, codes = self._seen(rows), on_device(self.codes[rows], device)
             shown = None if self.features is None else on_device(self.features[rows], device)
             smoothing = self.training.label_smoothing
             with autocast_context(device, self.training.precision):
-                if self.model.config.caption_attention == "masked":
-                    positions = self.positions[rows].to(device)
-                    words = masked_caption_loss(
-                        self.model, self.tokenizer, seen, captions, positions, smoothing
-                    )
-                    trained = positions.numel()
-                else:
-                    words = caption_loss(self.model, self.tokenizer, seen, captions, smoothing)
-                    trained = int((captions[..., 1:] != self.tokenizer.pad).sum())
-                cells = paint_loss(
-                    self.model, self.tokenizer, self.codebook, codes, captions[:, 0], masked, smoothing, shown
+                masked = self.model.config.caption_attention == "masked"
+                positions = self.positions[rows].to(device) if masked else None
+                words, _ = caption_and_answer_losses(
+                    self.model, self.tokenizer, seen, captions, positions, smoothing, None, None
                 )
-            counts = trained, int(masked.sum())
+                trained = int((captions[..., 1:] != self.tokenizer.pad).sum())
+                if positions is not None:
+                    trained = positions.numel()
+                cells = paint_loss(
+                    self.model, self.tokenizer, self.codebook, codes, captions[:, 0], hidden, smoothing, shown
+                )
+            counts = trained, int(hidden.sum())
             for total, loss, count in zip(sums.values(), (words, cells), counts, strict=True):
                 total[0] += float(loss) * count
                 total[1] += count
