@@ -24,12 +24,13 @@ class Figure:
     """A number, or why there is none.
 
     value: shares are 0..1; None where it was not run, and then `reason` says why and how to mend it.
-    low, high: the 95% bootstrap interval over pictures; None where a resample would be biased (docs/metrics.md).
+    low, high: the 95% bootstrap interval over pictures (or what `detail` says); None where a resample would be biased (docs/metrics.md).
     deviation: standard deviation over folds or splits, where the papers give one.
-    n: pictures or captions that were measured. seed: of every drawing, the bootstrap's included.
+    n: pictures, captions or questions that were measured. seed: of every drawing, the bootstrap's included.
     resize: what was done to pictures before the network saw them. model: the network or the tokens.
     reference_sha256: of the reference set (names and contents of pictures, or ids and captions).
     scale: papers' tables show value x scale.
+    split, normalisation: of the questions, and what was done to answers before they were compared.
     detail: what else belongs to the number, such as the number of negatives.
     """
 
@@ -44,6 +45,8 @@ class Figure:
     model: str | None = None
     reference_sha256: str | None = None
     scale: float = 1.0
+    split: str | None = None
+    normalisation: str | None = None
     detail: str | None = None
     reason: str | None = None
 

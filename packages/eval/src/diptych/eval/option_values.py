@@ -18,6 +18,13 @@ def check_seed(seed: int) -> None:
         raise UserError(f"--seed: a whole number from 0 to 2**63 - 1, is {seed}")
 
 
+def check_whole(name: str, value: int, least: int, most: int = 2**31 - 1) -> None:
+    """Raise UserError where the option `name`, as in image_size, is not from `least` to `most`."""
+    for wrong, bound in ((value < least, f"at least {least}"), (value > most, f"at most {most}")):
+        if wrong:
+            raise UserError(f"--{name.replace('_', '-')}: must be {bound}, is {value}")
+
+
 def resolve_device(device: str) -> str:
     """The name of the device; "auto" takes CUDA where there is one. Raises UserError where there is no such device."""
     import torch

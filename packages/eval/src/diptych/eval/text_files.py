@@ -9,6 +9,8 @@ import gzip
 import json
 import re
 import zlib
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +65,43 @@ def read_text(path: Path | str, encoding: str | None = None) -> str:
 
 def read_json(path: Path | str, expected: str) -> Any:
     """The content of a JSON file, as `read_text` reads its text. `expected` is what a message says should be there."""
+    return _parsed(read_text(path), path, expected, None)
+
+
+def read_json_or_lines(path: Path | str, expected: str) -> Any:
+    """As `read_json`; of a file with one JSON value a line, the list of them. A key that an object has twice is an error."""
     text = read_text(path)
+    first, _, rest = text.lstrip().partition("\n")
+    if rest.strip():
+        try:
+            json.loads(first)
+        except (ValueError, RecursionError):
+            pass  # one value over many lines
+        else:
+            return [
+                _parsed(line, f"{path}: line {number}", expected, _without_repetition)
+                for number, line in enumerate(text.split("\n"), start=1)
+                if line.strip()
+            ]
+    return _parsed(text, path, expected, _without_repetition)
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice!r} is there twice")
+    return found
+
+
+def _parsed(
+    text: str,
+    path: Path | str,
+    expected: str,
+    hook: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None,
+) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=hook)
     except RecursionError:
         raise UserError(
             f"{path}: brackets within brackets, too deep to be read; expected {expected}"
@@ -76,7 +112,12 @@ def read_json(path: Path | str, expected: str) -> Any:
             hint = ": the file is empty"
         elif text.lstrip().startswith("<"):
             hint = ": a web page or XML"
-        elif isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and error.lineno > 1:
+        elif (
+            not hook
+            and isinstance(error, json.JSONDecodeError)
+            and error.msg == "Extra data"
+            and error.lineno > 1
+        ):
             hint = ": one JSON value a line; put them into one list"
         raise UserError(f"{path}: not JSON{hint} ({error}); expected {expected}") from None
 

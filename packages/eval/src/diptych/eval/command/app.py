@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from diptych.eval.command.answers import add_answers
 from diptych.eval.command.coco import FORMS, ids_of_files, read_captions, read_predictions
 from diptych.eval.errors import UserError
 from diptych.eval.figures import RESAMPLES, Figure, table, write_figures
-from diptych.eval.option_values import check_seed, quiet_when_closed, resolve_device
+from diptych.eval.option_values import check_seed, check_whole, quiet_when_closed, resolve_device
 
 INCEPTION_VARIABLE = "DIPTYCH_INCEPTION"
 # diptych.eval.images.inception's, which --help should not load torch for
@@ -58,11 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="diptych-eval",
-        description="Measure captions and pictures as the papers do. Every number comes with a 95%% bootstrap interval.",
+        description="Measure captions, pictures and answers as the papers do. Every number comes with a 95%% bootstrap interval.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="captions | images")
+    commands = parser.add_subparsers(required=True, metavar="captions | images | answers")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="write the figures there, as a JSON list"
@@ -192,6 +193,7 @@ A run that was stopped goes on where it was: the same command again.
     images.set_defaults(
         measure=_images, after_interrupt="; the same command goes on with the pictures that are left"
     )
+    add_answers(commands, shared, _EPILOG)
     return parser
 
 
@@ -326,12 +328,7 @@ def _read_clip(spec: str, device: str):
 
 
 def _check(options: argparse.Namespace, name: str, least: int) -> None:
-    value = getattr(options, name)
-    if value < least:
-        raise UserError(f"--{name.replace('_', '-')}: must be at least {least}, is {value}")
-    most = MOST.get(name, 2**31 - 1)
-    if value > most:
-        raise UserError(f"--{name.replace('_', '-')}: must be at most {most}, is {value}")
+    check_whole(name, getattr(options, name), least, MOST.get(name, 2**31 - 1))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
+from diptych.eval.entries import entry_id, short
 from diptych.eval.errors import UserError
 from diptych.eval.ids import LONGEST, read_id
 from diptych.eval.text_files import read_json, whole_characters
@@ -59,16 +60,16 @@ def read_captions(path: Path | str) -> CaptionFile:
         rows = [(row["image_id"], row["caption"]) for row in listed]
         images = content.get("images", []) if isinstance(content, dict) else []
         ids = {
-            str(image["file_name"]): _read_id(image["id"], path, f"entry {number} of images")
+            str(image["file_name"]): entry_id(image["id"], path, f"entry {number} of images")
             for number, image in enumerate(images if isinstance(images, list) else [])
             if isinstance(image, dict) and {"file_name", "id"} <= image.keys()
         }
     captions: dict[str, list[str]] = {}
     broken = 0
     for number, (key, caption) in enumerate(rows):
-        image_id = _read_id(key, path, f"entry {number}")
+        image_id = entry_id(key, path, f"entry {number}")
         if not isinstance(caption, str):
-            raise UserError(f"{path}: the caption of picture {image_id} is {_short(caption)}, not a text")
+            raise UserError(f"{path}: the caption of picture {image_id} is {short(caption)}, not a text")
         text = whole_characters(caption)
         broken += text is not caption
         captions.setdefault(image_id, []).append(text)
@@ -77,13 +78,6 @@ def read_captions(path: Path | str) -> CaptionFile:
     if broken:
         print(f"{path}: halves of characters are replaced in {broken} captions", file=sys.stderr)
     return CaptionFile(captions, ids)
-
-
-def _read_id(value: Any, path: Path | str, where: str) -> str:
-    try:
-        return read_id(value)
-    except ValueError as error:
-        raise UserError(f"{path}: {where} has the id {_short(value)}: {error}; mend it") from None
 
 
 def _images_alone(images: list[Any]) -> str:
@@ -95,17 +89,12 @@ def _images_alone(images: list[Any]) -> str:
 def _instead(row: Any) -> str:
     """What an entry is, where its form is known."""
     if not isinstance(row, dict):
-        return f" but is {_short(row)}"
+        return f" but is {short(row)}"
     if {"image", "caption"} <= row.keys():
         return " but image and caption, as BLIP's coco_karpathy_*.json"
     if "bbox" in row:
         return " but a box, as COCO's instances"
     return ""
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def read_predictions(path: Path | str) -> dict[str, str]:
