@@ -1,4 +1,4 @@
-"""Measure captions and pictures of the test set (UMT 5.1), beside real pictures and reconstructions as ceilings.
+"""Measure captions, answers and pictures of the test set (UMT 5.1), beside real pictures and reconstructions as ceilings.
 
 What a stopped run has made of the pictures is kept in `.cache/unfinished/evaluate` until the stage has ended. docs/metrics.md
 says what each figure is.
@@ -9,18 +9,21 @@ from __future__ import annotations
 import shutil
 
 from diptych.eval.figures import flat_values, table, write_figures
+from pipelines.measuring.answers import measured_answers, measured_schema
 from pipelines.measuring.figures import EMBEDDINGS, GENERATED, EvaluateParams, measure, with_mends
 from pipelines.runner.stage import Stage, run
 
 
 def main(stage: Stage, params: EvaluateParams) -> None:
     """Write metrics/evaluate.json, its records metrics/evaluate_figures.json, and what is right in each test item to
-    data/evaluation.parquet."""
+    data/evaluation.parquet, in each answer to data/evaluation_answers.parquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     figures, rows = measure(stage, params, GENERATED / "test.parquet")
     figures = with_mends(figures, params.java, "evaluate.java")
+    answers, answered = measured_answers(GENERATED / "test_answers.parquet", stage.seed)
+    figures += answers
     schema = pa.schema(
         [
             ("image_id", pa.string()),
@@ -34,6 +37,8 @@ def main(stage: Stage, params: EvaluateParams) -> None:
     print(table(figures))
     with stage.write("data/evaluation.parquet") as path:
         pq.write_table(pa.Table.from_pylist(rows, schema), path)
+    with stage.write("data/evaluation_answers.parquet") as path:
+        pq.write_table(pa.Table.from_pylist(answered, measured_schema()), path)
     with stage.write("metrics/evaluate_figures.json") as path:
         write_figures(figures, path)
     painted = next(figure.n for figure in figures if figure.name == "painted.clip_score_judge")

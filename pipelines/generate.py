@@ -1,8 +1,8 @@
-"""Caption pictures, and paint one reference caption of each of the same or of others (UMT 3.1; X-LXMERT 5.2)."""
+"""Caption pictures, answer the questions about them, and paint one reference caption of each of the same or of others (UMT 3.1; X-LXMERT 5.2)."""
 
 from __future__ import annotations
 
-from pipelines.measuring.generation import GenerateParams, generate, pictures_of, write_rows
+from pipelines.measuring.generation import GenerateParams, generate, pictures_of, write_answers, write_rows
 from pipelines.runner.stage import Stage, run
 
 
@@ -12,6 +12,8 @@ def main(stage: Stage, params: GenerateParams) -> None:
     What a picture is not in the set for is null: `caption`, or `prompt`, `codes`, `steps`, `painted` and
     `reconstruction`. `steps` are the codes after each step of painting, little-endian int32 [k, 64], -1 where a cell has
     none yet; the last ones are `codes`.
+
+    data/generated/<set>_answers.parquet has a row per question (pipelines/measuring/answers.py).
     """
     with stage.write("data/generated") as folder:
         folder.mkdir()
@@ -19,6 +21,7 @@ def main(stage: Stage, params: GenerateParams) -> None:
             shards, to_caption, to_paint = pictures_of(wanted, stage.seed)
             print(f"{name}: {len(to_caption)} pictures to caption, {len(to_paint)} to paint")
             write_rows(folder / f"{name}.parquet", generate(stage, params, shards, to_caption, to_paint))
+            write_answers(stage, params, name, folder / f"{name}_answers.parquet")
 
 
 if __name__ == "__main__":

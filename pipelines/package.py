@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from diptych.features.codebook.reading import load_codebook
 from diptych.features.images import read_image
 from diptych.features.shards.reading import ShardDataset
-from diptych.model.decoding.options import CaptionOptions, PaintOptions
+from diptych.model.decoding.options import AnswerOptions, CaptionOptions, PaintOptions
 from diptych.model.networks.image_generator import load_image_generator
 from diptych.model.packaged.card import CardFacts, model_card
 from diptych.model.packaged.directory import EXPORTED, write_package, write_sums
@@ -66,7 +66,7 @@ class PackageParams:
 def main(stage: Stage, params: PackageParams) -> None:
     """Write models/package and metrics/package.json."""
     raw = read_params()
-    captioning, painting = options(raw["generate"])
+    captioning, painting, answering = options(raw["generate"])
     facts = CardFacts(
         title=params.title,
         data=params.data,
@@ -88,6 +88,7 @@ def main(stage: Stage, params: PackageParams) -> None:
             detector=DETECTOR,
             captioning=captioning,
             painting=painting,
+            answering=answering,
             scorer=read_clip(SCORER, "cpu") if params.scorer else None,
             scorer_name=pretrained_name(SCORER),
             examples=examples(params) if params.examples else None,
@@ -104,9 +105,13 @@ def main(stage: Stage, params: PackageParams) -> None:
     stage.write_metrics("metrics/package.json", metrics)
 
 
-def options(generate: Mapping[str, Any]) -> tuple[CaptionOptions, PaintOptions]:
-    """How the test set was captioned and painted; so the figures on the card are those of the package's defaults."""
-    return CaptionOptions(**generate["caption"]), PaintOptions(**generate["paint"])
+def options(generate: Mapping[str, Any]) -> tuple[CaptionOptions, PaintOptions, AnswerOptions]:
+    """How the test set was captioned, painted and asked; so the figures on the card are those of the package's defaults."""
+    return (
+        CaptionOptions(**generate["caption"]),
+        PaintOptions(**generate["paint"]),
+        AnswerOptions(**generate["answer"]),
+    )
 
 
 def with_intervals(figures: Iterable[Mapping[str, Any]]) -> dict[str, str]:

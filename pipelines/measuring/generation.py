@@ -5,20 +5,23 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diptych.features.images import read_image
 from diptych.features.shards.reading import ShardDataset
+from diptych.model.answer_table import load_answer_table
 from diptych.model.decoding.clip_rerank import rerank_captions, rerank_paintings
 from diptych.model.decoding.decode import caption_images, paint_captions
-from diptych.model.decoding.options import CaptionOptions, PaintOptions
+from diptych.model.decoding.options import AnswerOptions, CaptionOptions, PaintOptions
+from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input, caption_rows
 from diptych.model.networks.image_generator import load_image_generator
 from diptych.model.pixels import png, to_uint8
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import load_transformer
+from pipelines.measuring.answers import answered_rows, answers_schema
 from pipelines.measuring.clips import read_clip
 from pipelines.runner.params import at_least
 from pipelines.runner.stage import Stage
@@ -26,6 +29,9 @@ from pipelines.runner.stage import Stage
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
+
+
+TRANSFORMER = Path("models/sequence")
 
 
 @dataclass(frozen=True)
@@ -41,10 +47,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """The pictures to caption, and those whose captions are painted; they may be others (UMT 5.1)."""
+    """The pictures to caption, and those whose captions are painted; they may be others (UMT 5.1). answer: those whose
+    questions are answered; null: none."""
 
     caption: Sample
     paint: Sample
+    answer: Sample | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class GenerateParams:
     batch_size: int
     caption: CaptionOptions
     paint: PaintOptions
+    answer: AnswerOptions = field(default_factory=AnswerOptions)
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size")
@@ -88,6 +97,34 @@ def write_rows(path: Path, batches: Iterable[list[dict]]) -> None:
             writer.write_table(pa.Table.from_pylist(rows, schema))
 
 
+def write_answers(
+    stage: Stage, params: GenerateParams, name: str, path: Path, transformer: Path = TRANSFORMER
+) -> None:
+    """Write the answers to the questions about a set's pictures, a row each; no row where the set asks for none.
+
+    Raises UserError where the model cannot answer.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    wanted, schema = params.sets[name].answer, answers_schema()
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        if wanted is None:
+            return
+        model, tokenizer, codebook = load_transformer(transformer, stage.device)
+        table = load_answer_table(transformer, model.config.answers)
+        if table is None:
+            raise UserError(
+                f"generate.sets.{name}.answer: {transformer} has no answer head; train with train_token.training.questions, "
+                "or set it to null"
+            )
+        shards = {split: ShardDataset(Path("data/shards"), split) for split in wanted.splits}
+        pictures = draw(wanted, {split: dataset.keys for split, dataset in shards.items()}, stage.seed)
+        options = params.answer.length, params.batch_size
+        for rows in answered_rows(stage, model, tokenizer, codebook, table, shards, pictures, *options):
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+
+
 def pictures_of(wanted: EvaluationSet, seed: int) -> tuple[dict[str, ShardDataset], set[str], set[str]]:
     """The shards of a set, by their splits, and the ids of its pictures to caption and to paint."""
     splits = dict.fromkeys((*wanted.caption.splits, *wanted.paint.splits))
@@ -116,7 +153,7 @@ def generate(
     shards: Mapping[str, ShardDataset],
     to_caption: set[str],
     to_paint: set[str],
-    transformer: Path = Path("models/sequence"),
+    transformer: Path = TRANSFORMER,
 ) -> Iterator[list[dict]]:
     """Rows of the output, a batch at a time; an item's noise depends on the seed and its number in its split only.
 

@@ -18,6 +18,8 @@ FIGURES = {
     "caption.cider_d": "captions: CIDEr-D (1.0 is the papers' 100%)",
     "caption.bleu_4": "captions: BLEU-4",
     "caption.main_fact": "captions that name the main object with its colour",
+    "answer.accuracy": "answers: VQA's accuracy",
+    "words_alone.accuracy": "the same of who reads the question and sees no picture",
     "real.r_precision_judge": "R-precision by the judge, real pictures",
     "reconstruction.r_precision_judge": "R-precision by the judge, pictures repainted from their codes",
     "painted.r_precision_judge": "R-precision by the judge, painted captions",

@@ -1,0 +1,155 @@
+"""Answers to the questions about a set's pictures: what `generate` writes of them, and how right they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diptych.eval.answers.questions import Question, Settings
+from diptych.eval.answers.vqa import measure_vqa
+from diptych.eval.answers.words_alone import answers_from_words
+from diptych.eval.figures import Figure
+from diptych.features.questions import questions_of, read_questions
+from diptych.features.shards.reading import ShardDataset
+from diptych.model.answer_table import AnswerTable
+from diptych.model.decoding.answer import question_states, rank_answers
+from diptych.model.decoding.caption import encode_images
+from diptych.model.image_features import caption_input, caption_rows
+from diptych.model.precision import autocast_context
+from pipelines.runner.stage import Stage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch import Tensor
+
+    from diptych.model.networks.two_streams import UnifiedTransformer
+    from diptych.model.tokenizer import CaptionTokenizer
+
+QUESTIONS = Path("data/dataset/questions/vqa.parquet")
+RANKED = 3  # answers that are kept of each question
+
+
+def answered_rows(
+    stage: Stage,
+    model: UnifiedTransformer,
+    tokenizer: CaptionTokenizer,
+    codebook: Tensor,
+    table: AnswerTable,
+    shards: Mapping[str, ShardDataset],
+    pictures: set[str],
+    length: int,
+    batch_size: int,
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows of `question_id`, `image_id`, and the likeliest answers as `answers` and `probabilities`: of every question about
+    these pictures, a batch of pictures at a time, each seen once.
+
+    length: most tokens of a question.
+    """
+    import torch
+    from tqdm import tqdm
+
+    of_picture: dict[str, list[dict[str, Any]]] = {}
+    for row in questions_of(read_questions(QUESTIONS), tuple(shards), QUESTIONS):
+        if row["image_ids"][0] in pictures:
+            of_picture.setdefault(row["image_ids"][0], []).append(row)
+    device = codebook.device
+    for split, dataset in shards.items():
+        wanted = [index for index, key in enumerate(dataset.keys) if key in of_picture]
+        # pictures with equally many questions go together
+        wanted.sort(key=lambda index: len(of_picture[dataset.keys[index]]))
+        bar = tqdm(total=len(wanted), desc=f"{split}, answers", unit="picture", mininterval=1)
+        start = 0
+        while start < len(wanted):
+            count = len(of_picture[dataset.keys[wanted[start]]])
+            indices = [
+                index
+                for index in wanted[start : start + batch_size]
+                if len(of_picture[dataset.keys[index]]) == count
+            ]
+            asked = [row for index in indices for row in of_picture[dataset.keys[index]]]
+            ids = tokenizer.encode_questions([row["question"] for row in asked], length).to(device)
+            features = torch.from_numpy(caption_rows(model.config, dataset)(indices)).to(device)
+            with torch.inference_mode(), autocast_context(device, stage.machine.precision):
+                images = encode_images(model, caption_input(model.config, codebook, features))
+                states = question_states(model, tokenizer, images, ids.view(len(indices), count, -1))
+                ranked = rank_answers(model.answer_logits(states), table.answers, RANKED)
+            yield [
+                {
+                    "question_id": row["question_id"],
+                    "image_id": row["image_ids"][0],
+                    "answers": [one.answer for one in own],
+                    "probabilities": [one.probability for one in own],
+                }
+                for row, own in zip(asked, ranked, strict=True)
+            ]
+            start += len(indices)
+            bar.update(len(indices))
+        bar.close()
+
+
+def answers_schema() -> pa.Schema:
+    """Of the rows of :func:`answered_rows`."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("question_id", pa.string()),
+            ("image_id", pa.string()),
+            ("answers", pa.list_(pa.string())),
+            ("probabilities", pa.list_(pa.float32())),
+        ]
+    )
+
+
+def measured_schema() -> pa.Schema:
+    """Of the rows of :func:`measured_answers`."""
+    import pyarrow as pa
+
+    columns = [("question", pa.string()), ("kind", pa.string()), ("references", pa.list_(pa.string()))]
+    return pa.schema([*answers_schema(), *columns, ("score", pa.float32())])
+
+
+def measured_answers(path: Path, seed: int) -> tuple[list[Figure], list[dict[str, Any]]]:
+    """VQA's accuracy of the answers in a file of `generate`, in all and by kind of question, each beside that of who reads
+    the question alone; and the rows with `question`, `kind`, `references` (people's answers) and `score` (0..1)."""
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(path).to_pylist()
+    if not rows:
+        return [], []
+    known = read_questions(QUESTIONS)
+    training = questions_of(known, ["train"], QUESTIONS)
+    facts = {row["question_id"]: row for row in known.to_pylist()}
+    for row in rows:
+        fact = facts[row["question_id"]]
+        row |= {"question": fact["question"], "kind": fact["kind"], "references": fact["answers"]}
+    questions = [
+        Question(row["question_id"], tuple(row["references"]), row["kind"], (row["image_id"],))
+        for row in rows
+    ]
+    guesses = answers_from_words(
+        ((row["question"], row["kind"], row["answers"]) for row in training),
+        ((row["question"], row["kind"]) for row in rows),
+    )
+    each: dict[str, dict[str, float]] = {}
+    figures = measure_vqa(
+        by_id(rows, [row["answers"][0] for row in rows]), questions, settings("answer", seed), each
+    )
+    figures += measure_vqa(by_id(rows, guesses), questions, settings("words_alone", seed))
+    scores = each["answer.accuracy"]
+    for row in rows:
+        row["score"] = scores[row["question_id"]]
+    return figures, rows
+
+
+def by_id(rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> dict[str, str]:
+    """Answers by their questions' ids."""
+    return {row["question_id"]: answer for row, answer in zip(rows, answers, strict=True)}
+
+
+def settings(prefix: str, seed: int) -> Settings:
+    """How answers of the test set are measured."""
+    return Settings(
+        split="test", prefix=prefix, seed=seed, predictions="the answers", questions=str(QUESTIONS)
+    )
