@@ -12,6 +12,7 @@ from typing import Any
 from diptych.eval.report.page import ReportInputs, write_report
 from diptych.eval.report.sheet import contact_sheet
 from diptych.features.codebook.reading import load_cluster_sizes
+from pipelines.reporting.answers import answer_galleries
 from pipelines.reporting.failures import failures, shares_by_class
 from pipelines.reporting.pictures import clusters, generator_samples, step_by_step, training_samples
 from pipelines.reporting.test_set import (
@@ -75,6 +76,7 @@ def main(stage: Stage, params: ReportParams) -> None:
     contents = read_pictures(sorted(shown))
     for row in (row for choice in (*pictures.values(), *captions.values()) for row in choice):
         row |= contents[row["row"]]
+    answers, asked = answer_galleries(params.captions, stage.seed + 2)
     repainted = generator_samples()
     sizes = load_cluster_sizes(CODEBOOK)
     inputs = ReportInputs(
@@ -92,10 +94,15 @@ def main(stage: Stage, params: ReportParams) -> None:
         ceilings=params.ceilings or {},
         curves=read_curves(),
         captions=captions,
+        answers=answers,
         pictures=pictures,
         choices={
             "captions": meanings(len(captioned), "CIDEr-D of the caption against its references"),
             "pictures": meanings(len(painted), "CLIPScore of painting and sentence by the judge"),
+            "answers": {
+                "random": f"drawn by the seed from {asked:,} questions",
+                "wrong": "drawn by the seed from those whose answer counts less than half",
+            },
         },
         painting=step_by_step(pictures["random"][: params.steps]),
         cluster_sizes=sizes.tolist(),

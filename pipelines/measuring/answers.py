@@ -41,7 +41,7 @@ def answered_rows(
     length: int,
     batch_size: int,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Rows of `question_id`, `image_id`, and the likeliest answers as `answers` and `probabilities`: of every question about
+    """Rows of `question_id`, `split`, `image_id`, and the likeliest answers as `answers` and `probabilities`: of every question about
     these pictures, a batch of pictures at a time, each seen once.
 
     length: most tokens of a question.
@@ -77,6 +77,7 @@ def answered_rows(
             yield [
                 {
                     "question_id": row["question_id"],
+                    "split": split,
                     "image_id": row["image_ids"][0],
                     "answers": [one.answer for one in own],
                     "probabilities": [one.probability for one in own],
@@ -95,6 +96,7 @@ def answers_schema() -> pa.Schema:
     return pa.schema(
         [
             ("question_id", pa.string()),
+            ("split", pa.string()),
             ("image_id", pa.string()),
             ("answers", pa.list_(pa.string())),
             ("probabilities", pa.list_(pa.float32())),

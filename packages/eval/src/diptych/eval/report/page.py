@@ -10,7 +10,15 @@ from typing import Any
 from diptych.eval.report.charts import cluster_sizes, curves
 from diptych.eval.report.labels import VIEWS, flatten, shown
 from diptych.eval.report.rendering import write_page
-from diptych.eval.report.tables import caption_rows, category_bars, headline, not_run, papers, picture_rows
+from diptych.eval.report.tables import (
+    answer_rows,
+    caption_rows,
+    category_bars,
+    headline,
+    not_run,
+    papers,
+    picture_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -26,8 +34,10 @@ class ReportInputs:
     curves: per stage the history rows of its training, {"step": ..., "loss": ..., ...}.
     captions: by choice ("random", "best", ...), rows {"image_id", "real", "marks" (of
         :func:`diptych.eval.report.marks.mark_words`), "references", "right", "score"}; "right" and "score" may be None.
+    answers: by choice, rows {"image_id", "real", "question", "kind", "answers" (likeliest first), "probabilities",
+        "references" (people's answers), "score" (0..1)}.
     pictures: by choice, rows {"image_id", "prompt", "real", "reconstruction", "painted", "right", "score"}.
-    choices: what the choices of both galleries mean, {"captions": {"best": ...}, "pictures": {...}}.
+    choices: what the choices of the galleries mean, {"captions": {"best": ...}, "pictures": {...}, "answers": {...}}.
     painting: sentences step by step, {"prompt", "real", "steps"}; steps are {"name", "painted", "changed" (numbers
         of the cells whose code is another than the step before)}; cells are 8 x 8.
     cluster_sizes: cells per code. clusters: by choice, rows {"code", "cells", "patches"}, the last a strip of pictures.
@@ -53,6 +63,7 @@ class ReportInputs:
     ceilings: Mapping[str, float] = field(default_factory=dict)
     curves: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
     captions: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    answers: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     pictures: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     choices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     painting: Sequence[Mapping[str, Any]] = ()
@@ -88,6 +99,7 @@ def write_report(inputs: ReportInputs, path: Path | str) -> None:
         headline=headline(metrics, records, inputs.targets, inputs.ceilings),
         papers=papers(records) if records else [],
         caption_rows=caption_rows(records, inputs.ceilings),
+        answer_rows=answer_rows(records),
         picture_rows=picture_rows(records),
         not_run=not_run(records),
         hard=hard,

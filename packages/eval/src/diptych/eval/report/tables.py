@@ -96,6 +96,26 @@ def caption_rows(records: Records, ceilings: Mapping[str, float]) -> list[dict[s
     ]
 
 
+def answer_rows(records: Records) -> list[dict[str, str]]:
+    """Accuracy of answers in all, then by kind of question, each beside that of who reads the question alone."""
+    rows = []
+    for name, record in records.items():
+        measure, _, kind = name.partition(".accuracy")
+        if measure != "answer" or record["value"] is None:
+            continue
+        alone = records.get(f"words_alone.accuracy{kind}", {})
+        rows.append(
+            {
+                "label": kind.removeprefix("_").replace("color", "colour").replace("_", " ") or "all questions",
+                "value": shown(name, record["value"]),
+                "interval": bounds(name, record["low"], record["high"]),
+                "alone": shown(name, alone.get("value")),
+                "n": f"{record['n']:,}",
+            }
+        )
+    return rows
+
+
 def picture_rows(records: Records) -> list[dict[str, Any]]:
     """Every figure of pictures that was run for at least one view, with a (value, interval) per view."""
     names = dict.fromkeys(name.split(".", 1)[1] for name in records if name.split(".", 1)[0] in VIEWS)

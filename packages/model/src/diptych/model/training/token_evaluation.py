@@ -161,8 +161,9 @@ class TokenEvaluation:
             shares = self.questions.shares(chosen).flatten(0, 1).to(device)
             seen = caption_input(self.model.config, self.codebook, on_device(self.seen[rows], device))
             with autocast_context(device, self.training.precision):
+                images = encode_images(self.model, seen)
                 logits = answer_logits(
-                    self.model, self.tokenizer, seen, self.questions.ids[chosen].to(device)
+                    self.model, self.tokenizer, images, self.questions.ids[chosen].to(device)
                 )
             loss += float(F.cross_entropy(logits.float(), shares, reduction="sum"))
             right += int((logits.argmax(-1) == shares.argmax(-1)).sum())
