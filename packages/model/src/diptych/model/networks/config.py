@@ -51,6 +51,9 @@ class TransformerConfig:
         answers: answers that the answer head knows, rows of the answer table; 0: no such head.
         matching: whether there is a head that says if a text belongs to a picture.
         pairs: whether there is a head that says if a statement is true of two pictures.
+        regresses: whether there is a head that predicts grid features, as LXMERT's and not as X-LXMERT's pretraining.
+        object_classes: classes of the head that says what a predicted feature shows (X-LXMERT B.2); 0: no such head. It
+            reads the features that ``regresses`` predicts.
     """
 
     hidden_size: int
@@ -73,6 +76,8 @@ class TransformerConfig:
     answers: int = 0
     matching: bool = False
     pairs: bool = False
+    regresses: bool = False
+    object_classes: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -91,6 +96,10 @@ class TransformerConfig:
             raise UserError(
                 f"transformer config: attention_heads ({self.attention_heads}) must divide "
                 f"hidden_size ({self.hidden_size})"
+            )
+        if self.object_classes and not self.regresses:
+            raise UserError(
+                "transformer config: object_classes need regresses: their head reads predicted features"
             )
         if self.code_head not in CODE_HEADS:
             raise UserError(f"transformer config: code_head {self.code_head!r} is not one of {CODE_HEADS}")

@@ -39,6 +39,19 @@ class CodeHead(nn.Module):
         return self.codes(self.features(self.transform(states)))
 
 
+class FeatureHead(nn.Module):
+    """States ``[..., h]`` to the grid features that they stand for ``[..., D]``: LXMERT's head of masked visual feature
+    regression, which X-LXMERT has not."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.transform = HeadTransform(config.hidden_size)
+        self.features = nn.Linear(config.hidden_size, config.feature_dim)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.features(self.transform(states))
+
+
 class Pooler(nn.Linear):
     """tanh(dense(state of [CLS])): what matching and answers are read from (LXMERT 2.4)."""
 

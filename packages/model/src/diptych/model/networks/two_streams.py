@@ -29,7 +29,7 @@ from diptych.model.errors import UserError
 from diptych.model.networks.attention import Attention, KeyValueCache, causal_bias, padding_bias
 from diptych.model.networks.config import TransformerConfig
 from diptych.model.networks.embeddings import TextEmbedding, VisualEmbedding
-from diptych.model.networks.heads import AnswerHead, CodeHead, HeadTransform, PairHead, Pooler
+from diptych.model.networks.heads import AnswerHead, CodeHead, FeatureHead, HeadTransform, PairHead, Pooler
 from diptych.model.networks.layers import EncoderLayer, FeedForward, initialise
 
 
@@ -94,6 +94,14 @@ class CrossLayer(nn.Module):
         rows = text[torch.arange(text.shape[0], device=text.device), positions, None]
         return self.text_feed_forward(own.attend(rows, own.queries(rows), keys, values, text_bias))[:, 0]
 
+    def text_chosen(self, text: Tensor, text_bias: Tensor | None, visual: Tensor, chosen: Tensor) -> Tensor:
+        """The text half of :meth:`forward` at ``chosen`` (bool ``[n, t]``) positions: ``[m, h]``. It is all that predicting
+        masked words needs of the last layer."""
+        text = self.cross_attention.attend(
+            text, self.cross_attention.queries(text), *self.cross_attention.keys_values(visual)
+        )
+        return self.text_feed_forward(self.text_attention(text, text_bias)[chosen])
+
     def visual_alone(self, visual: Tensor) -> Tensor:
         """The visual stream of ``prefix`` captioning, which skips the cross-attention."""
         return self.visual_feed_forward(self.visual_attention(visual))
@@ -147,6 +155,10 @@ class UnifiedTransformer(nn.Module):
         self.answer_head = AnswerHead(config) if config.answers else None
         self.matching_head = nn.Linear(config.hidden_size, 2) if config.matching else None
         self.pair_head = PairHead(config) if config.pairs else None
+        self.feature_head = FeatureHead(config) if config.regresses else None
+        self.object_head = (
+            nn.Linear(config.feature_dim, config.object_classes) if config.object_classes else None
+        )
         initialise(self, config.initial_std)
 
     @torch.no_grad()
@@ -240,6 +252,17 @@ class UnifiedTransformer(nn.Module):
                 (result ``[n, p, K]``).
             visual_projection: of ``visual`` (:meth:`visual_projection`), where the caller has it already.
         """
+        return self.code_head(self.visual_states(text, text_bias, visual, positions, visual_projection))
+
+    def visual_states(
+        self,
+        text: Tensor,
+        text_bias: Tensor | None,
+        visual: Tensor,
+        positions: Tensor,
+        visual_projection: tuple[Tensor, ...] | None = None,
+    ) -> Tensor:
+        """Return the final states of chosen cells, ``[m, h]`` or ``[n, p, h]``; arguments as of :meth:`paint_logits`."""
         *layers, last = self.cross_layers
         for layer in layers:
             text, visual = layer(text, text_bias, visual, visual_projection)
@@ -249,7 +272,18 @@ class UnifiedTransformer(nn.Module):
             states = states[positions]
         else:
             states = states[torch.arange(states.shape[0], device=states.device)[:, None], positions]
-        return self.code_head(last.visual_feed_forward(states))
+        return last.visual_feed_forward(states)
+
+    def masked_word_logits(
+        self, ids: Tensor, visible: Tensor | None, visual: Tensor, chosen: Tensor
+    ) -> Tensor:
+        """Return logits ``[m, V]`` of the words at ``chosen`` (bool ``[n, t]``) positions, m of them in row-major order;
+        the rest as of :meth:`masked_caption_logits`."""
+        text, bias = self.encode_text(ids, visible)
+        *layers, last = self.cross_layers
+        for layer in layers:
+            text, visual = layer(text, bias, visual)
+        return self.word_logits(last.text_chosen(text, bias, visual, chosen))
 
     # Masked layout: captioning as in the papers
 

@@ -1,0 +1,125 @@
+"""Losses of X-LXMERT's pretraining (X-LXMERT 5.1, C.3, C.5), and of LXMERT's that it is compared with.
+
+Masked codes (CCC) are :func:`diptych.model.objectives.token.paint_loss` without smoothing: what painting trains. Answers (QA)
+are :func:`diptych.model.objectives.answers.answer_loss`. The masks of codes are
+:func:`diptych.model.objectives.token.sample_mask`, or :func:`bernoulli_mask` where uniform masking is taken away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diptych.model.decoding.answer import question_states
+from diptych.model.errors import UserError
+from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.tokenizer import CaptionTokenizer
+
+MASKED_SHARE = 0.15  # of words, and of cells where these are masked one by one
+
+
+def mask_words(
+    tokenizer: CaptionTokenizer, ids: Tensor, share: float = MASKED_SHARE
+) -> tuple[Tensor, Tensor]:
+    """Choose words to predict, each with the chance ``share``; of these 80% become [MASK], 10% a word drawn from the
+    vocabulary, and 10% stay (X-LXMERT C.3: BERT's masking). Uses torch's global generator.
+
+    Args:
+        ids: int64 ``[n, t]``. Special tokens, [SEP] and padding among them, are never chosen.
+
+    Returns:
+        ids with the chosen words changed, and the choice, bool ``[n, t]``. A text may have no chosen word.
+    """
+    special = torch.isin(ids, torch.tensor([tokenizer.pad, tokenizer.cls, tokenizer.sep]))
+    chosen = (torch.rand(ids.shape) < share) & ~special
+    fate, drawn = torch.rand(ids.shape), torch.randint(len(tokenizer), ids.shape)
+    changed = torch.where(chosen & (fate < 0.8), tokenizer.mask, ids)
+    ordinary = ~torch.isin(drawn, tokenizer.forbidden)
+    return torch.where(chosen & (fate >= 0.8) & (fate < 0.9) & ordinary, drawn, changed), chosen
+
+
+def bernoulli_mask(n: int, cells: int, share: float = MASKED_SHARE) -> Tensor:
+    """Draw the cells to predict as LXMERT does, each with the chance ``share``: bool ``[n, cells]``, at least one of each
+    row. Uses torch's global generator."""
+    masked = torch.rand(n, cells) < share
+    none = ~masked.any(1)
+    masked[none, torch.randint(cells, (int(none.sum()),))] = True
+    return masked
+
+
+def masked_word_loss(
+    model: UnifiedTransformer,
+    tokenizer: CaptionTokenizer,
+    visual: Tensor,
+    ids: Tensor,
+    targets: Tensor,
+    chosen: Tensor,
+) -> Tensor:
+    """MLM: cross-entropy of the ``chosen`` words, their mean; 0 where there is none.
+
+    Args:
+        visual: from ``model.encode_visual``, ``[n, cells, h]``.
+        ids, chosen: of :func:`mask_words`; targets: the ids before, all ``[n, t]``.
+    """
+    longest = int((targets != tokenizer.pad).sum(1).max())
+    ids, targets, chosen = (part[:, :longest] for part in (ids, targets, chosen))
+    logits = model.masked_word_logits(ids, targets != tokenizer.pad, visual, chosen)
+    return F.cross_entropy(logits.float(), targets[chosen], reduction="sum") / chosen.sum().clamp(min=1)
+
+
+def matching_loss(
+    model: UnifiedTransformer, tokenizer: CaptionTokenizer, images: list[Tensor], ids: Tensor, own: Tensor
+) -> tuple[Tensor, Tensor]:
+    """ITM: cross-entropy of whether a text is its picture's own.
+
+    Args:
+        images: n of them (:func:`diptych.model.decoding.caption.encode_images`).
+        ids: int64 ``[n, t]``, a text each.
+        own: bool ``[n]``, false where the text is another picture's.
+
+    Returns:
+        The mean loss; and the states of [CLS] ``[n, h]``, from which questions are answered in the same pass.
+    """
+    states = question_states(model, tokenizer, images, ids[:, None])
+    return F.cross_entropy(model.matching_logits(states).float(), own.long()), states
+
+
+def feature_regression_loss(
+    model: UnifiedTransformer,
+    tokenizer: CaptionTokenizer,
+    features: Tensor,
+    ids: Tensor,
+    masked: Tensor,
+    objects: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """LXMERT's losses of masked cells: MVFR, the squared error of their features after the network's standardisation, and
+    MOC, the cross-entropy of what the detector sees in them. Both are means over masked cells.
+
+    Args:
+        features: float ``[n, cells, D]``, also what visible cells show.
+        ids: int64 ``[n, t]``; masked: bool ``[n, cells]``.
+        objects: turns features ``[m, D]`` into the detector's logits of classes ``[m, C]``; None: no MOC, its loss is 0.
+
+    Raises:
+        UserError: the transformer has no head for features, or for objects.
+    """
+    if model.feature_head is None or (objects is not None and model.object_head is None):
+        raise UserError(
+            "this transformer has no head that regresses features, or none that classifies objects"
+        )
+    ids = ids[:, : int((ids != tokenizer.pad).sum(1).max())]
+    text, bias = model.encode_text(ids, ids != tokenizer.pad)
+    predicted = model.feature_head(
+        model.visual_states(text, bias, model.encode_visual(features, masked), masked)
+    )
+    embedding = model.visual_embedding
+    wanted = (features[masked] - embedding.feature_mean) / embedding.feature_scale
+    regression = F.mse_loss(predicted.float(), wanted.float())
+    if objects is None or model.object_head is None:
+        return regression, torch.zeros_like(regression)
+    with torch.no_grad():
+        classes = objects(features[masked]).float().softmax(-1)
+    return regression, F.cross_entropy(model.object_head(predicted).float(), classes)
