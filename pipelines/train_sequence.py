@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Literal
 
 from diptych.eval.captions.cider import CiderDReward
 from diptych.features.detector import load_detector
+from diptych.features.questions import questions_of, read_questions
 from diptych.features.shards.reading import ShardDataset
 from diptych.model.answer_table import AnswerTable, load_answer_table
+from diptych.model.errors import UserError
 from diptych.model.networks.image_generator import load_image_generator
 from diptych.model.pixels import unit_to_uint8
 from diptych.model.pretrained import load_transformer, save_transformer
 from diptych.model.training.processes import current_processes
+from diptych.model.training.questions import QuestionTable
 from diptych.model.training.sequence import SequenceTrainingConfig, reference_words, train_sequence
 from diptych.model.training.sequence_evaluation import SequenceEvaluation
 from pipelines.measuring.clips import read_clip
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from diptych.model.training.contracts import Record
 
 SHARDS = Path("data/shards")
+QUESTIONS = Path("data/dataset/questions/vqa.parquet")
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,14 @@ def train(
             inspection(val, device),
         )
     references = reference_words(tokenizer, train, config.caption_length)
+    questions = None
+    if config.answer_steps:
+        if table is None:
+            raise UserError(
+                f"train_sequence.training.answer_steps: {start} has no answer head; train stage 1 with questions, or set 0"
+            )
+        asked = questions_of(read_questions(QUESTIONS), ["train"], QUESTIONS)
+        questions = QuestionTable(asked, train.keys, tokenizer, table, config.question_length)
     record = train_sequence(
         config,
         model,
@@ -101,6 +113,7 @@ def train(
         stage.checkpoints(part),
         device,
         evaluation,
+        questions,
     )
     return (model, tokenizer, codebook, table), record
 

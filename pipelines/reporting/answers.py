@@ -31,7 +31,9 @@ def answer_galleries(wanted: int, seed: int) -> tuple[dict[str, list[dict[str, A
             split = row["split"]
             row["real"] = shards[split].image_bytes(place[split][row["image_id"]])
             counts = Counter(row["references"]).most_common()
-            row["references"] = ", ".join(f"{answer} ({count})" if count > 1 else answer for answer, count in counts)
+            row["references"] = ", ".join(
+                f"{answer} ({count})" if count > 1 else answer for answer, count in counts
+            )
     return {name: several for name, several in choices.items() if several}, len(rows)
 
 

@@ -106,7 +106,8 @@ def answer_rows(records: Records) -> list[dict[str, str]]:
         alone = records.get(f"words_alone.accuracy{kind}", {})
         rows.append(
             {
-                "label": kind.removeprefix("_").replace("color", "colour").replace("_", " ") or "all questions",
+                "label": kind.removeprefix("_").replace("color", "colour").replace("_", " ")
+                or "all questions",
                 "value": shown(name, record["value"]),
                 "interval": bounds(name, record["low"], record["high"]),
                 "alone": shown(name, alone.get("value")),
