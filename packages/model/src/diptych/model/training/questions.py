@@ -104,6 +104,10 @@ class QuestionTable:
         """What determines a training on these questions, for :func:`diptych.model.training.state.fingerprint`."""
         return self.images, self.ids, self._answers, self._shares
 
+    def of_image(self, image: int) -> Tensor:
+        """Return the numbers of the questions about an image, int64 ``[q]``."""
+        return self._of_image.get(image, torch.empty(0, dtype=torch.long))
+
     def choose(self, images: Sequence[int], per_image: int) -> Tensor:
         """Draw questions about each image, different ones while there are enough (torch's global generator): their
         numbers, int64 ``[n, per_image]``. An image without questions gets rows without words and answers."""

@@ -17,3 +17,11 @@ def warmup_cosine(step: int, steps: int, peak: float, warmup_share: float) -> fl
     if step < warmup:
         return warmup_constant(step, steps, peak, warmup_share)
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def warmup_linear(step: int, steps: int, peak: float, warmup_share: float) -> float:
+    """Learning rate of ``step``: as :func:`warmup_constant` over the first share of the steps, then linear to 0 (LXMERT)."""
+    warmup = max(1, round(steps * warmup_share))
+    if step < warmup:
+        return warmup_constant(step, steps, peak, warmup_share)
+    return peak * (steps - step) / max(1, steps - warmup)

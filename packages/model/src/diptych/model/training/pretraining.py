@@ -1,0 +1,260 @@
+"""X-LXMERT's pretraining (X-LXMERT 5.1, C.5): each step masks cells, words or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diptych.features.order import batch_indices
+from diptych.model.decoding.caption import encode_images
+from diptych.model.errors import UserError
+from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.objectives.pretraining import (
+    bernoulli_mask,
+    feature_regression_loss,
+    mask_words,
+    masked_word_loss,
+    matching_loss,
+)
+from diptych.model.objectives.token import paint_loss, sample_mask
+from diptych.model.precision import autocast_context
+from diptych.model.pretrained import check_codebook
+from diptych.model.tokenizer import CaptionTokenizer
+from diptych.model.training.config import LoopConfig, check_at_least_one
+from diptych.model.training.contracts import Checkpoints, Piece, Record
+from diptych.model.training.data import TrainingShards, on_device, read_rows
+from diptych.model.training.loop import run_training
+from diptych.model.training.processes import current_processes
+from diptych.model.training.questions import QuestionTable
+from diptych.model.training.schedules import warmup_linear
+from diptych.model.training.sentences import SentenceTable
+from diptych.model.training.state import fingerprint
+
+Masked = Literal["cells", "words", "nothing"]
+KINDS: tuple[Masked, ...] = ("cells", "words", "nothing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingConfig(LoopConfig):
+    """Settings of pretraining; the paper's (X-LXMERT 5.3, C.5) in brackets.
+
+    Attributes:
+        steps: of all tasks together; each masks cells, words or nothing, drawn with equal chances.
+        batch_size: images, each with one sentence [920].
+        text_length: tokens of a sentence, ``[CLS]`` and ``[SEP]`` included [20].
+        learning_rate: peak [1e-5]; linear warm-up, then linear to 0.
+        warmup_share: share of the steps that warm up [0.05].
+        discrete: masked cells are predicted as codes (CCC), and pictures seen as codebook vectors [true]. Without, as
+            LXMERT: grid features are seen, regressed (MVFR) and, with object classes, classified (MOC).
+        uniform_masking: masks of cells with a ratio drawn from (0, 1] [true]; without, each cell with a chance of 15%.
+        captions_only: masked cells are predicted from captions only, never from questions [true: "data alignment"].
+        weight_decay [1e-2], clip_norm [1.0], ema_decay [0], accumulation, precision, seed, checkpoint_seconds: as in
+            :class:`diptych.model.training.config.LoopConfig`.
+    """
+
+    batch_size: int
+    text_length: int
+    warmup_share: float
+    discrete: bool = True
+    uniform_masking: bool = True
+    captions_only: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least_one(self, "batch_size")
+        if not 0 <= self.warmup_share <= 1:
+            raise UserError(f"warmup_share must be in [0, 1], is {self.warmup_share}")
+
+
+def masked_in(step: int, seed: int) -> Masked:
+    """What ``step`` masks; a function of the two numbers, so that reading ahead knows it."""
+    return KINDS[int(np.random.default_rng((seed, step)).integers(len(KINDS)))]
+
+
+class PretrainingSteps:
+    """The steps of pretraining (:class:`diptych.model.training.contracts.Steps`).
+
+    A step computes what its task reads and nothing else: the visual half of the last layer where cells are masked, the text
+    half where words are, the state of [CLS] alone where nothing is; heads at chosen places only.
+    """
+
+    def __init__(
+        self,
+        config: PretrainingConfig,
+        model: UnifiedTransformer,
+        tokenizer: CaptionTokenizer,
+        codebook: Tensor,
+        train: TrainingShards,
+        questions: QuestionTable | None,
+        objects: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.config, self.model, self.tokenizer = config, model, tokenizer
+        self.codebook, self.train, self.objects = codebook, train, objects
+        self.sentences = SentenceTable(train, tokenizer, config.text_length, questions)
+        self.rows = current_processes().own_pieces(config.batch_size, config.accumulation)
+
+    def plan(self, step: int) -> tuple[Masked, list[int]]:
+        """Return what ``step`` masks, and the images of its batch; all tasks walk the epochs together."""
+        config = self.config
+        images = batch_indices(len(self.train), config.batch_size, config.seed, step).tolist()
+        return masked_in(step, config.seed), images
+
+    def read(self, step: int) -> list[Tensor]:
+        """Read the codes of each of this process's pieces, without ``discrete`` their grid features."""
+        indices, device = self.plan(step)[1], self.codebook.device
+        return read_rows(
+            self.train.codes if self.config.discrete else self.train.grid, indices, self.rows, device
+        )
+
+    def pieces(self, step: int, data: list[Tensor]) -> list[Piece]:
+        """Draw sentences and masks."""
+        masked, indices = self.plan(step)
+        if masked == "cells":
+            return self.cell_pieces(indices, data)
+        return self.word_pieces(indices, data) if masked == "words" else self.matching_pieces(indices, data)
+
+    def seen(self, rows: Tensor) -> Tensor:
+        """What the network sees of pictures: float32 ``[n, cells, D]``."""
+        rows = on_device(rows, self.codebook.device)
+        return self.codebook[rows] if self.config.discrete else rows
+
+    def cell_pieces(self, indices: list[int], data: list[Tensor]) -> list[Piece]:
+        """CCC, or MVFR and MOC; the mean over the masked cells of the whole batch."""
+        config, cells, device = self.config, self.model.config.cells, self.codebook.device
+        ids = self.sentences.choose(indices, captions_only=config.captions_only).ids
+        masked = (
+            sample_mask(len(indices), cells)
+            if config.uniform_masking
+            else bernoulli_mask(len(indices), cells)
+        )
+
+        def piece(rows: slice, part: Tensor) -> Piece:
+            def loss() -> tuple[Tensor, dict[str, Tensor]]:
+                texts, hidden = ids[rows].to(device), masked[rows].to(device)
+                with autocast_context(device, config.precision):
+                    if config.discrete:
+                        codes = on_device(part, device)
+                        mean = paint_loss(
+                            self.model, self.tokenizer, self.codebook, codes, texts, hidden, 0.0
+                        )
+                        return mean, {"code_loss": mean.detach()}
+                    regression, classes = feature_regression_loss(
+                        self.model, self.tokenizer, self.seen(part), texts, hidden, self.objects
+                    )
+                return regression + classes, {
+                    "feature_loss": regression.detach(),
+                    "object_loss": classes.detach(),
+                }
+
+            return Piece(int(masked[rows].sum()) / int(masked.sum()), len(part), loss)
+
+        return [piece(rows, part) for rows, part in zip(self.rows, data, strict=True)]
+
+    def word_pieces(self, indices: list[int], data: list[Tensor]) -> list[Piece]:
+        """MLM; the mean over the chosen words of the whole batch."""
+        config, device = self.config, self.codebook.device
+        ids = self.sentences.choose(indices).ids
+        changed, chosen = mask_words(self.tokenizer, ids)
+        count = max(1, int(chosen.sum()))
+
+        def piece(rows: slice, part: Tensor) -> Piece:
+            def loss() -> tuple[Tensor, dict[str, Tensor]]:
+                with autocast_context(device, config.precision):
+                    visual = self.model.encode_visual(self.seen(part))
+                    texts = (tensor[rows].to(device) for tensor in (changed, ids, chosen))
+                    mean = masked_word_loss(self.model, self.tokenizer, visual, *texts)
+                return mean, {"word_loss": mean.detach()}
+
+            return Piece(int(chosen[rows].sum()) / count, len(part), loss)
+
+        return [piece(rows, part) for rows, part in zip(self.rows, data, strict=True)]
+
+    def matching_pieces(self, indices: list[int], data: list[Tensor]) -> list[Piece]:
+        """ITM, and QA where the sentence is a question about the picture: the mean over all texts and that over the
+        questions are added (X-LXMERT C.5)."""
+        config, device = self.config, self.codebook.device
+        chosen = self.sentences.choose(indices)
+        other = self.sentences.choose_any(len(indices))
+        own = torch.rand(len(indices)) < 0.5
+        ids = torch.where(own[:, None], chosen.ids, other)
+        asked = own & chosen.shares.any(1)
+        count = int(asked.sum())
+
+        def piece(rows: slice, part: Tensor) -> Piece:
+            share = len(part) / len(indices)
+            # the loss of answers is a mean over other items than that of matching, whose share the piece has
+            weight = int(asked[rows].sum()) / max(1, count) / share
+
+            def loss() -> tuple[Tensor, dict[str, Tensor]]:
+                questions = asked[rows].to(device)
+                with autocast_context(device, config.precision):
+                    images = encode_images(self.model, self.seen(part))
+                    matching, states = matching_loss(
+                        self.model, self.tokenizer, images, ids[rows].to(device), own[rows].to(device)
+                    )
+                    reported = {"matching_loss": matching.detach()}
+                    if not count:
+                        return matching, reported
+                    answers = matching.new_zeros(())
+                    if weight:
+                        logits = self.model.answer_logits(states[questions]).float()
+                        answers = weight * F.cross_entropy(logits, chosen.shares[rows].to(device)[questions])
+                return matching + answers, {**reported, "answer_loss": answers.detach()}
+
+            return Piece(share, len(part), loss)
+
+        return [piece(rows, part) for rows, part in zip(self.rows, data, strict=True)]
+
+
+def pretrain(
+    config: PretrainingConfig,
+    model: UnifiedTransformer,
+    tokenizer: CaptionTokenizer,
+    codebook: Tensor,
+    train: TrainingShards,
+    questions: QuestionTable | None,
+    checkpoints: Checkpoints | None,
+    device: torch.device | str,
+    objects: Callable[[Tensor], Tensor] | None = None,
+) -> Record:
+    """Pretrain ``model`` in place, alone or as one of several processes
+    (:func:`diptych.model.training.processes.joined_processes`).
+
+    Args:
+        model: one that knows the codebook, captions by ``masked`` attention, and has a matching head; an answer head where
+            there are ``questions``; without ``discrete`` a head that regresses features.
+        codebook: float32 ``[K, D]``.
+        questions: about the images of ``train``; None: captions alone are read, and no answer is learned.
+        objects: as in :func:`diptych.model.objectives.pretraining.feature_regression_loss`.
+
+    Returns:
+        History rows: step, learning_rate, code_loss (or feature_loss and object_loss), word_loss, matching_loss, answer_loss,
+        gradient_norm.
+    """
+    check_codebook(model, codebook, "codebook")
+    if model.config.caption_attention != "masked":
+        raise UserError(
+            "pretraining is LXMERT's, where text and picture see each other: caption_attention must be masked"
+        )
+    model.to(device)
+    codebook = codebook.to(device)
+    steps = PretrainingSteps(config, model, tokenizer, codebook, train, questions, objects)
+    return run_training(
+        model,
+        "pretraining",
+        config,
+        steps,
+        learning_rate=lambda step: warmup_linear(
+            step, config.steps, config.learning_rate, config.warmup_share
+        ),
+        started_from=fingerprint(
+            model, model.config, config.determining(), train.keys, *steps.sentences.contents(), codebook
+        ),
+        checkpoints=checkpoints,
+    )
