@@ -162,6 +162,7 @@ def test_help_and_usage() -> None:
         (["--help"], 0),
         (["captions", "--help"], 0),
         (["images", "--help"], 0),
+        (["answers", "--help"], 0),
         ([], 2),
     ):
         done = subprocess.run(

@@ -136,9 +136,7 @@ def test_a_list_of_ones_own(tmp_path: Path) -> None:
     assert {"swims", "swimming", "swam", "swum"} < words.forms["verb"]["swim"]
     assert words.forms["noun"]["leaf"] == {"leaf", "leafs", "leaves"}
     assert words.forms["colour"]["teal"] == {"teal", "teals"}
-    found = [
-        mask.word for mask in find_masks("fish rest resting rested on leaves in teal boxes, swum", words)
-    ]
+    found = [mask.word for mask in find_masks("fish rest resting rested on leaves in teal boxes, swum", words)]
     assert found == ["fish", "rest", "leaf", "box", "swim"]
 
 

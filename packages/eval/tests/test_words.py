@@ -99,9 +99,7 @@ def test_what_hummus_alone_reads_changes_no_swap(tmp_path: Path) -> None:
     without = replace(COCO, spellings=(), ambiguous=())
     captions = ["a gray sky", "a grey sky", "a parking lot", "two oranges", "a bit of cake", "a doughnut"]
     for category in CATEGORIES:
-        assert swapped_captions(captions, COCO, category, 0) == swapped_captions(
-            captions, without, category, 0
-        )
+        assert swapped_captions(captions, COCO, category, 0) == swapped_captions(captions, without, category, 0)
     content = json.loads((Path(words.__file__).parent / "coco.json").read_text())
     for key, wrong in {"spellings": [["gray"], "grey"], "ambiguous": [["oranges"]]}.items():
         (tmp_path / "words.json").write_text(json.dumps({**content, key: wrong}))

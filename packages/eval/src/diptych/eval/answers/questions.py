@@ -75,11 +75,13 @@ def check_answered(predictions: Collection[str], questions: Sequence[Question], 
         raise UserError(f"{settings.questions}: question {twice} is there twice; ids must be unique")
     missing = [question.question_id for question in questions if question.question_id not in predictions]
     if missing:
-        strangers = [question_id for question_id in predictions if question_id not in ids]
-        other = f"; the first of {len(strangers)} that {settings.questions} does not have: {strangers[0]}"
+        # nothing fits: the two files are of different questions, or spell their ids in another way
+        other = (
+            f"; its own first: {next(iter(predictions))}" if predictions and len(missing) == len(ids) else ""
+        )
         raise UserError(
             f"{settings.predictions}: no answer to {len(missing)} of {len(questions)} questions of {settings.questions} "
-            f"(first: {missing[0]}{other if strangers else ''}); answer every question"
+            f"(first: {missing[0]}{other}); answer every question"
         )
 
 
