@@ -31,11 +31,13 @@ class QuestionSettings:
             the others.
         questions_per_image: questions about each of these images.
         length: tokens of a question, ``[CLS]`` and ``[SEP]`` included [20 in X-LXMERT].
+        weight: of the loss of answers beside that of captions [1 in X-LXMERT].
     """
 
     share: float
     questions_per_image: int
     length: int
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "questions_per_image", section="questions.")

@@ -282,9 +282,10 @@ class TokenSteps:
                         None if texts[2] is None else texts[2].flatten(0, 1),
                     )
                 reported = {"caption_loss": captions.detach()}
-                if asked is None:
+                if asked is None or config.questions is None:
                     return captions, reported
-                return captions + weight * answers, {**reported, "answer_loss": weight * answers.detach()}
+                reported["answer_loss"] = weight * answers.detach()
+                return captions + config.questions.weight * weight * answers, reported
 
             return Piece(share, samples, loss)
 
