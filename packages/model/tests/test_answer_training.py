@@ -26,7 +26,7 @@ ASKED = [
     [("what color is it?", ["blue"] * 10), ("how many are there?", ["2"] * 5 + ["two"] * 5)],
     [("what color is it?", ["green"] * 7 + ["mauve"] * 3)],
 ]
-LENGTH = 10
+LENGTH = 20
 CONFIG = TokenTrainingConfig(
     steps=8,
     caption_share=0.5,

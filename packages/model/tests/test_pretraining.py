@@ -1,0 +1,221 @@
+"""X-LXMERT's pretraining: what is masked, that only what a task reads is computed, and that it learns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diptych.model.answer_table import AnswerTable
+from diptych.model.decoding.caption import encode_images
+from diptych.model.errors import UserError
+from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.objectives.pretraining import (
+    bernoulli_mask,
+    feature_regression_loss,
+    mask_words,
+    masked_word_loss,
+    matching_loss,
+)
+from diptych.model.training.initial import with_heads
+from diptych.model.training.optimisation import add_gradients
+from diptych.model.training.pretraining import PretrainingConfig, PretrainingSteps, masked_in, pretrain
+from diptych.model.training.questions import QuestionTable
+from diptych.model.training.sentences import SentenceTable
+
+TABLE = AnswerTable(["red", "blue", "green"])
+LENGTH = 20
+CONFIG = PretrainingConfig(
+    steps=30,
+    batch_size=6,
+    text_length=LENGTH,
+    learning_rate=3e-3,
+    warmup_share=0.1,
+    clip_norm=1.0,
+    ema_decay=0.0,
+    precision="float32",
+    seed=3,
+    checkpoint_seconds=60,
+)
+
+
+@pytest.fixture
+def pretrained(tiny):
+    """A model with all heads of both pretrainings, which captions by `masked` attention, and questions about its pictures."""
+    config = dataclasses.replace(
+        tiny.model.config,
+        caption_attention="masked",
+        answers=len(TABLE),
+        matching=True,
+        regresses=True,
+        object_classes=4,
+    )
+    torch.manual_seed(1)
+    model = UnifiedTransformer(config)
+    model.set_codebook(tiny.codebook)
+    rows = [
+        {"image_ids": [key], "question": "what color?", "answers": [TABLE.answers[index % 3]] * 10}
+        for index, key in enumerate(tiny.train.keys)
+    ]
+    return model, QuestionTable(rows, tiny.train.keys, tiny.tokenizer, TABLE, LENGTH)
+
+
+def test_words_are_masked_as_berts(tiny) -> None:
+    torch.manual_seed(0)
+    ids = tiny.ids.repeat(4000, 1)
+    changed, chosen = mask_words(tiny.tokenizer, ids)
+    special = torch.isin(ids, torch.tensor([tiny.tokenizer.pad, tiny.tokenizer.cls, tiny.tokenizer.sep]))
+    assert not (chosen & special).any()
+    assert changed[~chosen].equal(ids[~chosen])
+    words = int((~special).sum())
+    assert int(chosen.sum()) / words == pytest.approx(0.15, abs=0.01)
+    masked = changed[chosen] == tiny.tokenizer.mask
+    kept = changed[chosen] == ids[chosen]
+    assert float(masked.float().mean()) == pytest.approx(0.8, abs=0.01)
+    # a tenth stays; of the drawn words a few are the same, or were special tokens, which nobody reads
+    vocabulary = len(tiny.tokenizer)
+    assert float(kept.float().mean()) == pytest.approx(0.1 + 0.1 * 6 / vocabulary, abs=0.01)
+    drawn = changed[chosen][~masked & ~kept]
+    assert not torch.isin(drawn, tiny.tokenizer.forbidden).any() and len(drawn.unique()) > vocabulary // 2
+
+
+def test_cells_are_masked_one_by_one_and_at_least_one_of_each_picture() -> None:
+    torch.manual_seed(0)
+    masked = bernoulli_mask(4000, 64)
+    assert float(masked.float().mean()) == pytest.approx(0.15, abs=0.005)
+    assert bernoulli_mask(4000, 2).any(1).all()
+
+
+def test_each_modality_is_masked_in_a_third_of_the_steps() -> None:
+    counts = Counter(masked_in(step, 5) for step in range(3000))
+    assert set(counts) == {"cells", "words", "nothing"}
+    assert all(count == pytest.approx(1000, abs=100) for count in counts.values())
+    assert [masked_in(step, 5) for step in range(20)] != [masked_in(step, 6) for step in range(20)]
+
+
+def test_losses_are_those_of_a_whole_forward_pass(tiny, pretrained) -> None:
+    """Everything computed, all heads everywhere, then picked: as the released code does."""
+    model = pretrained[0]
+    images = [0, 1, 2]
+    features = torch.from_numpy(tiny.train.grid(images)).float()
+    changed, chosen = mask_words(tiny.tokenizer, tiny.ids, share=0.5)
+    visible = tiny.ids != tiny.tokenizer.pad
+    text, _ = model(changed, visible, features)
+    words = F.cross_entropy(model.word_logits(text)[chosen], tiny.ids[chosen])
+    ours = masked_word_loss(model, tiny.tokenizer, model.encode_visual(features), changed, tiny.ids, chosen)
+    assert ours.item() == pytest.approx(words.item(), rel=1e-5)
+
+    own = torch.tensor([True, False, True])
+    text, _ = model(tiny.ids, visible, features)
+    matching = F.cross_entropy(model.matching_logits(text[:, 0]), own.long())
+    ours, states = matching_loss(model, tiny.tokenizer, encode_images(model, features), tiny.ids, own)
+    assert ours.item() == pytest.approx(matching.item(), rel=1e-5)
+    assert torch.allclose(states, text[:, 0], atol=1e-5)
+
+    masked = torch.rand(3, 16) < 0.4
+    _, visual = model(tiny.ids, visible, features, masked)
+    wanted = (features - model.visual_embedding.feature_mean) / model.visual_embedding.feature_scale
+    predicted = model.feature_head(visual)
+    regression = F.mse_loss(predicted[masked], wanted[masked])
+    detector = torch.nn.Linear(10, 4)
+    classes = F.cross_entropy(model.object_head(predicted[masked]), detector(features[masked]).softmax(-1))
+    ours = feature_regression_loss(model, tiny.tokenizer, features, tiny.ids, masked, detector)
+    assert [loss.item() for loss in ours] == pytest.approx([regression.item(), classes.item()], rel=1e-5)
+
+
+def test_sentences_are_captions_and_questions_of_the_picture(tiny, pretrained) -> None:
+    torch.manual_seed(0)
+    table = SentenceTable(tiny.train, tiny.tokenizer, LENGTH, pretrained[1])
+    captions = {tuple(row.tolist()) for row in tiny.tokenizer.encode(tiny.train.captions(0), LENGTH)}
+    question = tuple(tiny.tokenizer.encode_questions(["what color?"], LENGTH)[0].tolist())
+    drawn = table.choose([0] * 300)
+    counts = Counter(tuple(row.tolist()) for row in drawn.ids)
+    assert set(counts) == {*captions, question}
+    assert all(count == pytest.approx(100, abs=40) for count in counts.values())
+    asked = torch.tensor([tuple(row.tolist()) == question for row in drawn.ids])
+    assert drawn.shares[asked].equal(torch.tensor([[1.0, 0, 0]]).expand(int(asked.sum()), 3))
+    assert not drawn.shares[~asked].any()
+    assert {tuple(row.tolist()) for row in table.choose([0] * 100, captions_only=True).ids} == captions
+    every = {tuple(row.tolist()) for row in table.choose_any(400)}
+    assert len(every) == 7  # two captions of each of three, and the question
+
+
+def test_without_questions_only_captions_are_read(tiny) -> None:
+    drawn = SentenceTable(tiny.train, tiny.tokenizer, LENGTH, None).choose([0, 1])
+    assert drawn.shares.shape == (2, 0)
+
+
+@pytest.mark.parametrize("task", ["cells", "words", "nothing"])
+@pytest.mark.parametrize("discrete", [True, False])
+def test_pieces_add_up_to_the_gradient_of_the_whole_batch(
+    tiny, pretrained, task: str, discrete: bool
+) -> None:
+    model, questions = pretrained
+    gradients, detector = [], torch.nn.Linear(10, 4)
+    for accumulation in (1, 3):
+        config = dataclasses.replace(CONFIG, accumulation=accumulation, discrete=discrete)
+        steps = PretrainingSteps(
+            config, model, tiny.tokenizer, tiny.codebook, tiny.train, questions, detector
+        )
+        step = next(number for number in range(30) if masked_in(number, config.seed) == task)
+        torch.manual_seed(2)
+        model.zero_grad()
+        add_gradients(steps.pieces(step, steps.read(step)))
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert torch.allclose(gradients[0], gradients[1], rtol=1e-3, atol=1e-5)
+
+
+def test_codes_are_predicted_from_captions_only(tiny, pretrained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "Data alignment" is a parameter: without it questions are read, too."""
+    model, questions = pretrained
+    asked: list[bool] = []
+    choose = SentenceTable.choose
+
+    def watched(self, images, captions_only=False):
+        asked.append(captions_only)
+        return choose(self, images, captions_only)
+
+    monkeypatch.setattr(SentenceTable, "choose", watched)
+    for captions_only in (True, False):
+        config = dataclasses.replace(CONFIG, captions_only=captions_only)
+        steps = PretrainingSteps(config, model, tiny.tokenizer, tiny.codebook, tiny.train, questions)
+        for task in ("cells", "words", "nothing"):
+            step = next(number for number in range(30) if masked_in(number, config.seed) == task)
+            steps.pieces(step, steps.read(step))
+    assert asked == [True, False, False, False, False, False]
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_pretraining_learns_every_task(tiny, pretrained, discrete: bool) -> None:
+    model, questions = pretrained
+    config = dataclasses.replace(CONFIG, steps=400, discrete=discrete)
+    objects = torch.nn.Linear(10, 4)
+    torch.nn.init.normal_(objects.weight)  # sure enough of its classes to be learned from
+    record = pretrain(
+        config,
+        model,
+        tiny.tokenizer,
+        tiny.codebook,
+        tiny.train,
+        questions,
+        None,
+        "cpu",
+        None if discrete else objects,
+    )
+    names = ["code_loss"] if discrete else ["feature_loss", "object_loss"]
+    for name in [*names, "word_loss", "matching_loss", "answer_loss"]:
+        first, last = ([row[name] for row in record.history if name in row][place] for place in (0, -1))
+        assert last < 0.95 * first, (name, first, last)
+
+
+def test_pretraining_is_where_text_and_picture_see_each_other(tiny, pretrained) -> None:
+    model = with_heads(tiny.model, 0, answers=TABLE, matching=True)
+    with pytest.raises(UserError, match="caption_attention must be masked"):
+        pretrain(CONFIG, model, tiny.tokenizer, tiny.codebook, tiny.train, pretrained[1], None, "cpu")
+    with pytest.raises(UserError, match="no head that regresses features"):
+        feature_regression_loss(
+            model, tiny.tokenizer, tiny.features, tiny.ids, torch.ones(3, 16, dtype=torch.bool)
+        )
