@@ -1,4 +1,4 @@
-"""Draw Toybox, or read a dataset in COCO's format: pictures, captions, objects."""
+"""Draw Toybox, or read a dataset in COCO's format: pictures, captions, objects, and questions about them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diptych.features.datasets.coco import CocoConfig, read_coco
-from diptych.features.datasets.toybox import ToyboxConfig, build_toybox
+from diptych.features.datasets.toybox import (
+    ToyboxConfig,
+    build_graph_questions,
+    build_questions,
+    build_statements,
+    build_toybox,
+)
 from diptych.features.errors import UserError
 from diptych.features.manifest import write_manifest, write_scenes
+from diptych.features.questions import write_questions
 from pipelines.runner.stage import FILE_FACTS, Stage, run
 
 
@@ -29,7 +36,10 @@ class DatasetParams:
 
 
 def main(stage: Stage, params: DatasetParams) -> None:
-    """Write the manifest, the same without captions (what visual stages read), and the pictures drawn."""
+    """Write the manifest, the same without captions (what visual stages read), the pictures drawn, and questions.
+
+    questions/: vqa, gqa and nlvr2, each a table of its own, so that who trains on one does not depend on the others.
+    """
     if params.toybox is None and not Path(params.source).exists():
         raise UserError(f"{params.source}: no such dataset folder; put the data there or set dataset.source")
     with stage.write("data/dataset") as folder:

@@ -7,36 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from asked_toybox import ASKED, CONFIG, GRAMMAR, SCENES
 
 from diptych.features.datasets.toybox import (
     CLASSES,
     COLORS,
     UNSEEN,
-    GrammarConfig,
-    QuestionsConfig,
-    SceneConfig,
-    ToyboxConfig,
     build_questions,
     build_toybox,
 )
 from diptych.features.datasets.toybox.annotators import OTHERWISE
-from diptych.features.datasets.toybox.questions import KINDS, SIDES, ask
+from diptych.features.datasets.toybox.facts import SIDES
+from diptych.features.datasets.toybox.questions import KINDS, ask
 from diptych.features.datasets.toybox.world import Scene, Thing
 from diptych.features.errors import UserError
 
-SCENES = SceneConfig(two=0.13, three=0.07, large=0.7, second=0.65, third=0.15, jitter=1.0)
-GRAMMAR = GrammarConfig(usual=0.75, where=0.93, size=0.35, scenery=0.6, second=0.88, third=0.4)
-ASKED = QuestionsConfig(
-    splits=("train", "val", "test", "compositional"),
-    per_picture=12,
-    graph_per_picture=10,
-    statements_per_picture=6.0,
-    answers=10,
-    otherwise=0.1,
-    wrong=0.01,
-    colored=0.5,
-)
-CONFIG = ToyboxConfig(1000, 20, 300, 60, 10, 64, SCENES, GRAMMAR, ASKED)
 USUAL = {other: usual for usual, others in OTHERWISE.items() for other in others}
 
 
