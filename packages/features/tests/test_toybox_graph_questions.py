@@ -110,20 +110,23 @@ def test_what_is_entailed_has_one_answer_in_all_pictures_with_the_first_one(
 ) -> None:
     """In every picture in which the first question can be asked and has this answer, so has the second its own."""
     known = {row["question_id"]: row for row in rows}
-    checked = 0
+    pictures = list(things.values())[::6]
+    held, broken = 0, []
     for row in rows[::40]:
         for name in row["entailed"]:
             other = known[name]
             assert name != row["question_id"] and other["image_ids"] == row["image_ids"]
-            for picture in list(things.values())[::6]:
+            for picture in pictures:
+                if not all(_can_be_asked(asked["question"], picture) for asked in (row, other)):
+                    continue
                 try:
                     same = answer(row["question"], picture) == row["answers"][0]
-                except (KeyError, StopIteration):  # it asks about what is not there
+                except (KeyError, StopIteration, IndexError):  # it asks about what is not there
                     continue
-                if same and all(_can_be_asked(asked["question"], picture) for asked in (row, other)):
-                    assert answer(other["question"], picture) == other["answers"][0], (row, other, picture)
-                    checked += 1
-    assert checked > 800
+                if same and answer(other["question"], picture) != other["answers"][0]:
+                    broken.append((row["question"], row["answers"], other["question"], picture))
+                held += same
+    assert not broken[:1] and held > 800, (held, len(broken))
 
 
 def _can_be_asked(question: str, picture: tuple[list[tuple[str, str, str]], str]) -> bool:
