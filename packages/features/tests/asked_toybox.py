@@ -14,4 +14,4 @@ ASKED = QuestionsConfig(
     wrong=0.01,
     colored=0.5,
 )
-CONFIG = ToyboxConfig(1000, 20, 300, 60, 10, 64, SCENES, GRAMMAR, ASKED)
+CONFIG = ToyboxConfig(600, 20, 300, 60, 10, 64, SCENES, GRAMMAR, ASKED)

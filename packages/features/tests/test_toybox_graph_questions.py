@@ -97,11 +97,11 @@ def test_every_answer_is_true_and_every_kind_is_asked(rows: list[dict], things: 
     for row in rows:
         assert row["answers"] == [answer(row["question"], things[row["image_ids"][0]])], row
     kinds = Counter(row["kind"] for row in rows)
-    assert set(kinds) == set(KINDS) and min(kinds.values()) > 100, kinds
+    assert set(kinds) == set(KINDS) and min(kinds.values()) > 70, kinds
     by_picture = defaultdict(list)
     for row in rows:
         by_picture[row["image_ids"][0]].append(row["question"])
-    assert len(by_picture) == 1380
+    assert len(by_picture) == 980
     assert all(len(asked) == len(set(asked)) == 10 for asked in by_picture.values())
 
 
@@ -126,7 +126,7 @@ def test_what_is_entailed_has_one_answer_in_all_pictures_with_the_first_one(
                 if same and answer(other["question"], picture) != other["answers"][0]:
                     broken.append((row["question"], row["answers"], other["question"], picture))
                 held += same
-    assert not broken[:1] and held > 800, (held, len(broken))
+    assert not broken[:1] and held > 500, (held, len(broken))
 
 
 def _can_be_asked(question: str, picture: tuple[list[tuple[str, str, str]], str]) -> bool:
@@ -170,7 +170,7 @@ def test_statements_are_true_or_false_of_their_pictures(statements: list[dict], 
         assert all(name.startswith(row["split"]) for name in row["image_ids"])
         assert row["answers"] == ["true" if _holds(row["question"], left, right) else "false"], row
     kinds = Counter(row["kind"] for row in statements)
-    assert set(kinds) == set(STATEMENTS) and min(kinds.values()) > 500, kinds
+    assert set(kinds) == set(STATEMENTS) and min(kinds.values()) > 300, kinds
 
 
 def _holds(statement: str, left: tuple, right: tuple) -> bool:
@@ -205,7 +205,7 @@ def test_each_statement_has_as_many_pairs_that_make_it_true_as_false(statements:
         split, group, pair, statement = row["question_id"].split("-")
         assert split == row["split"] and statement == "0"
         groups[split, group].append((row["question"], row["answers"][0], pair))
-    assert len(groups) == round(1000 * 1.5) + 30 + 450 + 90
+    assert len(groups) == round(600 * 1.5) + 30 + 450 + 90
     for rows in groups.values():
         assert len({question for question, _, _ in rows}) == 1
         assert sorted(truth for _, truth, _ in rows) == ["false", "false", "true", "true"]

@@ -51,7 +51,7 @@ def test_every_picture_of_the_splits_is_asked_so_many_questions_in_different_wor
     by_picture = defaultdict(list)
     for row in rows:
         by_picture[row["image_ids"][0]].append(row["question"])
-    assert len(by_picture) == 1000 + 20 + 300 + 60
+    assert len(by_picture) == 600 + 20 + 300 + 60
     assert all(len(asked) == len(set(asked)) == 12 for asked in by_picture.values())
     assert len({row["question_id"] for row in rows}) == len(rows)
     assert {row["kind"] for row in rows} == set(KINDS)
@@ -96,7 +96,7 @@ def test_the_answers_are_true_of_the_manifest_s_objects(rows: list[dict], pictur
                     equal = [_place(t["bbox"]) for t in things if t["label"] == answer]
                     assert any(_is(side, where, place[labels[0]]) for where in equal)
         checked[row["kind"]] += 1
-    assert min(checked.values()) > 500, checked
+    assert min(checked.values()) > 350, checked
 
 
 def _place(box: Sequence[float]) -> str:

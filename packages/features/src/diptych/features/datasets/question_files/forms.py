@@ -226,11 +226,16 @@ def _label(draft: Draft, label: Any, of_people: bool) -> BadRow | None:
     if not of_people:
         draft.answers = sorted(label, key=lambda answer: (-label[answer], answer))
         return None
-    answers = [answer for answer, score in label.items() for _ in range(min(4, round(score / 0.3)))]
+    answers = [answer for answer, score in label.items() for _ in range(_people(score))]
     if len(answers) > PEOPLE:
         return BadRow(f"whose label has scores of more than {PEOPLE} people", label)
     draft.answers = [*answers, *[""] * (PEOPLE - len(answers))] if answers else []
     return None
+
+
+def _people(score: float) -> int:
+    """How many of ten gave an answer of this score; four for any that is 1, as more give the same."""
+    return 4 if score > 0.95 else max(0, round(score / 0.3))
 
 
 def _statement_answer(draft: Draft, row: dict[str, Any]) -> BadRow | None:
