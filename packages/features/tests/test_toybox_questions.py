@@ -7,36 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from asked_toybox import ASKED, CONFIG, GRAMMAR, SCENES
 
 from diptych.features.datasets.toybox import (
     CLASSES,
     COLORS,
     UNSEEN,
-    GrammarConfig,
-    QuestionsConfig,
-    SceneConfig,
-    ToyboxConfig,
     build_questions,
     build_toybox,
 )
 from diptych.features.datasets.toybox.annotators import OTHERWISE
-from diptych.features.datasets.toybox.questions import KINDS, SIDES, ask
+from diptych.features.datasets.toybox.facts import SIDES
+from diptych.features.datasets.toybox.questions import KINDS, ask
 from diptych.features.datasets.toybox.world import Scene, Thing
 from diptych.features.errors import UserError
 
-SCENES = SceneConfig(two=0.13, three=0.07, large=0.7, second=0.65, third=0.15, jitter=1.0)
-GRAMMAR = GrammarConfig(usual=0.75, where=0.93, size=0.35, scenery=0.6, second=0.88, third=0.4)
-ASKED = QuestionsConfig(
-    splits=("train", "val", "test", "compositional"),
-    per_picture=12,
-    graph_per_picture=10,
-    statements_per_picture=6.0,
-    answers=10,
-    otherwise=0.1,
-    wrong=0.01,
-    colored=0.5,
-)
-CONFIG = ToyboxConfig(1000, 20, 300, 60, 10, 64, SCENES, GRAMMAR, ASKED)
 USUAL = {other: usual for usual, others in OTHERWISE.items() for other in others}
 
 
@@ -66,7 +51,7 @@ def test_every_picture_of_the_splits_is_asked_so_many_questions_in_different_wor
     by_picture = defaultdict(list)
     for row in rows:
         by_picture[row["image_ids"][0]].append(row["question"])
-    assert len(by_picture) == 1000 + 20 + 300 + 60
+    assert len(by_picture) == 600 + 20 + 300 + 60
     assert all(len(asked) == len(set(asked)) == 12 for asked in by_picture.values())
     assert len({row["question_id"] for row in rows}) == len(rows)
     assert {row["kind"] for row in rows} == set(KINDS)
@@ -111,7 +96,7 @@ def test_the_answers_are_true_of_the_manifest_s_objects(rows: list[dict], pictur
                     equal = [_place(t["bbox"]) for t in things if t["label"] == answer]
                     assert any(_is(side, where, place[labels[0]]) for where in equal)
         checked[row["kind"]] += 1
-    assert min(checked.values()) > 500, checked
+    assert min(checked.values()) > 350, checked
 
 
 def _place(box: Sequence[float]) -> str:

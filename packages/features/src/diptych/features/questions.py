@@ -6,7 +6,7 @@
 | split | string | train, val, test, ... |
 | image_ids | list of string | one picture; two for a statement, the left one first |
 | question | string | as it was asked, or the statement |
-| answers | list of string | ten where people answered, one where one is true, none where they are hidden |
+| answers | list of string | ten where people answered, one where one is true, none where they are hidden; of ten some may be empty |
 | kind | string | what it asks: VQA's answer type, GQA's "structural.semantic", Toybox's kinds, "statement..." |
 | group | string | GQA's groups.global, null where unknown |
 | entailed | list of string | question_ids that whoever answers this one rightly can answer, null where unknown |
@@ -64,7 +64,8 @@ def write_questions(
 
     Raises UserError that names the file and the question for a row that lacks a column or has a value of another
     type, an id that is not as `read_id` gives it or occurs twice, no picture or more than two, a picture whose id is not
-    the manifest's or not among `image_ids`, a question or an answer without a character, or a column of the wrong type.
+    the manifest's or not among `image_ids`, a question without a character, answers that are all empty, or a column of
+    the wrong type.
     """
     rows = list(rows)
     seen: set[str] = set()
@@ -131,11 +132,13 @@ def _fault(row: dict[str, Any], image_ids: Collection[str] | None) -> str | None
         return f"is about picture {unknown[0]}, which is not there; leave the question out"
     if not isinstance(row["split"], str) or not re.fullmatch(r"[A-Za-z0-9_]+", row["split"]):
         return f"split {row['split']!r}: use letters, digits and _"
-    texts = [("question", row["question"]), ("kind", row["kind"])]
-    texts += [("answer", answer) for answer in row["answers"]]
-    for what, text in texts:
-        if not isinstance(text, str) or not text.strip():
-            return f"its {what} is {text!r}; give a text with a character in it"
+    for what in ("question", "kind"):
+        if not isinstance(row[what], str) or not row[what].strip():
+            return f"its {what} is {row[what]!r}; give a text with a character in it"
+    if not all(isinstance(answer, str) for answer in row["answers"]):
+        return f"its answers {row['answers']!r} are not all text"
+    if row["answers"] and not any(answer.strip() for answer in row["answers"]):
+        return "its answers are all empty; leave it out, or give no answers where they are hidden"
     return None
 
 

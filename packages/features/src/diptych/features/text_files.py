@@ -49,6 +49,22 @@ def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = 
         raise UserError(f"{path}: not valid JSON ({error}); mend that number") from error
 
 
+def read_json_lines(path: Path) -> list[tuple[int, Any]]:
+    """The numbers, from 1, and values of a file's lines, one JSON value each; blank lines are passed over.
+
+    A line that is no JSON has its own text as the value: its place is known, and who reads decides what it means.
+    Raises UserError as `read_json` does where the file as a whole cannot be read.
+    """
+    found: list[tuple[int, Any]] = []
+    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+        if line.strip():
+            try:
+                found.append((number, json.loads(line)))
+            except (ValueError, RecursionError):
+                found.append((number, line))
+    return found
+
+
 def whole_characters(text: str) -> str:
     """The text with U+FFFD in the place of halves of characters (lone surrogates, as "\\ud83d"), which no file can hold.
 

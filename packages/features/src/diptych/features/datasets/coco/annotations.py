@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from diptych.features.datasets.coco.bad_rows import BadRow, BadRows, row_id
+from diptych.features.datasets.bad_rows import BadRow, BadRows, row_id
 from diptych.features.datasets.coco.boxes import Box, is_crowd, read_corners, read_label, read_size
 from diptych.features.datasets.coco.config import CocoConfig, CocoSource, check_split
-from diptych.features.datasets.coco.keys import image_key, in_order
+from diptych.features.datasets.keys import image_key, in_order
 from diptych.features.errors import UserError
 from diptych.features.text_files import json_kind, read_json, whole_characters
 

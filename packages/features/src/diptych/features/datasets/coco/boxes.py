@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from diptych.features.datasets.coco.bad_rows import BadRow
+from diptych.features.datasets.bad_rows import BadRow
 from diptych.features.text_files import whole_characters
 
 LONGEST_SIDE = 1_000_000  # pixels; no picture that is read has such a side

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from diptych.features.datasets.question_files.config import QuestionFilesConfig
 from diptych.features.errors import UserError
 
 
@@ -33,6 +34,7 @@ class CocoConfig:
     train (113,287 images, as many captioning papers train), or stays a split of its own that nothing is trained
     on (the papers train on 82,783, and paint what they sampled from all of val2014).
     limit: at most so many images a split, drawn with the seed; null for all.
+    questions: files of questions about the images; null for none.
     """
 
     sources: list[CocoSource]
@@ -41,6 +43,7 @@ class CocoConfig:
     instances: list[Path]
     restval: bool
     limit: int | None
+    questions: QuestionFilesConfig | None = None
 
     def __post_init__(self) -> None:
         if self.karpathy is None and not self.sources:

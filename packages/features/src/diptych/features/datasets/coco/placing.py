@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from diptych.features.datasets.bad_rows import BadRow, BadRows
 from diptych.features.datasets.coco.annotations import LeftOut, ListedImage
-from diptych.features.datasets.coco.bad_rows import BadRow, BadRows
 from diptych.features.datasets.coco.boxes import fit_box, turn_box
 from diptych.features.errors import UserError
 

@@ -19,7 +19,9 @@ from tqdm import tqdm
 
 from diptych.features.datasets.toybox.drawing import draw
 from diptych.features.datasets.toybox.grammar import GrammarConfig, describe
+from diptych.features.datasets.toybox.graph_questions import ask_graph
 from diptych.features.datasets.toybox.questions import QuestionsConfig, ask
+from diptych.features.datasets.toybox.statements import PAIRS, Statements
 from diptych.features.datasets.toybox.world import (
     CLASSES,
     COLORS,
@@ -40,13 +42,15 @@ __all__ = [
     "QuestionsConfig",
     "SceneConfig",
     "ToyboxConfig",
+    "build_graph_questions",
     "build_questions",
+    "build_statements",
     "build_toybox",
 ]
 
 CAPTIONS_PER_IMAGE = 5
 # Streams of random numbers: what is drawn for one purpose leaves the others as they are.
-_SCENES, _CAPTIONS, _QUESTIONS = range(3)
+_SCENES, _CAPTIONS, _QUESTIONS, _GRAPH_QUESTIONS, _STATEMENTS = range(5)
 
 
 @dataclass(frozen=True)
@@ -118,18 +122,55 @@ def build_questions(config: ToyboxConfig, seed: int) -> Iterator[dict[str, Any]]
 
     What is asked about a picture depends on (seed, split, number), its scene and `questions`, and on no other picture.
     """
-    if config.questions is None:
+    for questions, split, number in _asked_pictures(config):
+        rng = _rng(config, seed, split, number, _QUESTIONS)
+        asked = ask(_scene(config, seed, split, number), rng, questions, config.scenes)
+        image_id = _image_id(split, number)
+        for place, question in enumerate(asked):
+            question_id = f"{image_id}-{place:02d}"
+            yield {"question_id": question_id, "split": split, "image_ids": [image_id], **question}
+
+
+def build_graph_questions(config: ToyboxConfig, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of questions in GQA's manner; otherwise as build_questions."""
+    for questions, split, number in _asked_pictures(config):
+        rng = _rng(config, seed, split, number, _GRAPH_QUESTIONS)
+        scene = _scene(config, seed, split, number)
+        asked = ask_graph(scene, rng, questions.graph_per_picture, questions.colored)
+        image_id = _image_id(split, number)
+        ids = [f"{image_id}-g{place:02d}" for place in range(len(asked))]
+        for question_id, question in zip(ids, asked, strict=True):
+            entailed = [ids[place] for place in question.pop("entailed")]
+            about = {"question_id": question_id, "split": split, "image_ids": [image_id]}
+            yield {**about, **question, "entailed": entailed}
+
+
+def build_statements(config: ToyboxConfig, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of statements in NLVR2's manner, PAIRS in a row for each statement; none without `questions`.
+
+    Ids are NLVR2's identifiers, split-group-pair-statement. Pairs are chosen among all pictures of a split.
+    """
+    questions = config.questions
+    if questions is None or not questions.statements_per_picture:
         return
-    for split in config.questions.splits:
-        for number in range(config.splits[split]):
-            scene, rng = (
-                _scene(config, seed, split, number),
-                _rng(config, seed, split, number, _QUESTIONS),
-            )
-            image_id = _image_id(split, number)
-            for place, question in enumerate(ask(scene, rng, config.questions, config.scenes)):
-                question_id = f"{image_id}-{place:02d}"
-                yield {"question_id": question_id, "split": split, "image_ids": [image_id], **question}
+    for split in questions.splits:
+        count = config.splits[split]
+        statements = Statements(
+            [_scene(config, seed, split, number) for number in range(count)], questions.colored
+        )
+        for group in range(round(count * questions.statements_per_picture / PAIRS)):
+            rng = _rng(config, seed, split, group, _STATEMENTS)
+            for pair, statement in enumerate(statements.group(rng)):
+                image_ids = [_image_id(split, number) for number in statement.pop("pictures")]
+                about = {"question_id": f"{split}-{group}-{pair}-0", "split": split, "image_ids": image_ids}
+                yield {**about, **statement}
+
+
+def _asked_pictures(config: ToyboxConfig) -> Iterator[tuple[QuestionsConfig, str, int]]:
+    if config.questions is not None:
+        for split in config.questions.splits:
+            for number in range(config.splits[split]):
+                yield config.questions, split, number
 
 
 def _scene(config: ToyboxConfig, seed: int, split: str, number: int) -> Scene:

@@ -6,30 +6,34 @@ answered by no, what is rare is asked about whenever it occurs, and no other pic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from diptych.features.datasets.toybox.annotators import annotate
+from diptych.features.datasets.toybox.asking import YES_NO, SceneAsker, named
 from diptych.features.datasets.toybox.chances import (
     acceptance,
     number_of_equals,
     number_of_things,
     same_color,
-    seen_colors,
+)
+from diptych.features.datasets.toybox.facts import (
+    PLACES,
+    SAID,
+    alone_on_its_side,
+    classes_of,
+    name_of,
+    place_of,
+    relations,
+    singles,
 )
 from diptych.features.datasets.toybox.grammar import plural
 from diptych.features.datasets.toybox.world import CLASSES, COLORS, SCENERIES, Scene, SceneConfig, Thing
 
 KINDS = ("object", "color", "count", "count_all", "exists", "place", "scenery", "relation", "same_color")
-ROWS, COLUMNS = ("top", "bottom"), ("left", "middle", "right")
-PLACES = tuple(f"{row} {column}" for row in ROWS for column in COLUMNS)
-YES_NO = ("yes", "no")
-# The side on which one thing is of another, its opposite, and how it is said.
-SIDES = {"left": "right", "right": "left", "above": "below", "below": "above"}
-SAID = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 
 WORDINGS: dict[str, tuple[str, ...]] = {
     "object": ("what is at the {0}?", "what is in the {0}?", "which object is at the {0}?"),
@@ -48,7 +52,6 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     "same_color": (
         "are the {0} and the {1} the same color?",
         "do the {0} and the {1} have the same color?",
-        "is the color of the {0} the same as that of the {1}?",
     ),
 }
 ALL = ("objects", "things")
@@ -143,40 +146,37 @@ def _choose(asker: _Asker, number: int, rng: np.random.Generator) -> list[Asked]
 
 
 @dataclass(frozen=True)
-class _Asker:
+class _Asker(SceneAsker):
     """Asks about one scene, a method a kind; each yields its questions in random order."""
 
-    scene: Scene
-    rng: np.random.Generator
-    colored: float
     scenes: SceneConfig
 
     def object(self) -> Iterator[Asked]:
         for thing, wording in self._twice(self.scene.things, "object"):
-            place = wording.format(PLACES[3 * thing.row + thing.column])
+            place = wording.format(place_of(thing))
             yield Asked("object", place, thing.label, CLASSES)
 
     def color(self) -> Iterator[Asked]:
-        for thing in self._shuffled((self.scene.main[0], *self.scene.others)):
-            several = number_of(self.scene, thing.label) > 1
-            for wording in self._wordings("colors" if several else "color")[:2]:
-                name = plural(thing.label) if several else thing.label
+        for thing in self.shuffled(classes_of(self.scene)):
+            name = name_of(self.scene, thing)
+            for wording in self.shuffled(WORDINGS["color" if thing in singles(self.scene) else "colors"])[:2]:
                 yield Asked("color", wording.format(name), thing.color, tuple(COLORS))
 
     def place(self) -> Iterator[Asked]:
         for thing, wording in self._twice(singles(self.scene), "place"):
-            yield Asked("place", wording.format(thing.label), PLACES[3 * thing.row + thing.column], PLACES)
+            yield Asked("place", wording.format(thing.label), place_of(thing), PLACES)
 
     def scenery(self) -> Iterator[Asked]:
-        yield Asked("scenery", self._wordings("scenery")[0], self.scene.scenery, SCENERIES)
+        yield Asked("scenery", self.shuffled(WORDINGS["scenery"])[0], self.scene.scenery, SCENERIES)
 
     def exists(self) -> Iterator[Asked]:
         """Of things that are there and things that are not, by a coin, until the words for one of both run out."""
         said: set[str] = set()
-        for there in iter(lambda: self.rng.random() < 0.5, None):
+        while True:
+            there = self.rng.random() < 0.5
             for _ in range(_TRIES):
-                name = self._present() if there else self._absent()
-                question = self._wordings("exists")[0].format(name)
+                name = named(*(self.present() if there else self.absent()))
+                question = self.shuffled(WORDINGS["exists"])[0].format(name)
                 if question not in said:
                     break
             else:
@@ -195,15 +195,15 @@ class _Asker:
             subjects.append((main[0].color, main[0].label, len(main)))
         one = singles(self.scene)
         if one and self.rng.random() < level / (chances[1] + (1 - chances[1]) * self.scenes.second):
-            thing = self._pick(one)
+            thing = self.pick(one)
             subjects.append((thing.color, thing.label, 1))
         if self.rng.random() < level:
-            subjects.append((*self._absent_pair(class_too=True), 0))
-            color, label = self._absent_pair(class_too=False)
-            for wording in self._wordings("count")[:2]:
+            subjects.append((*self.absent_pair(class_too=True), 0))
+            color, label = self.absent_pair(class_too=False)
+            for wording in self.shuffled(WORDINGS["count"])[:2]:
                 yield self._counted(wording, f"{color} {plural(label)}", 0)
         for color, label, number in subjects:
-            for wording in self._wordings("count")[:2]:
+            for wording in self.shuffled(WORDINGS["count"])[:2]:
                 yield self._counted(wording, plural(label), number)
                 if number:
                     yield self._counted(wording, f"{color} {plural(label)}", number)
@@ -211,118 +211,44 @@ class _Asker:
     def count_all(self) -> Iterator[Asked]:
         number = len(self.scene.things)
         if self.rng.random() < acceptance(number_of_things(self.scenes))[number]:
-            for wording in self._wordings("count")[:2]:
-                name = self._pick(ALL)
+            for wording in self.shuffled(WORDINGS["count"])[:2]:
+                name = self.pick(ALL)
                 yield Asked("count_all", wording.format(name), str(number), ("1", "2", "3", "4", "5"))
 
     def relation(self) -> Iterator[Asked]:
         """What is beside a thing, and whether one is beside another: two of each where there are any."""
         found = relations(self.scene)
-        for side, other, thing in self._shuffled(alone_on_its_side(self.scene))[:2]:
-            wording = self._wordings("relation")[0]
+        for side, other, thing in self.shuffled(alone_on_its_side(self.scene))[:2]:
+            wording = self.shuffled(WORDINGS["relation"])[0]
             yield Asked("relation", wording.format(SAID[side], thing), other, CLASSES)
-        for side, other, thing in self._shuffled(found)[:2]:
+        for side, other, thing in self.shuffled(found)[:2]:
             asked, truth = side, "yes"
             if self.rng.random() < 0.5:
                 truth = "no"
-                crosswise = [s for s in SIDES if s not in (side, SIDES[side])]
-                asked = SIDES[side] if self.rng.random() < 0.5 else self._pick(crosswise)
-            wording = self._wordings("is_relation")[0]
+                asked = self.wrong_side(side)
+            wording = self.shuffled(WORDINGS["is_relation"])[0]
             yield Asked("relation", wording.format(SAID[asked], other, thing), truth, YES_NO)
 
     def same_color(self) -> Iterator[Asked]:
         """About as many yes as no, also for each pair of classes by itself; one pair, in four ways."""
-        things = self._shuffled((self.scene.main[0], *self.scene.others))
+        things = self.shuffled(classes_of(self.scene))
         for number, one in enumerate(things):
             for other in things[number + 1 :]:
                 same, chance = one.color == other.color, same_color(one.label, other.label)
                 if not same and self.rng.random() >= chance / (1 - chance):
                     continue
                 for left, right in ((one, other), (other, one)):
-                    names = (self._name(left), self._name(right))
-                    for wording in self._wordings("same_color")[:2]:
+                    names = (name_of(self.scene, left), name_of(self.scene, right))
+                    for wording in self.shuffled(WORDINGS["same_color"])[:2]:
                         yield Asked("same_color", wording.format(*names), YES_NO[not same], YES_NO)
                 return
 
     def _counted(self, wording: str, name: str, number: int) -> Asked:
         return Asked("count", wording.format(name), str(number), ("0", "1", "2", "3"))
 
-    def _name(self, thing: Thing) -> str:
-        return plural(thing.label) if number_of(self.scene, thing.label) > 1 else thing.label
-
-    def _present(self) -> str:
-        thing = self._pick((self.scene.main[0], *self.scene.others))
-        return f"{thing.color} {thing.label}" if self.rng.random() < self.colored else thing.label
-
-    def _absent(self) -> str:
-        if self.rng.random() >= self.colored:
-            return self._absent_pair(class_too=True)[1]
-        return " ".join(self._absent_pair(class_too=self.rng.random() < 0.5))
-
-    def _absent_pair(self, class_too: bool) -> tuple[str, str]:
-        """A color and a class that no thing has: a class that is not there, or one that is in another color.
-
-        Of pairs that training shows; whoever asked for others would give the answer away by asking.
-        """
-        there = {thing.label: thing.color for thing in self.scene.things}
-        if class_too:
-            label = self._pick([label for label in CLASSES if label not in there])
-        else:
-            label = self._pick(list(there))
-        return self._pick([color for color in seen_colors(label) if color != there.get(label)]), label
-
     def _twice(self, things: tuple[Thing, ...], kind: str) -> Iterator[tuple[Thing, str]]:
         """Every thing in two wordings: all in one before any in the second."""
-        order = [(thing, self._wordings(kind)[:2]) for thing in self._shuffled(things)]
+        order = [(thing, self.shuffled(WORDINGS[kind])[:2]) for thing in self.shuffled(things)]
         for turn in range(2):
             for thing, wordings in order:
                 yield thing, wordings[turn]
-
-    def _wordings(self, kind: str) -> list[str]:
-        return self._shuffled(WORDINGS[kind])
-
-    def _shuffled(self, values: Any) -> list[Any]:
-        return [values[i] for i in self.rng.permutation(len(values))]
-
-    def _pick(self, values: Any) -> Any:
-        return values[int(self.rng.integers(len(values)))]
-
-
-def number_of(scene: Scene, label: str) -> int:
-    """How many things of a class a scene has."""
-    return sum(thing.label == label for thing in scene.things)
-
-
-def singles(scene: Scene) -> tuple[Thing, ...]:
-    """The things of whose class there is no second one."""
-    return (*(scene.main if len(scene.main) == 1 else ()), *scene.others)
-
-
-def relations(scene: Scene) -> list[tuple[str, str, str]]:
-    """(side, label, other label): what is beside, above or below what, of single things in one row or column."""
-    found = []
-    for one in singles(scene):
-        for other in singles(scene):
-            if one is not other and one.row == other.row:
-                found.append(("left" if one.column < other.column else "right", one.label, other.label))
-            elif one is not other and one.column == other.column:
-                found.append(("above" if one.row < other.row else "below", one.label, other.label))
-    return found
-
-
-def alone_on_its_side(scene: Scene) -> list[tuple[str, str, str]]:
-    """Those relations (side, label, other label) in which nothing of another class is anywhere on that side."""
-    on_side: dict[str, Callable[[Thing, Thing], bool]] = {
-        "left": lambda thing, of: thing.column < of.column,
-        "right": lambda thing, of: thing.column > of.column,
-        "above": lambda thing, of: thing.row < of.row,
-        "below": lambda thing, of: thing.row > of.row,
-    }
-    found = []
-    for of in singles(scene):
-        for side, is_there in on_side.items():
-            things = [thing for thing in scene.things if is_there(thing, of)]
-            in_line = [t for t in things if t.row == of.row or t.column == of.column]
-            if in_line and len({thing.label for thing in things}) == 1:
-                found.append((side, in_line[0].label, of.label))
-    return found

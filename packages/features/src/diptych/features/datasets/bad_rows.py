@@ -62,7 +62,11 @@ def row_id(row: Any, number: int) -> object:
 
 def _short(value: object) -> str:
     try:
-        text = value if isinstance(value, str) and value.startswith("none, entry") else repr(value)
+        text = (
+            value
+            if isinstance(value, str) and value.startswith(("none, entry", "none, line"))
+            else repr(value)
+        )
     except ValueError:  # Python writes no numbers of thousands of digits
         text = "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."
