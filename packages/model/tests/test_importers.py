@@ -1,7 +1,4 @@
-"""Importers and the exporter: every tensor used or listed, shapes checked, one message for what does not fit.
-
-``data/*_names.txt`` are the names and shapes that the released code itself gives its checkpoints, at a tiny size.
-"""
+"""Importers and the exporter: every tensor used or listed, shapes checked, one message for what does not fit."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from released_checkpoints import CONFIG, assert_complete, checkpoint, tie
 from safetensors.torch import load_file, save_file
 
 from diptych.model.errors import UserError
@@ -20,48 +18,10 @@ from diptych.model.importers.checkpoint import released_config
 from diptych.model.importers.hugging_face import export_lxmert, import_bert, import_lxmert
 from diptych.model.importers.names import lxmert_names
 from diptych.model.importers.x_lxmert import import_generate_it, import_x_lxmert
-from diptych.model.networks.config import TransformerConfig, named_config
+from diptych.model.networks.config import named_config
 from diptych.model.networks.embeddings import grid_boxes
 from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.pretrained import load_transformer, save_transformer
-
-DATA = Path(__file__).parent / "data"
-CONFIG = TransformerConfig(
-    hidden_size=24,
-    attention_heads=3,
-    intermediate_size=40,
-    language_layers=1,
-    visual_layers=1,
-    cross_layers=1,
-    vocab_size=50,
-    codebook_size=12,
-    feature_dim=10,
-    grid_size=4,
-    cell_positions=False,
-    text_positions=20,
-    dropout=0.1,
-    code_head="features",
-    initial_std=0.02,
-    caption_attention="masked",
-)
-
-
-def checkpoint(file: str) -> dict[str, torch.Tensor]:
-    """Random tensors of the names and shapes in ``data/file``, tied as the released code ties them."""
-    torch.manual_seed(0)
-    tensors = {}
-    for line in (DATA / file).read_text().splitlines():
-        name, *shape = line.split()
-        tensors[name] = torch.randn(*map(int, shape))
-    tie(tensors, "word_embeddings.weight", "predictions.decoder.weight")
-    if file.startswith("x_lxmert"):
-        tie(tensors, "vis_emb.weight", "out_cluster.weight")
-    return tensors
-
-
-def tie(tensors, source, target):
-    first, second = (next(name for name in tensors if name.endswith(end)) for end in (source, target))
-    tensors[second] = tensors[first]
 
 
 def old_names(tensors):
@@ -70,21 +30,6 @@ def old_names(tensors):
     for new, old in rename.items():
         tensors = {name.replace(new, old): tensor for name, tensor in tensors.items()}
     return tensors
-
-
-def assert_complete(imported, tensors):
-    report = imported.report
-    assert sorted([*report.used, *report.unused]) == sorted(tensors)
-    assert len(set(report.used)) == len(report.used)
-    assert not report.initialised
-    words = next(tensor for name, tensor in tensors.items() if name.endswith("word_embeddings.weight"))
-    assert imported.model.text_embedding.words.weight.equal(words)
-    query = next(
-        tensor
-        for name, tensor in tensors.items()
-        if name.endswith("x_layers.0.lang_self_att.self.key.weight")
-    )
-    assert imported.model.cross_layers[0].text_attention.projection.weight[24:48].equal(query)
 
 
 @pytest.mark.parametrize("module", ["", "module."])
@@ -343,8 +288,10 @@ def test_hugging_face_lxmert(tmp_path, lxmert_config, heads, safe):
     lacks = {name.split(".")[0] for name in imported.report.initialised}
     assert lacks == {"visual_embedding", "code_head"} | (set() if heads else {"word_transform", "word_bias"})
     assert imported.report.initialised[0] == "visual_embedding.mask_feature"
-    reasons = set(imported.report.unused.values())
-    assert len(reasons) == (4 if heads else 1)
+    # objects, attributes, features, and answers that nobody has listed
+    assert len(set(imported.report.unused.values())) == (4 if heads else 1)
+    assert heads or "pooled" in imported.report.unused["pooler.dense.weight"]
+    assert model.config.matching == heads and not model.config.answers
     again = import_lxmert(tmp_path, codebook, grid_size=4)
     for one, other in zip(model.state_dict().values(), again.model.state_dict().values(), strict=True):
         assert one.equal(other)  # what starts at random has a seed
@@ -460,7 +407,8 @@ def test_export_writes_standardised_features_into_the_projection(tiny, tmp_path)
 
 def test_every_weight_of_ours_has_a_name_in_lxmert(tiny):
     for code_head in ("linear", "features", "codebook"):
-        config = dataclasses.replace(tiny.config, code_head=code_head)
+        heads = {"answers": 7, "matching": True, "pairs": True} if code_head == "features" else {}
+        config = dataclasses.replace(tiny.config, code_head=code_head, **heads)
         assert set(lxmert_names(config)) == {
             name for name, _ in UnifiedTransformer(config).named_parameters()
         }

@@ -30,13 +30,19 @@ def import_checkpoint(
     ] = None,
     size: Annotated[str | None, typer.Option(help="A named size or a config.json of ours.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights that the checkpoint lacks.")] = 0,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            help="Answers of SOURCE's answer head, such as LXMERT's all_ans.json; without them it is left out."
+        ),
+    ] = None,
 ) -> None:
-    """Turn a checkpoint of X-LXMERT, generate-it or Hugging Face's LXMERT into a model directory.
+    """Turn a checkpoint of X-LXMERT, LXMERT, generate-it or Hugging Face's LXMERT into a model directory.
 
     Nothing of it is executed. OUT/import.json tells what became of every tensor.
     """
     from diptych.model.importers.__main__ import ImportRequest, import_into
     from diptych.model.importers.detect import detect_format
 
-    request = ImportRequest(form or detect_format(source), source, out, codebook, tokenizer, size, seed)
+    request = ImportRequest(form or detect_format(source), source, out, codebook, tokenizer, size, seed, answers)
     typer.echo(f"{out}: {import_into(request)}")

@@ -12,11 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diptych.model.answer_table import load_answer_table
 from diptych.model.errors import UserError
 from diptych.model.importers.checkpoint import Imported
-from diptych.model.importers.hugging_face import export_lxmert, import_bert, import_lxmert
+from diptych.model.importers.hugging_face import (
+    architecture,
+    export_lxmert,
+    import_bert,
+    import_lxmert,
+)
 from diptych.model.importers.image_generator import import_image_generator
-from diptych.model.importers.x_lxmert import import_generate_it, import_x_lxmert
+from diptych.model.importers.x_lxmert import (
+    import_generate_it,
+    import_released_lxmert,
+    import_x_lxmert,
+)
 from diptych.model.networks.config import SIZES, TransformerConfig, named_config, read_config
 from diptych.model.networks.image_generator import SIZES as IMAGE_GENERATOR_SIZES
 from diptych.model.networks.image_generator import ImageGeneratorConfig, save_image_generator
@@ -26,6 +36,7 @@ from diptych.model.pretrained import load_transformer, read_tensors, save_transf
 from diptych.model.tokenizer import load_tokenizer
 
 FORMATS = ("x-lxmert", "generate-it", "lxmert", "bert", "image-generator", "to-lxmert")
+WITH_ANSWERS = ("x-lxmert", "lxmert")
 REPORT_FILE = "import.json"
 
 
@@ -76,6 +87,7 @@ class ImportRequest:
         tokenizer: a folder of tokenizer files; None: ``source`` if a directory.
         size: a named size or a config file; None: the default of the format.
         seed: of weights that the checkpoint lacks.
+        answers: the list of the answers of its answer head; None: ``source/answers.json`` if there.
     """
 
     format: str
@@ -85,27 +97,34 @@ class ImportRequest:
     tokenizer: Path | None = None
     size: str | None = None
     seed: int = 0
+    answers: Path | None = None
 
 
 def convert(request: ImportRequest) -> Imported:
     """Run the importer of ``request.format``."""
     source, codebook = request.source, read_codebook(request.codebook)
-    if request.format == "lxmert":
-        return import_lxmert(source, codebook, seed=request.seed)
+    if request.format == "lxmert" and source.is_dir():
+        return import_lxmert(source, codebook, seed=request.seed, answers=request.answers)
     if request.format == "bert":
         if codebook is None:
             raise UserError("BERT has no codebook; give --codebook, the centroids of the cluster stage")
         return import_bert(source, size(request.size or "base", codebook), codebook, request.seed)
-    importer = import_x_lxmert if request.format == "x-lxmert" else import_generate_it
-    return importer(source, size(request.size, codebook) if request.size else None, codebook)
+    config = size(request.size, codebook) if request.size else None
+    if request.format == "lxmert":
+        return import_released_lxmert(source, config, codebook, request.answers, request.seed)
+    if request.format == "x-lxmert":
+        return import_x_lxmert(source, config, codebook, request.answers)
+    return import_generate_it(source, config, codebook)
 
 
 def write(request: ImportRequest, folder: Path) -> str:
     """Write the result into ``folder``; returns what to print."""
     if request.format == "to-lxmert":
         model, tokenizer, codebook = load_transformer(request.source)
-        export_lxmert(folder, model, tokenizer, codebook)
-        return "loads with transformers.LxmertModel.from_pretrained; its pooler starts at random"
+        export_lxmert(
+            folder, model, tokenizer, codebook, load_answer_table(request.source, model.config.answers)
+        )
+        return how_to_load(model.config)
     if request.format == "image-generator":
         config = image_generator_size(request.size or "base", read_codebook(request.codebook))
         painter = import_image_generator(request.source, config)
@@ -124,9 +143,20 @@ def write(request: ImportRequest, folder: Path) -> str:
             f"{tokenizers}: {len(tokenizer)} word pieces, but the checkpoint has {imported.model.config.vocab_size}; "
             "give the tokenizer it was trained with"
         )
-    save_transformer(folder, imported.model, tokenizer, imported.codebook)
+    save_transformer(folder, imported.model, tokenizer, imported.codebook, imported.table)
     (folder / REPORT_FILE).write_text(imported.report.to_json())
     return imported.report.summary()
+
+
+def how_to_load(config: TransformerConfig) -> str:
+    """Tell which classes of transformers read an exported model, and what they miss in it."""
+    name = f"loads with transformers.{architecture(config)}.from_pretrained"
+    if not config.pooled:
+        return f"{name}; its pooler starts at random"
+    if config.answers:
+        name += ", LxmertForQuestionAnswering too; answers.json tells which answer is which label"
+        name += "" if config.matching else "; its matching head starts at random"
+    return name
 
 
 def import_into(request: ImportRequest) -> str:
@@ -137,6 +167,8 @@ def import_into(request: ImportRequest) -> str:
     """
     if request.format not in FORMATS:
         raise UserError(f"format {request.format!r} is unknown; use one of {', '.join(FORMATS)}")
+    if request.answers and request.format not in WITH_ANSWERS:
+        raise UserError(f"format {request.format} has no answer head; leave out --answers")
     unfinished = request.out.with_name(request.out.name + ".unfinished")
     if request.out.exists():
         raise UserError(f"{request.out}: exists already; remove it or write elsewhere")
@@ -167,6 +199,12 @@ def main(argv: list[str] | None = None) -> int:
         "--size",
         help=f"one of {', '.join(SIZES)} or a config.json of ours; default: of bert and image-generator base, of the "
         "others that of SOURCE",
+    )
+    parser.add_argument(
+        "--answers",
+        type=Path,
+        help="the answers of its answer head: all_ans.json, trainval_label2ans.json or trainval_ans2label.json; without "
+        "them the head is left out",
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights that the checkpoint lacks")
     request = ImportRequest(**vars(parser.parse_args(argv)))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diptych.model.answer_table import AnswerTable
 from diptych.model.errors import UserError
 from diptych.model.importers.names import (
     CODE_FEATURES,
@@ -32,6 +33,8 @@ from diptych.model.networks.config import TransformerConfig
 from diptych.model.networks.two_streams import UnifiedTransformer
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
+# What LXMERT's checkpoints may be without.
+HEADS = ("word_", "code_head.", "visual_embedding.mask_feature")
 FOREIGN = "unknown: no name of this family of networks"
 
 
@@ -65,11 +68,13 @@ class ImportReport:
 
 @dataclass(frozen=True)
 class Imported:
-    """A transformer in eval mode, the codebook float32 ``[K, D]`` it reads and writes, and the report."""
+    """A transformer in eval mode, the codebook float32 ``[K, D]`` it reads and writes, the report, and the table of its
+    answer head, if it has one."""
 
     model: UnifiedTransformer
     codebook: Tensor
     report: ImportReport
+    table: AnswerTable | None = None
 
 
 def listed(names: list[str], most: int = 3) -> str:
@@ -148,6 +153,8 @@ def build(
     codebook: Tensor | None,
     may_lack: Callable[[str], bool] = lambda name: False,
     unused: dict[str, str] | None = None,
+    table: AnswerTable | None = None,
+    seed: int = 0,
 ) -> Imported:
     """Fill a transformer of ``config``.
 
@@ -156,19 +163,23 @@ def build(
         tensors: common name to (name in the file, tensor) (:func:`diptych.model.importers.names.common_names`).
         codebook: float ``[K, D]``; without one that of the checkpoint, which then has to have one.
         may_lack: tells of a weight of ours whether the checkpoint may be without it.
-        unused: pattern of common names and the reason for leaving them out, besides those of the family.
+        unused: pattern of common names and the reason for leaving them out, before those of the family.
+        table: of the answer head that ``config`` has.
+        seed: of weights that the checkpoint lacks.
 
     Raises:
         UserError: a tensor of the network is unknown, missing, of another shape or not finite, or the codebook is of
             another size or not that of the checkpoint. Tensors whose names have nothing to do with the network are
             only listed.
     """
-    reasons = {**UNUSED, **(unused or {})}
+    reasons = [*(unused or {}).items(), *UNUSED.items()]
     if TIED_WORD_BIAS in tensors and WORD_BIAS not in tensors:
         # One tensor with two names, saved under this one.
         tensors = {**tensors, WORD_BIAS: tensors[TIED_WORD_BIAS]}
         del tensors[TIED_WORD_BIAS]
-    model = UnifiedTransformer(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = UnifiedTransformer(config)
     names = lxmert_names(config)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     weights: dict[str, Tensor] = {}
@@ -206,7 +217,7 @@ def build(
     known = {name for group in names.values() for name in group} | {TIED_WORDS, TIED_WORD_BIAS, CODEBOOK}
     for name, (original, _) in tensors.items():
         if name not in known:
-            reason = next((why for pattern, why in reasons.items() if re.match(pattern, name)), None)
+            reason = next((why for pattern, why in reasons if re.match(pattern, name)), None)
             if reason is None and name.startswith(OURS):
                 unknown.append(original)
             else:
@@ -243,7 +254,8 @@ def build(
     if model.code_head.tied and "code_head.codes.weight" in initialised:
         weights["code_head.codes.weight"] = codebook.clone()
     model.load_state_dict(weights, strict=False)
-    return Imported(model.eval(), codebook, ImportReport(list(dict.fromkeys(used)), left_out, initialised))
+    report = ImportReport(list(dict.fromkeys(used)), left_out, initialised)
+    return Imported(model.eval(), codebook, report, table)
 
 
 def code_head_of(tensors: dict[str, tuple[str, Tensor]]) -> str:
@@ -257,8 +269,11 @@ def code_head_of(tensors: dict[str, tuple[str, Tensor]]) -> str:
     return "codebook" if tied else "features"
 
 
-def released_config(path: Path, tensors: dict[str, tuple[str, Tensor]]) -> TransformerConfig:
-    """Read the size of a released implementation's network off its tensors (common names).
+def released_config(
+    path: Path, tensors: dict[str, tuple[str, Tensor]], codebook: Tensor | None = None
+) -> TransformerConfig:
+    """Read the size of a released implementation's network off its tensors (common names); K is that of ``codebook``
+    ``[K, D]`` where no code head shows it.
 
     What no tensor shows is as in the papers: attention heads of width 64, 8x8 cells, dropout 0.1.
 
@@ -273,12 +288,16 @@ def released_config(path: Path, tensors: dict[str, tuple[str, Tensor]]) -> Trans
         "intermediate_size": ("encoder.layer.0.intermediate.dense.weight", 0),
         "codebook_size": (CODE_WEIGHTS, 0),
     }
+    sizes: dict[str, Any] = {}
+    if codebook is not None and CODE_WEIGHTS not in tensors:
+        del showing["codebook_size"]
+        sizes["codebook_size"] = len(codebook)
     absent = [name for name, _ in showing.values() if name not in tensors or tensors[name][1].ndim != 2]
     if absent:
         raise UserError(
             f"{path}: no matrix {listed(absent)} in it; is this a checkpoint of the network that you named?"
         )
-    sizes = {key: tensors[name][1].shape[axis] for key, (name, axis) in showing.items()}
+    sizes |= {key: tensors[name][1].shape[axis] for key, (name, axis) in showing.items()}
     for key, stack in (
         ("language_layers", "layer"),
         ("visual_layers", "r_layers"),

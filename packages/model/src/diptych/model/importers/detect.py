@@ -8,10 +8,11 @@ from pathlib import Path
 from diptych.model.errors import UserError
 from diptych.model.importers.checkpoint import find_tensors
 
-# A tensor that only the checkpoints of one origin have, without prefixes such as "module.".
+# A tensor that only the checkpoints of one origin have, without prefixes such as "module."; the first origin that fits.
 TELLING = {
     "generate-it": ("embedding_layer.word_embeddings.weight", "cluster_codebook.weight"),
-    "x-lxmert": ("embeddings.word_embeddings.weight",),
+    "x-lxmert": ("obj_predict_head.out_cluster.weight", "vis_emb.weight"),
+    "lxmert": ("embeddings.word_embeddings.weight",),
     "image-generator": ("bottleneck_emb.0.weight",),
 }
 DIRECTORIES = ("lxmert", "bert")

@@ -6,17 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diptych.model.answer_table import AnswerTable
 from diptych.model.errors import UserError
-from diptych.model.importers.checkpoint import Imported, build, code_head_of, find_tensors
-from diptych.model.importers.names import (
-    CODEBOOK,
-    common_names,
-    lxmert_names,
-)
+from diptych.model.importers.checkpoint import HEADS, Imported, build, code_head_of, find_tensors
+from diptych.model.importers.heads import find_heads, name_fine_tuned_head
+from diptych.model.importers.names import CODEBOOK, common_names, lxmert_names
 from diptych.model.networks.config import TransformerConfig
 from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.pretrained import check_codebook, read_tensors
@@ -25,13 +22,18 @@ from diptych.model.tokenizer import CaptionTokenizer
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 LXMERT_NAMES = {"lxmert.": "", "bert.": ""}
 LANGUAGE = ("text_embedding.", "language_layers.")
-HEADS = ("word_", "code_head.", "visual_embedding.mask_feature")
+NEXT_SENTENCE = "BERT's prediction of the next sentence, which tells nothing about pictures"
 
 
 def import_lxmert(
-    folder: Path, codebook: Tensor | None = None, grid_size: int = 8, seed: int = 0
+    folder: Path,
+    codebook: Tensor | None = None,
+    grid_size: int = 8,
+    seed: int = 0,
+    answers: Path | None = None,
 ) -> Imported:
-    """Read a directory of ``LxmertModel`` or ``LxmertForPreTraining``, or one of :func:`export_lxmert`.
+    """Read a directory of ``LxmertModel``, ``LxmertForPreTraining`` or ``LxmertForQuestionAnswering``, or one of
+    :func:`export_lxmert`.
 
     The size is that of its config.json. Heads that it lacks start at random (listed in the report).
 
@@ -39,12 +41,13 @@ def import_lxmert(
         codebook: float ``[K, D]``; LXMERT has none of its own.
         grid_size: cells along one side, where config.json does not say.
         seed: of what starts at random.
+        answers: as in :func:`diptych.model.importers.heads.find_heads`.
 
     Raises:
-        UserError: a file is missing, unreadable or not LXMERT's, or does not fit the codebook.
+        UserError: a file is missing, unreadable or not LXMERT's, or does not fit the codebook or the answers.
     """
     values = read_hugging_face_config(folder, "lxmert")
-    tensors = common_names(read_weights(folder), LXMERT_NAMES)
+    tensors = name_fine_tuned_head(folder, common_names(read_weights(folder), LXMERT_NAMES))
     if codebook is None:
         if CODEBOOK not in tensors:
             raise UserError(f"{folder}: LXMERT has no codebook; give the centroids of the cluster stage")
@@ -73,9 +76,16 @@ def import_lxmert(
         caption_attention=values.get("caption_attention", "masked"),
         image_features=values.get("image_features", "two_level"),
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return build(folder, tensors, config, codebook, may_lack=lambda name: name.startswith(HEADS))
+    heads = find_heads(folder, tensors, answers)
+    return build(
+        folder,
+        tensors,
+        heads.on(config),
+        codebook,
+        may_lack=lambda name: name.startswith(HEADS),
+        table=heads.table,
+        seed=seed,
+    )
 
 
 def import_bert(folder: Path, config: TransformerConfig, codebook: Tensor, seed: int = 0) -> Imported:
@@ -100,26 +110,32 @@ def import_bert(folder: Path, config: TransformerConfig, codebook: Tensor, seed:
         raise UserError(f"{folder}: layer_norm_eps is {values['layer_norm_eps']}; ours is 1e-12")
     tensors = common_names(read_weights(folder), LXMERT_NAMES)
     beyond = range(config.language_layers, values["num_hidden_layers"])
-    unused = {}
+    unused = {r"(pooler|cls\.seq_relationship)\.": NEXT_SENTENCE}
     if beyond:
         layers = "|".join(map(str, beyond))
         unused[rf"encoder\.layer\.({layers})\."] = (
             f"layers beyond the {config.language_layers} language layers"
         )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return build(folder, tensors, config, codebook, lambda name: not name.startswith(LANGUAGE), unused)
+    return build(
+        folder, tensors, config, codebook, lambda name: not name.startswith(LANGUAGE), unused, seed=seed
+    )
 
 
 def export_lxmert(
-    folder: Path, model: UnifiedTransformer, tokenizer: CaptionTokenizer, codebook: Tensor
+    folder: Path,
+    model: UnifiedTransformer,
+    tokenizer: CaptionTokenizer,
+    codebook: Tensor,
+    table: AnswerTable | None = None,
 ) -> None:
-    """Write a directory that ``LxmertModel.from_pretrained`` and ``LxmertForPreTraining.from_pretrained`` load, and that
-    :func:`import_lxmert` reads back without loss.
+    """Write a directory that ``LxmertModel.from_pretrained``, ``LxmertForPreTraining.from_pretrained`` and, of a model with
+    an answer head, ``LxmertForQuestionAnswering.from_pretrained`` load, and that :func:`import_lxmert` reads back without
+    loss. ``table``, that of the answer head, becomes answers.json.
 
     LXMERT takes features as they are: where ours standardises them (:meth:`UnifiedTransformer.set_codebook`), the same
-    function is written into its feature projection. Code head, mask feature and codebook have X-LXMERT's names. LXMERT's
-    pooler and its other heads do not exist here; transformers starts them at random and says so.
+    function is written into its feature projection. Code head, mask feature and codebook have X-LXMERT's names, the head for
+    pairs those of LXMERT's NLVR2 model; transformers has no place for these four. Heads of LXMERT that ``model`` lacks, and the
+    pooler if it lacks all, transformers starts at random and says so.
 
     Raises:
         UserError: the network has row and column embeddings of cells, for which LXMERT has no place.
@@ -141,13 +157,13 @@ def export_lxmert(
     tensors = {CODEBOOK: codebook.detach().float().cpu()}
     for name, theirs in lxmert_names(config).items():
         tensors.update(zip(theirs, ours[name].chunk(len(theirs)), strict=True))
-    body = ("embeddings.", "encoder.")
+    body = ("embeddings.", "encoder.", "pooler.")
     tensors = {
         f"lxmert.{name}" if name.startswith(body) else name: tensor.contiguous().clone()
         for name, tensor in tensors.items()
     }
     values = {
-        "architectures": ["LxmertModel"],
+        "architectures": [architecture(config)],
         "model_type": "lxmert",
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -166,7 +182,9 @@ def export_lxmert(
         "visual_pos_dim": 4,
         "tie_word_embeddings": True,
         "task_obj_predict": False,
-        "task_qa": False,
+        "task_matched": config.matching,
+        "task_qa": config.answers > 0,
+        **({"num_qa_labels": config.answers} if config.answers else {}),
         "grid_size": config.grid_size,
         "caption_attention": config.caption_attention,
         "image_features": config.image_features,
@@ -175,6 +193,13 @@ def export_lxmert(
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
     save_file(tensors, folder / WEIGHT_FILES[0], metadata={"format": "pt"})
     tokenizer.save(folder)
+    if table is not None:
+        table.save(folder)
+
+
+def architecture(config: TransformerConfig) -> str:
+    """Name the class of transformers that has most of the network's heads."""
+    return "LxmertForPreTraining" if config.matching or config.answers else "LxmertModel"
 
 
 def read_hugging_face_config(folder: Path, model_type: str) -> dict[str, Any]:

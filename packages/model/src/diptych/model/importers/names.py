@@ -1,8 +1,8 @@
 """How LXMERT names the tensors of our transformer.
 
 All formats of the family are first brought to one set of names: Hugging Face's ``LxmertModel`` (``embeddings.``,
-``encoder.``) and the heads of ``LxmertForPreTraining`` (``cls.``), with X-LXMERT's additions ``obj_predict_head.``,
-``mask_feat`` and ``vis_emb.weight``, the codebook.
+``encoder.``, ``pooler.``) and the heads of ``LxmertForPreTraining`` (``cls.``, ``answer_head.``), with X-LXMERT's additions
+``obj_predict_head.``, ``mask_feat`` and ``vis_emb.weight``, the codebook, and ``logit_fc.``, LXMERT's head of NLVR2.
 """
 
 from __future__ import annotations
@@ -23,17 +23,23 @@ POSITIONS = "embeddings.position_embeddings.weight"
 WORD_BIAS = "cls.predictions.bias"
 TIED_WORD_BIAS = "cls.predictions.decoder.bias"
 FEATURE_PROJECTION = "encoder.visn_fc.visn_fc"
+MATCHING_HEAD = "cls.seq_relationship"
+ANSWER_HEAD = "answer_head.logit_fc"
+PAIR_HEAD = "logit_fc"
 
 # Beginnings of the names of what our network consists of.
-OURS = ("embeddings.", "encoder.", "cls.", "obj_predict_head.", "mask_feat", "vis_emb")
+OURS = (
+    "embeddings.", "encoder.", "pooler.", "cls.", "answer_head.", "logit_fc.", "obj_predict_head.", "mask_feat", "vis_emb",
+)  # fmt: skip
 
 UNUSED = {
     r"embeddings\.(position_ids|token_type_ids)$": "a constant",
     r"visual_pos$": "a constant: the boxes of the cells",
-    r"pooler\.": "no task of ours reads the pooled [CLS] state",
-    r"cls\.seq_relationship\.": "image-text matching is no task of ours",
-    r"answer_head\.": "question answering is no task of ours",
-    r"obj_predict_head\.(decoder_dict|out_obj|out_attr)": "object, attribute and feature heads of LXMERT; ours predicts codes",
+    r"pooler\.": "none of its heads that are used reads the pooled [CLS] state",
+    r"answer_head\.": "an answer head whose answers are not known; give their list as --answers",
+    r"obj_predict_head\.(decoder_dict\.obj|out_obj)\.": "LXMERT's classes of objects; ours predicts codes",
+    r"obj_predict_head\.(decoder_dict\.attr|out_attr)\.": "LXMERT's attributes of objects; ours predicts codes",
+    r"obj_predict_head\.decoder_dict\.feat\.": "LXMERT's regression of masked features; ours predicts codes",
 }
 
 
@@ -93,6 +99,19 @@ def lxmert_names(config: TransformerConfig) -> dict[str, tuple[str, ...]]:
     if config.code_head != "linear":
         add("code_head.features", "obj_predict_head.linear_feat")
     add("code_head.codes", "obj_predict_head.out_cluster")
+    if config.pooled:
+        add("pooler", "pooler.dense")
+    if config.matching:
+        add("matching_head", MATCHING_HEAD)
+    for kept, last, theirs in (
+        (config.answers, "answer_head.answers", ANSWER_HEAD),
+        (config.pairs, "pair_head.truth", PAIR_HEAD),
+    ):
+        if kept:
+            head = last.split(".")[0]
+            add(f"{head}.inner", f"{theirs}.0")
+            add(f"{head}.norm", f"{theirs}.2")
+            add(last, f"{theirs}.3")
     return names
 
 

@@ -117,11 +117,12 @@ def with_heads(
     old = model.state_dict()
     if answers and known and answers.answers != known.answers:
         number = {answer: row for row, answer in enumerate(known.answers)}
-        shared = [(row, number[answer]) for row, answer in enumerate(answers.answers) if answer in number]
+        shared = [answer for answer in answers.answers if answer in number]
+        old_rows = torch.tensor([number[answer] for answer in shared], dtype=torch.long)
+        is_shared = torch.tensor([answer in number for answer in answers.answers])
         for name in ("answer_head.answers.weight", "answer_head.answers.bias"):
-            new_rows, old_rows = (torch.tensor(part, dtype=torch.long) for part in zip(*shared, strict=True))
             copied = torch.zeros_like(weights[name])
-            copied[new_rows] = old[name][old_rows]
+            copied[is_shared] = old[name][old_rows]
             old[name] = copied
     weights.update(
         {
