@@ -25,7 +25,7 @@ class PyramidEncoder(Protocol):
 class ResNetEncoder(nn.Module):
     """ResNet-50's feature maps conv2_x to conv5_x (He et al. 2016), as D.5 takes them; frozen, in eval mode.
 
-    weights: a state dict of torchvision's `resnet50`, trained on ImageNet: a local .pth or .safetensors file.
+    weights: a state dict of torchvision's `resnet50`, trained on ImageNet: a local file (.pth, .safetensors).
     Raises UserError where the file is missing or is not one.
     """
 
@@ -35,17 +35,24 @@ class ResNetEncoder(nn.Module):
     def __init__(self, weights: Path) -> None:
         from torchvision.models import resnet50
 
+        from diptych.features.weight_files import (
+            UnreadableWeights,
+            misfit,
+            read_state_dict,
+            without_prefix,
+        )
+
         super().__init__()
         network = resnet50()
         try:
-            network.load_state_dict(_read_state(weights))
+            network.load_state_dict(without_prefix(read_state_dict(weights)[0]))
         except FileNotFoundError:
             raise UserError(
                 f"{weights} is missing; put torchvision's ResNet-50 weights (ImageNet) there, or set "
                 "image_generator.perceptual_encoder to models/detector"
             ) from None
-        except Exception as error:  # noqa: BLE001 - torch and safetensors raise many kinds for a foreign file
-            reason = str(error).splitlines()[0]
+        except (UnreadableWeights, RuntimeError) as error:
+            reason = str(error) if isinstance(error, UnreadableWeights) else misfit(error)
             raise UserError(f"{weights}: not the state dict of torchvision's resnet50 ({reason})") from None
         self.stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
         self.stages = nn.ModuleList([network.layer1, network.layer2, network.layer3, network.layer4])
@@ -60,14 +67,6 @@ class ResNetEncoder(nn.Module):
             features = stage(features)
             maps.append(features)
         return maps
-
-
-def _read_state(file: Path) -> dict[str, Tensor]:
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(file)
-    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def perceptual_loss(encoder: PyramidEncoder, painted: Tensor, real: Tensor, shift: int = 0) -> Tensor:
