@@ -164,6 +164,10 @@ BAD = {
         lambda model: changed(model, ln_final__bias=torch.zeros(3)),
         r"\(of another shape: ln_final.bias \[3\] instead of \[16\]\)",
     ),
+    "quantized": (
+        lambda model: changed(model, ln_final__bias=torch.zeros(16, dtype=torch.int8)),
+        r"\(not floating-point numbers: ln_final.bias int8\)",
+    ),
     "no CLIP": (lambda model: save({"x": torch.zeros(1)}), r"\(missing: .* more; unknown: x\)"),
     "no scale": (lambda model: changed(model, logit_scale=torch.zeros(3)), "not weights of open_clip's"),
 }
@@ -269,6 +273,10 @@ def test_what_is_no_inception_is_said_in_one_line(inception_state: dict[str, Ten
         (b"", "it is empty"),
         (buffer.getvalue()[:-1000], "its end is missing"),
         (save(less), r"\(missing: fc\.bias\)"),
+        (
+            save({**inception_state, "fc.bias": torch.ones(1008, dtype=torch.int8)}),
+            r"\(not floating-point.*int8\)",
+        ),
         (save({**inception_state, "more": torch.zeros(1)}), r"\(unknown: more\)"),
     ):
         path.write_bytes(content)

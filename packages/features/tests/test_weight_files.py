@@ -27,6 +27,7 @@ from diptych.features.errors import UserError
 from diptych.features.importers.centroids import read_centroids
 from diptych.features.weight_files import (
     UnreadableWeights,
+    load_into,
     misfit,
     read_safetensors,
     read_state_dict,
@@ -246,6 +247,9 @@ BAD = {
     "nothing": (saved({}), r"not a dict of tensors \(it is empty\)"),
     "numbers": (saved({"model": {"lr": 0.1}}), r"not a dict of tensors \(lr\)"),
     "number among them": (saved({**STATE, "epoch": 3}), r"not a dict of tensors \(epoch\)"),
+    "no values": (saved({"a": torch.zeros(2, device="meta")}), r"tensors without values in it \(a\)"),
+    "sparse": (saved({"a": torch.eye(2).to_sparse()}), r"quantized or sparse tensors in it \(a\)"),
+    "quantized": (saved({"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}), r"quantized or sparse"),
     "a module": (saved(nn.Linear(2, 2)), r"holds torch\.nn\.modules\.linear\.Linear, which only code"),
 }  # fmt: skip
 
@@ -315,9 +319,33 @@ def test_a_misfit_names_what_is_missing_too_many_and_of_another_shape() -> None:
     assert misfit(RuntimeError("another text\nwith lines")) == "another text"
 
 
+def test_kinds_of_numbers_that_torch_would_take_without_a_word() -> None:
+    """Steps of a quantized checkpoint are no weights; half precision and counters saved as floats are harmless."""
+    network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    for kind in (torch.int8, torch.bool):
+        changed = {**state, "0.weight": torch.zeros(3, 2, dtype=kind)}
+        network.load_state_dict(changed)  # torch takes it
+        with pytest.raises(UnreadableWeights, match=r"^not floating-point numbers: 0\.weight (int8|bool)$"):
+            load_into(network, changed)
+    for kind in (torch.float16, torch.bfloat16, torch.float64):
+        load_into(network, {name: tensor.to(kind) for name, tensor in state.items()})
+        assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
+        assert network[0].weight.equal(state["0.weight"].to(kind).float())
+    with torch.device("meta"):
+        empty = nn.Linear(2, 3)
+    load_into(empty, {"weight": torch.ones(3, 2).half(), "bias": torch.ones(3).half()}, assign=True)
+    assert empty.weight.dtype == torch.float32 and empty.weight.sum() == 6
+    with pytest.raises(UnreadableWeights, match=r"^missing: 0\.weight, .* and 3 more$"):
+        load_into(network, {})
+
+
 def test_what_parallel_training_puts_before_all_names_is_taken_away() -> None:
     before = {f"_orig_mod.module.{name}": tensor for name, tensor in STATE.items()}
     assert equal(without_prefix(before), STATE) and without_prefix(STATE) is STATE
+    assert equal(
+        without_prefix({f"module._orig_mod.{name}": tensor for name, tensor in STATE.items()}), STATE
+    )
     mixed = {"module.a": torch.zeros(1), "b": torch.zeros(1)}
     assert without_prefix(mixed) is mixed and without_prefix({}) == {}
 
@@ -359,6 +387,8 @@ def test_a_detector_folder_that_is_something_else_is_said(tmp_path: Path) -> Non
     weights = tmp_path / "model.safetensors"
     tensors = read_safetensors(weights)
     first = next(name for name in tensors if name.endswith(".weight"))
+    # made before the file is written anew, since `tensors` are memory maps of it
+    whole, halves = save(tensors), save({name: tensor.half() for name, tensor in tensors.items()})
     for content, message in (
         (POINTER, r"model\.safetensors: not a file of weights but a pointer of git-lfs"),
         (save({name: tensor for name, tensor in tensors.items() if name != first}), f"missing: {first}"),
@@ -368,7 +398,12 @@ def test_a_detector_folder_that_is_something_else_is_said(tmp_path: Path) -> Non
         with pytest.raises(UserError, match=message) as error:
             load_detector(tmp_path)
         assert "\n" not in str(error.value)
-    weights.write_bytes(save(tensors))
+    weights.write_bytes(halves)
+    assert {tensor.dtype for tensor in load_detector(tmp_path).state_dict().values()} <= {
+        torch.float32,
+        torch.int64,
+    }
+    weights.write_bytes(whole)
     for text in ("[1]", json.dumps({"format": 1})):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError):

@@ -121,6 +121,9 @@ def test_the_perceptual_encoder_reads_what_people_have(tmp_path: Path) -> None:
     less = {name: tensor for name, tensor in state.items() if name != "fc.bias"}
     bad = [*BAD.values(), (save(less), r"\(missing: fc\.bias\)")]
     bad.append((save({**state, "more": torch.zeros(1)}), r"\(unknown: more\)"))
+    bad.append(
+        (save({**state, "conv1.weight": conv.char()}), r"\(not floating-point numbers: conv1\.weight int8\)")
+    )
     for content, message in bad:
         path.write_bytes(content)
         with pytest.raises(
@@ -128,6 +131,19 @@ def test_the_perceptual_encoder_reads_what_people_have(tmp_path: Path) -> None:
         ) as error:
             ResNetEncoder(path)
         assert "\n" not in str(error.value)
+
+
+def test_a_model_directory_of_another_precision_is_float32_in_memory(parts, tmp_path: Path) -> None:
+    expected = load_transformer(parts.transformer)[0].state_dict()
+    for kind in (torch.float16, torch.bfloat16, torch.float64):
+        folder = tmp_path / str(kind)
+        shutil.copytree(parts.transformer, folder)
+        for path in folder.glob("*.safetensors"):
+            path.write_bytes(save({name: tensor.to(kind) for name, tensor in load_file(path).items()}))
+        model, _, codebook = load_transformer(folder)
+        assert codebook.dtype == torch.float32
+        found = model.state_dict()
+        assert all(found[name].equal(tensor.to(kind).float()) for name, tensor in expected.items())
 
 
 def test_folders_of_our_own_that_are_damaged_are_one_line(parts, tmp_path: Path) -> None:

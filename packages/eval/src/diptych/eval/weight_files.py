@@ -15,14 +15,14 @@ import tarfile
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
 # Bytes that are read to recognise a file, and those that safetensors allows its header.
@@ -90,6 +90,15 @@ def why_no_safetensors(path: Path, error: Exception) -> str:
     if reason.startswith("not a checkpoint"):
         return "not safetensors but a checkpoint of PyTorch (.pth), which is not read here"
     return reason
+
+
+def why_no_array(path: Path, error: Exception) -> str:
+    """`what_it_is` for a file that NumPy did not read as an array; it takes all that it does not know for a pickle."""
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(1) in (b"\x80", b"\x93"):  # a pickle indeed, or an array that is damaged
+                return str(error)
+    return what_it_is(path, error)
 
 
 def _what_else(path: Path, head: bytes, size: int) -> str:
@@ -245,16 +254,59 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if others or not content:
         raise UnreadableWeights(f"not a dict of tensors ({_listed(others) or 'it is empty'}); {_ALONE}")
+    hollow = [name for name, tensor in content.items() if tensor.is_meta]
+    if hollow:  # torch would load them as if they were there, and leave the network random
+        raise UnreadableWeights(f"tensors without values in it ({_listed(hollow)}); {_AGAIN}, or {_ALONE}")
+    packed = [
+        name for name, tensor in content.items() if tensor.is_quantized or tensor.layout != torch.strided
+    ]
+    if packed:
+        raise UnreadableWeights(
+            f"quantized or sparse tensors in it ({_listed(packed)}); take the weights as floats"
+        )
     return content, beside
 
 
+def bare_name(name: str) -> str:
+    """A tensor's name without what parallel training and torch.compile put before it."""
+    return re.sub(r"^((module|_orig_mod)\.)+", "", name)
+
+
 def without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under their names in the network itself: without what parallel training and torch.compile put before
-    all of them."""
-    for prefix in ("_orig_mod.", "module."):
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
+    """The tensors under their names in the network itself, where all have something before them (:func:`bare_name`)."""
+    bare = {bare_name(name): tensor for name, tensor in tensors.items()}
+    return tensors if tensors.keys() & bare.keys() or len(bare) < len(tensors) else bare
+
+
+def load_into(network: nn.Module, tensors: dict[str, Tensor], assign: bool = False) -> None:
+    """`network.load_state_dict`, which refuses whole numbers in the place of weights too. The network keeps its precision.
+
+    Raises UnreadableWeights: which tensors are missing, unknown, of another shape or of another kind.
+    """
+    own = network.state_dict()
+    if wrong := of_another_kind(own, tensors):
+        raise UnreadableWeights(wrong)
+    if assign:  # torch would take over the file's precision too
+        tensors = {
+            name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in tensors.items()
+        }
+    try:
+        network.load_state_dict(tensors, assign=assign)
+    except RuntimeError as error:
+        raise UnreadableWeights(misfit(error)) from None
+
+
+def of_another_kind(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    """One line for tensors that are whole or complex numbers where a network's are floats, or nothing.
+
+    torch takes them without a word: the steps of a quantized checkpoint for its weights.
+    """
+    wrong = [
+        f"{name} {str(tensor.dtype).removeprefix('torch.')}"
+        for name, tensor in tensors.items()
+        if name in wanted and wanted[name].is_floating_point() and not tensor.is_floating_point()
+    ]
+    return f"not floating-point numbers: {_listed(wrong)}" if wrong else ""
 
 
 def misfit(error: RuntimeError) -> str:

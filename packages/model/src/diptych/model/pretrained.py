@@ -75,4 +75,4 @@ def load_transformer(
     except RuntimeError as error:
         raise UserError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {misfit(error)}") from None
     check_codebook(model, tensors["centroids"], str(codebook_file))
-    return model.to(device).eval(), tokenizer, tensors["centroids"].to(device)
+    return model.to(device).eval(), tokenizer, tensors["centroids"].float().to(device)

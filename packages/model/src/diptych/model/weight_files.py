@@ -40,6 +40,15 @@ def why_no_safetensors(path: Path, error: Exception) -> str:
     return weight_files.why_no_safetensors(path, error)
 
 
+def why_no_array(path: Path, error: Exception) -> str:
+    """Say why NumPy could not read ``path``: what it is, or, without diptych-features, what NumPy said."""
+    try:
+        from diptych.features import weight_files
+    except ImportError:
+        return str(error)
+    return weight_files.why_no_array(path, error)
+
+
 def misfit(error: RuntimeError) -> str:
     """Say in one line what ``load_state_dict`` says of weights that do not fit; without diptych-features all of it."""
     try:

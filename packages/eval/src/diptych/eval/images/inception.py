@@ -16,7 +16,13 @@ from torch.nn import functional
 from diptych.eval.errors import UserError
 from diptych.eval.figures import Figure, interval, resampled_means
 from diptych.eval.images.embeddings import uint8_tensor
-from diptych.eval.weight_files import UnreadableWeights, misfit, read_state_dict, without_prefix
+from diptych.eval.weight_files import (
+    UnreadableWeights,
+    misfit,
+    of_another_kind,
+    read_state_dict,
+    without_prefix,
+)
 
 FidProtocol = Literal["diptych", "pytorch-fid"]
 FID_PROTOCOLS: tuple[FidProtocol, ...] = ("diptych", "pytorch-fid")
@@ -55,6 +61,8 @@ class Inception:
             self._network = FeatureExtractorInceptionV3(
                 "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=copy
             ).to(device)
+            if wrong := of_another_kind(self._network.state_dict(), tensors):
+                raise UnreadableWeights(wrong)
         except (UnreadableWeights, RuntimeError) as error:
             reason = str(error) if isinstance(error, UnreadableWeights) else misfit(error)
             raise UserError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.eval.errors import UserError
-from diptych.eval.weight_files import UnreadableWeights, misfit, read_state_dict, without_prefix
+from diptych.eval.weight_files import UnreadableWeights, load_into, read_state_dict, without_prefix
 
 # Numbers that OpenAI's archives hold beside their weights; open_clip leaves them out too.
 OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
@@ -41,10 +41,10 @@ def filled_model(model_name: str, checkpoint: Path, device: torch.device | str) 
         )
     model = _random_model(model_name, device)
     try:
-        model.load_state_dict(_fitted(model, tensors))
-    except RuntimeError as error:
+        load_into(model, _fitted(model, tensors))
+    except (UnreadableWeights, RuntimeError) as error:
         raise UserError(
-            f"{checkpoint}: not weights of open_clip's {model_name} ({misfit(error)}); give the name of the model that "
+            f"{checkpoint}: not weights of open_clip's {model_name} ({error}); give the name of the model that "
             "they are of"
         ) from None
     except (KeyError, AttributeError, ValueError, TypeError, IndexError) as error:

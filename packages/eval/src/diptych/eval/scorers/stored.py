@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from diptych.eval.errors import UserError
-from diptych.eval.weight_files import UnreadableWeights, misfit, read_safetensors
+from diptych.eval.weight_files import UnreadableWeights, load_into, read_safetensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -38,10 +38,12 @@ def fill(network: nn.Module, folder: Path) -> None:
     """Load a folder's model.safetensors into the network of its config.json. UserError where that fails."""
     path = folder / WEIGHTS
     try:
-        network.load_state_dict(read_safetensors(path))
+        tensors = read_safetensors(path)
     except UnreadableWeights as error:
         raise UserError(f"{path}: {error}") from None
-    except RuntimeError as error:
+    try:
+        load_into(network, tensors)
+    except UnreadableWeights as error:
         raise UserError(
-            f"{path} does not fit {folder / CONFIG} ({misfit(error)}); copy both again, or train it again"
+            f"{path} does not fit {folder / CONFIG} ({error}); copy both again, or train it again"
         ) from None

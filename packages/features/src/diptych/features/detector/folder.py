@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diptych.features.errors import UserError
 from diptych.features.files import atomic_path
-from diptych.features.weight_files import UnreadableWeights, misfit, read_safetensors
+from diptych.features.weight_files import UnreadableWeights, load_into, read_safetensors
 
 FORMAT = 1
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
@@ -62,8 +62,8 @@ def fill(network: nn.Module, weights: dict[str, Tensor], folder: Path, assign: b
     assign: take the tensors themselves instead of copying them, for a network on the meta device.
     """
     try:
-        network.load_state_dict(weights, assign=assign)
-    except RuntimeError as error:
+        load_into(network, weights, assign)
+    except UnreadableWeights as error:
         raise UserError(
-            f"{folder}: {_WEIGHTS} does not fit {_CONFIG} ({misfit(error)}); run `dvc repro -f detector`"
+            f"{folder}: {_WEIGHTS} does not fit {_CONFIG} ({error}); run `dvc repro -f detector`"
         ) from None

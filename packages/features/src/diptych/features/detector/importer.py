@@ -21,7 +21,7 @@ from diptych.features.detector.visual_genome import (
 )
 from diptych.features.errors import UserError
 from diptych.features.files import sha256_of
-from diptych.features.weight_files import UnreadableWeights, read_state_dict
+from diptych.features.weight_files import UnreadableWeights, bare_name, read_state_dict
 
 _BODY, _FPN, _BOX = "backbone.body.", "backbone.fpn.", "roi_heads.box."
 _FC6 = f"{_BOX}feature_extractor.fc6"
@@ -137,7 +137,7 @@ def _read(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
 
 def _full_name(name: str) -> str:
     """A key's name in the whole model, whether it was saved in parallel training or converted from Caffe2."""
-    name = name.removeprefix("module.")
+    name = bare_name(name)
     return next((prefix + name for pattern, prefix in _FULL_NAMES if pattern.match(name)), name)
 
 

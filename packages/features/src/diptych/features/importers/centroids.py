@@ -74,6 +74,8 @@ def _array_file(path: Path) -> np.ndarray:
     try:
         centroids = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
+        from diptych.features.weight_files import why_no_array  # brings torch, which clustering is without
+
         raise UserError(
             f"{path}: not an .npy file of numbers ({why_no_array(path, error)}); give the centroids: pickled "
             "cluster ids are not read but computed anew"
@@ -81,17 +83,6 @@ def _array_file(path: Path) -> np.ndarray:
     if not isinstance(centroids, np.ndarray):
         raise UserError(f"{path}: an archive; give the .npy file of the centroids")
     return centroids
-
-
-def why_no_array(path: Path, error: Exception) -> str:
-    """What a file is that NumPy did not read as an array; it takes all that it does not know for a pickle."""
-    from diptych.features.weight_files import what_it_is
-
-    if path.is_file():
-        with path.open("rb") as file:
-            if file.read(1) in (b"\x80", b"\x93"):  # a pickle indeed, or an array that is damaged
-                return str(error)
-    return what_it_is(path, error)
 
 
 def _codebook_file(path: Path) -> np.ndarray:

@@ -24,7 +24,7 @@ from diptych.model.networks.image_generator import named_config as named_image_g
 from diptych.model.networks.image_generator import read_config as read_image_generator
 from diptych.model.pretrained import load_transformer, save_transformer
 from diptych.model.tokenizer import load_tokenizer
-from diptych.model.weight_files import read_tensors
+from diptych.model.weight_files import read_tensors, why_no_array
 
 FORMATS = ("x-lxmert", "generate-it", "lxmert", "bert", "image-generator", "to-lxmert")
 REPORT_FILE = "import.json"
@@ -45,23 +45,10 @@ def read_codebook(path: Path | None) -> Tensor | None:
         except FileNotFoundError:
             raise UserError(f"{path}: no such codebook") from None
         except (OSError, ValueError, EOFError, TypeError, AttributeError) as error:  # AttributeError: an .npz
-            raise UserError(f"{path}: not a readable .npy file ({_why_no_array(path, error)})") from None
+            raise UserError(f"{path}: not a readable .npy file ({why_no_array(path, error)})") from None
     if codebook.ndim != 2 or not torch.isfinite(codebook).all():
         raise UserError(f"{path}: a codebook is [K, D] finite numbers, this is {list(codebook.shape)}")
     return codebook
-
-
-def _why_no_array(path: Path, error: Exception) -> str:
-    """What a file is that NumPy did not read; it takes all that it does not know for a pickle."""
-    if path.is_file():
-        with path.open("rb") as file:
-            if file.read(1) in (b"\x80", b"\x93"):  # a pickle indeed, or an array that is damaged
-                return str(error)
-    try:
-        from diptych.features.weight_files import what_it_is
-    except ImportError:
-        return str(error)
-    return what_it_is(path, error)
 
 
 def size(name: str, codebook: Tensor | None) -> TransformerConfig:

@@ -112,7 +112,13 @@ def check_fit(what: str, missing: list[str], misshapen: list[str], unknown: list
 
 
 def check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Raise a UserError if any number in ``tensors`` is NaN or infinite."""
+    """Raise a UserError if any number in ``tensors`` is NaN or infinite, or any tensor is not of floating-point numbers."""
+    whole = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
+    if whole:
+        raise UserError(
+            f"{path}: weights that are not floating-point numbers ({listed(whole)}), as quantized checkpoints have; take "
+            "those that are not quantized"
+        )
     infinite = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if infinite:
         raise UserError(f"{path}: NaN or infinite weights ({listed(infinite)}); this checkpoint is damaged")
@@ -201,7 +207,7 @@ def build(
         misshapen,
         unknown,
     )
-    check_finite(path, {names[name][0]: tensor for name, tensor in weights.items()})
+    check_finite(path, dict(tensors[theirs] for ours in weights for theirs in names[ours]))
 
     if codebook is None:
         if CODEBOOK not in tensors:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diptych.model.errors import UserError
+from diptych.model.pixels import to_unit_range
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -37,7 +38,7 @@ class ResNetEncoder(nn.Module):
 
         from diptych.features.weight_files import (
             UnreadableWeights,
-            misfit,
+            load_into,
             read_state_dict,
             without_prefix,
         )
@@ -45,15 +46,14 @@ class ResNetEncoder(nn.Module):
         super().__init__()
         network = resnet50()
         try:
-            network.load_state_dict(without_prefix(read_state_dict(weights)[0]))
+            load_into(network, without_prefix(read_state_dict(weights)[0]))
         except FileNotFoundError:
             raise UserError(
                 f"{weights} is missing; put torchvision's ResNet-50 weights (ImageNet) there, or set "
                 "image_generator.perceptual_encoder to models/detector"
             ) from None
-        except (UnreadableWeights, RuntimeError) as error:
-            reason = str(error) if isinstance(error, UnreadableWeights) else misfit(error)
-            raise UserError(f"{weights}: not the state dict of torchvision's resnet50 ({reason})") from None
+        except UnreadableWeights as error:
+            raise UserError(f"{weights}: not the state dict of torchvision's resnet50 ({error})") from None
         self.stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
         self.stages = nn.ModuleList([network.layer1, network.layer2, network.layer3, network.layer4])
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
@@ -76,8 +76,8 @@ def perceptual_loss(encoder: PyramidEncoder, painted: Tensor, real: Tensor, shif
     """
     painted, real = shifted(shift, painted, real)
     with torch.no_grad():
-        targets = encoder.pyramid((real + 1) / 2)
-    return feature_distance(encoder.pyramid((painted + 1) / 2), targets)
+        targets = encoder.pyramid(to_unit_range(real))
+    return feature_distance(encoder.pyramid(to_unit_range(painted)), targets)
 
 
 def shifted(most: int, painted: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
