@@ -34,7 +34,6 @@ from pipelines.commands.doctor.machine import (
     check_java,
     check_memory,
     check_processor,
-    cpu_quota,
     memory,
 )
 from pipelines.commands.doctor.storage import (
@@ -147,14 +146,12 @@ def test_torch_and_torchvision_that_do_not_match(tmp_path: Path) -> None:
     expect(check_torch(), "ok")
 
 
-def test_processor(tmp_path: Path) -> None:
+def test_processor() -> None:
     expect(check_processor("auto", 8, None), "ok", "8 cores, 8 threads")
-    expect(check_processor("auto", 8, 1.5), "note", "machine.threads to 1")
-    expect(check_processor(16, 8, None), "note", "machine.threads is 16", "auto")
-    (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert cpu_quota(tmp_path / "cpu.max") == 1.5
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert cpu_quota(tmp_path / "cpu.max") is cpu_quota(tmp_path / "none") is None
+    expect(check_processor("auto", 8, 1.5), "ok", "1.5 cores' time", "1 threads")
+    expect(check_processor("auto", 2, 0.5), "ok", "0.5 cores' time", "1 threads")
+    expect(check_processor(2, 2, 0.5), "note", "machine.threads is 2", "auto", "here 1")
+    expect(check_processor(16, 8, None), "note", "machine.threads is 16", "auto", "here 8")
 
 
 def test_memory(tmp_path: Path) -> None:

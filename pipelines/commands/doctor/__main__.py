@@ -17,7 +17,6 @@ from pipelines.commands.doctor.machine import (
     check_java,
     check_memory,
     check_processor,
-    cpu_quota,
     find_gpus,
     memory,
 )
@@ -41,9 +40,10 @@ def examine(clone: Path) -> Iterable[tuple[str, Finding]]:
     threads, workers, device = (machine.get(key, "auto") for key in ("threads", "workers", "device"))
 
     def processor() -> Finding:
-        from pipelines.runner.threads import available_cores
+        from diptych.features.processor import cpu_quota, seen_cores
+        from pipelines.runner.threads import at_most_given
 
-        return check_processor(threads, available_cores(), cpu_quota())
+        return check_processor(threads, at_most_given(seen_cores()), cpu_quota())
 
     yield "processor", guarded(processor)
     yield "memory", guarded(lambda: check_memory(profile_of(params), *memory()))
