@@ -19,7 +19,10 @@ from diptych.model.errors import UserError
 def serve(
     model: Model = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
+        str,
+        typer.Option(
+            help="Address to listen on; 0.0.0.0 lets other machines in by IPv4, :: by IPv6 alone (not by IPv4)."
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; others are sent away.")] = 32,
@@ -31,6 +34,13 @@ def serve(
         list[str] | None,
         typer.Option(help="Sentence that the page offers to begin with; any number.", show_default=False),
     ] = None,
+    root_path: Annotated[
+        str,
+        typer.Option(
+            help="Path that a proxy leaves before all addresses, such as /diptych; none is needed where it takes it away.",
+            show_default=False,
+        ),
+    ] = "",
     device: Device = None,
     precision: Precision = "auto",
 ) -> None:
@@ -40,12 +50,14 @@ def serve(
 
         from diptych.model.serve.app import ServeOptions, make_app
         from diptych.model.serve.model_queue import THREAD
+        from diptych.model.serve.prefix import checked_prefix
     except ModuleNotFoundError as error:
         raise UserError(
             f"the package {error.name} is not installed; `pip install 'diptych-model[use,serve]'`"
         ) from None
     from PIL import Image
 
+    prefix = checked_prefix(root_path)
     with listen(host, port) as listener:
         d = load_model(model, device, precision)
         # told to the browser instead
@@ -56,6 +68,7 @@ def serve(
             upload_bytes=int(upload_mib * 2**20),
             pixels=int(megapixels * 1e6),
             examples=tuple(example or ()),
+            root_path=prefix,
         )
         config = uvicorn.Config(
             make_app(d, options),
@@ -67,8 +80,11 @@ def serve(
             timeout_graceful_shutdown=3,
         )
         shown = f"[{host}]" if ":" in host else host
+        place = f"{prefix}/" if prefix else ""
+        # of all of a machine's addresses; another one is of one version anyhow
+        only = "by IPv6 alone, not by IPv4; " if listener.getsockname()[0] == "::" else ""
         typer.echo(
-            f"Diptych paints and captions at http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)"
+            f"Diptych paints and captions at http://{shown}:{listener.getsockname()[1]}{place} ({only}Ctrl-C ends it)"
         )
         with suppress(KeyboardInterrupt):  # which uvicorn raises when it has ended
             uvicorn.Server(config).run(sockets=[listener])
@@ -77,7 +93,7 @@ def serve(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Take the address before the model is loaded, which takes seconds.
+    """Take the address before the model is loaded, which takes seconds. An IPv6 address, `::` too, is taken for IPv6 alone.
 
     Raises:
         UserError: it cannot be had.

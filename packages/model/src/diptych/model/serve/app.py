@@ -42,6 +42,7 @@ from diptych.model.serve.messages import (
     Word,
 )
 from diptych.model.serve.model_queue import Busy, ClientGone, Ending, ModelQueue
+from diptych.model.serve.prefix import WithoutPrefix, without_slash
 from diptych.model.serve.uploads import UploadError, data_url, read_upload
 
 MOST_WORDS = 300  # a vocabulary of more is not listed
@@ -84,6 +85,7 @@ class ServeOptions:
     upload_bytes, pixels: of an uploaded picture, at most.
     upload_seconds: that an upload may take.
     examples: sentences that the page offers to begin with.
+    root_path: that a proxy leaves before all addresses, as :func:`checked_prefix` returns it.
     """
 
     queue: int = 32
@@ -91,6 +93,7 @@ class ServeOptions:
     pixels: int = 25_000_000
     upload_seconds: float = 30.0
     examples: tuple[str, ...] = ()
+    root_path: str = ""
 
 
 def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityHeaders:
@@ -110,6 +113,8 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
         version="1",
         docs_url=None,  # FastAPI's pages load scripts from elsewhere
         redoc_url=None,
+        servers=[{"url": "."}],  # beside this document, whatever path a proxy has before it
+        redirect_slashes=False,  # by an absolute address, which leaves a proxy's path out
         lifespan=lifespan,
         exception_handlers={
             StarletteHTTPException: refuse,
@@ -210,7 +215,9 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
             )
         return CodeReply(code=code, examples=[data_url(image) for image in diptych.examples(code)])
 
-    return SecurityHeaders(app, HEADERS)
+    # last: what ends in a slash and is nothing by itself
+    app.add_api_route("/{path:path}/", without_slash, methods=["GET", "HEAD", "POST"], include_in_schema=False)
+    return SecurityHeaders(WithoutPrefix(app, options.root_path), HEADERS)
 
 
 def known_words(diptych: Diptych) -> list[str] | None:
