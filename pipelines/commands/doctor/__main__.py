@@ -8,7 +8,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.commands.doctor.clone import check_git, check_leftovers, check_locks, check_params, profile_of
+from pipelines.commands.doctor.clone import (
+    check_git,
+    check_leftovers,
+    check_locks,
+    check_params,
+    check_places,
+    profile_of,
+)
 from pipelines.commands.doctor.finding import Finding, guarded, ok, one_line, problem
 from pipelines.commands.doctor.installation import check_packages, check_python, check_ray, check_torch
 from pipelines.commands.doctor.machine import (
@@ -52,6 +59,7 @@ def examine(clone: Path) -> Iterable[tuple[str, Finding]]:
     yield "java", guarded(check_java)
     yield "encoding", check_encoding()
     yield "git", guarded(lambda: check_git(clone))
+    yield "places", guarded(lambda: check_places(clone))
 
     try:
         from pipelines.commands.team_cache import open_repository
