@@ -25,7 +25,6 @@ from pipelines.commands.doctor.machine import (
     check_memory,
     check_processor,
     find_gpus,
-    memory,
 )
 from pipelines.commands.doctor.storage import (
     check_links,
@@ -53,7 +52,13 @@ def examine(clone: Path) -> Iterable[tuple[str, Finding]]:
         return check_processor(threads, at_most_given(seen_cores()), cpu_quota())
 
     yield "processor", guarded(processor)
-    yield "memory", guarded(lambda: check_memory(profile_of(params), *memory()))
+
+    def machine_memory() -> Finding:
+        from pipelines.runner.memory import memory
+
+        return check_memory(profile_of(params), *memory())
+
+    yield "memory", guarded(machine_memory)
     yield "gpu", guarded(lambda: check_gpu(str(device), *find_gpus()))
     yield "ray", guarded(lambda: check_ray(workers, (params.get("extract") or {}).get("ray_address")))
     yield "java", guarded(check_java)

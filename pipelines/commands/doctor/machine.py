@@ -13,7 +13,6 @@ from pathlib import Path
 
 from pipelines.commands.doctor.finding import Finding, note, ok, one_line, problem
 
-GIB = 2**30
 PEAK_MEMORY = {"smoke": 2.0, "toybox": 3.1}  # GiB of a whole run, measured (metrics/stages.json)
 
 
@@ -38,21 +37,6 @@ def check_memory(profile: str | None, total: float, available: float) -> Finding
     if peak is not None and available < peak:
         return note(f"{said}, and {profile} needs {peak:g}: close other programs, or lower machine.workers")
     return ok(said if peak is None else f"{said}; {profile} needs {peak:g}")
-
-
-def memory(cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[float, float]:
-    """Total and available memory in GiB, of the container where that has less than the machine."""
-    import psutil
-
-    machine = psutil.virtual_memory()
-    total, available = machine.total, machine.available
-    with contextlib.suppress(OSError, ValueError):
-        limit = int((cgroup / "memory.max").read_text())
-        used = int((cgroup / "memory.current").read_text())
-        cached = re.search(r"^inactive_file (\d+)$", (cgroup / "memory.stat").read_text(), re.MULTILINE)
-        used -= int(cached[1]) if cached else 0  # files read before, given back when memory is wanted
-        total, available = min(total, limit), min(available, max(0, limit - used))
-    return total / GIB, available / GIB
 
 
 def check_gpu(device: str, cuda: Sequence[str], build: str | None, driver: str | None) -> Finding:

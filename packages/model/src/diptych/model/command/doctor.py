@@ -12,7 +12,7 @@ from typing import Literal
 
 import typer
 
-from diptych.model.command.options import MODEL_VARIABLE, Device, Json, Model, Precision, fit_threads
+from diptych.model.command.options import MODEL_VARIABLE, Device, Json, Model, Precision
 from diptych.model.errors import UserError
 
 OLDEST_PYTHON = (3, 11)
@@ -109,11 +109,11 @@ def check_torch() -> Finding:
 def check_device(device: str | None, precision: str) -> Finding:
     import torch
 
-    from diptych.features.processor import cpu_quota, seen_cores
+    from diptych.features.processor import cpu_quota, fit_torch_threads, seen_cores
     from diptych.model.packaged.machine import resolve_device
     from diptych.model.precision import resolve_precision
 
-    fit_threads()
+    fit_torch_threads()
     place = resolve_device(device)
     dtype = str(resolve_precision(place, precision)).removeprefix("torch.")
     if place.type == "cuda":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from typing import TYPE_CHECKING, Annotated
@@ -54,19 +53,10 @@ def load_model(model: str | None, device: str | None, precision: str) -> Diptych
             f"the package {error.name} is not installed; `pip install diptych-model[use]`, then `diptych doctor` "
             "tells what else is missing"
         ) from None
-    fit_threads()
+    from diptych.features.processor import fit_torch_threads
+
+    fit_torch_threads()
     return Diptych.from_pretrained(model, device, precision)
-
-
-def fit_threads() -> None:
-    """Take no more threads than a container has cores' time for, which torch does not look at, unless OMP_NUM_THREADS says
-    how many."""
-    import torch
-
-    from diptych.features.processor import usable_cores
-
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
 
 
 def show_warning(message, category, filename, lineno, file=None, line=None) -> None:
