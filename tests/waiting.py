@@ -86,6 +86,11 @@ def wait_for_hold(process: subprocess.Popen[str]) -> None:
         pytest.fail(f"the process did not come to where it was to be held: {said}{(reason or '')[-3000:]}")
 
 
+def environment_with_modules() -> dict[str, str]:
+    """This process's environment for another Python process, which then finds all modules that a test finds."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
 def held(script: str, *arguments: object) -> subprocess.Popen[str]:
     """A Python process that runs `script` with the test's module path, once it waits at its HOLD."""
     process = subprocess.Popen(
@@ -93,7 +98,7 @@ def held(script: str, *arguments: object) -> subprocess.Popen[str]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env=environment_with_modules(),
     )
     wait_for_hold(process)
     return process

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from waiting import HOLD, held, kill
+from waiting import HOLD, environment_with_modules, held, kill
 
 from diptych.features.codebook import clustering as module
 from diptych.features.codebook.clustering import ClusterConfig, assign_codebook, build_codebook
@@ -260,7 +260,6 @@ def test_a_checkpoint_of_another_run_is_left_alone(features: Path, tmp_path: Pat
 MEASURE = """
 import json, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 import faiss, pyarrow.parquet, torch
 import test_codebook as t
 from diptych.features.store import FeatureReader
@@ -269,7 +268,7 @@ def peak():  # of this program; ru_maxrss remembers what the process was before 
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
 before = peak()
-metrics, _ = t.build(Path(sys.argv[2]), Path(sys.argv[3]), t.names(250), k=96, iterations=2, points=900)
+metrics, _ = t.build(Path(sys.argv[1]), Path(sys.argv[2]), t.names(250), k=96, iterations=2, points=900)
 print(json.dumps([peak() - before, metrics["sampled_cells"]]))
 """
 
@@ -284,7 +283,8 @@ def test_peak_memory_is_the_sample_and_little_more(tmp_path: Path) -> None:
     for number in range(1, 10):
         os.link(part, folder / f"part-{number:06d}.parquet")
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(Path(__file__).parent), str(folder), str(tmp_path / "out")],
+        [sys.executable, "-c", MEASURE, str(folder), str(tmp_path / "out")],
+        env=environment_with_modules(),
         capture_output=True,
         text=True,
         check=False,

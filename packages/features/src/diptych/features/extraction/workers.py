@@ -249,7 +249,7 @@ class RayPool:
         except Exception as error:  # Ray raises all kinds, where the machine is too busy a plain one
             where = f"extract.ray_address = {address}" if address else "on this machine"
             raise UserError(
-                f"extract: Ray does not start ({where}): {' '.join(str(error).split())}. Start the cluster or mend the "
+                f"extract: Ray does not start ({where}): {' '.join(str(error).split()).rstrip('.')}. Start the cluster or mend the "
                 "address, run it again when the machine is less busy, or set machine.workers to 0 to work without Ray"
             ) from error
         # Ray deals out the GPUs for "cuda"; who names one ("cuda:1") gets that one in every actor.
