@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import re
-import signal
 import socket
 import sys
 import threading
@@ -16,6 +15,7 @@ from urllib.parse import urljoin, urlsplit
 
 import pytest
 from headless_chromium import headless_chromium
+from proxies import PREFIX, TakesAway
 
 pytest.importorskip("fastapi", reason="the extra is missing: pip install 'diptych-model[serve]'")
 
@@ -27,27 +27,12 @@ from diptych.model.command.app import app as command
 from diptych.model.command.serve import listen
 from diptych.model.errors import UserError
 from diptych.model.serve.app import ServeOptions, make_app
-from diptych.model.serve.prefix import checked_prefix
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_serve_browser import SENTENCE, Page, started
 
 parts = pytest.mark.parametrize("parts", ["prefix"], indirect=True)
-PREFIX = "/lab/diptych"
 BASE = "http://testserver"
-
-
-class TakesAway:
-    """A proxy that passes on what is below PREFIX, without it."""
-
-    def __init__(self, app) -> None:
-        self.app = app
-
-    async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] == "http":
-            assert scope["path"].startswith(f"{PREFIX}/"), f"asked for {scope['path']}, which others answer"
-            scope = {**scope, "path": scope["path"].removeprefix(PREFIX)}
-        await self.app(scope, receive, send)
 
 
 @pytest.fixture(params=["takes it away", "leaves it"])
@@ -119,17 +104,10 @@ def test_the_path_alone_leads_to_the_page(diptych: Diptych) -> None:
     assert client.get(f"{PREFIX}-other/api/model").status_code == 404
 
 
-@pytest.mark.parametrize(
-    ("given", "prefix"), [("", ""), ("/", ""), ("lab", "/lab"), ("/lab/diptych/", PREFIX)]
-)
-def test_the_option(given: str, prefix: str) -> None:
-    assert checked_prefix(given) == prefix
-
-
-@pytest.mark.parametrize("given", ["https://host/lab", "/a/../b", "/a?b", "/a b", "/a\nb"])
-def test_an_option_that_is_no_path(given: str) -> None:
-    with pytest.raises(UserError, match="--root-path .*: no path of an address; give one such as /diptych"):
-        checked_prefix(given)
+def test_an_option_that_is_no_path() -> None:
+    done = CliRunner().invoke(command, ["serve", "--root-path", "https://host/lab"])
+    assert isinstance(done.exception, UserError)
+    assert str(done.exception).startswith("--root-path 'https://host/lab': no path of an address")
 
 
 class ProxyHandler(http.server.BaseHTTPRequestHandler):
@@ -173,7 +151,7 @@ def proxy(package: Path) -> Iterator[http.server.ThreadingHTTPServer]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
-    process.send_signal(signal.SIGINT)
+    process.terminate()
     process.communicate()
 
 
@@ -219,5 +197,5 @@ def test_the_line_of_an_ipv6_address(package: Path) -> None:
         pytest.skip("this machine has no IPv6")
     process, address = started("--model", str(package), "--host", "::", "--root-path", "lab")
     assert re.fullmatch(r"http://\[::\]:\d+/lab/", address)
-    process.send_signal(signal.SIGINT)
+    process.terminate()
     process.communicate()

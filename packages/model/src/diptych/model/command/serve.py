@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -44,20 +45,24 @@ def serve(
     device: Device = None,
     precision: Precision = "auto",
 ) -> None:
-    """Serve a web page that paints and captions, and the same as a JSON API. Ends with Ctrl-C."""
+    """Serve a web page that paints and captions, and the same as a JSON API. Ends with Ctrl-C or SIGTERM."""
     try:
         import uvicorn
 
+        from diptych.eval.errors import UserError as EvalError
+        from diptych.eval.path_prefix import checked_prefix
         from diptych.model.serve.app import ServeOptions, make_app
         from diptych.model.serve.model_queue import THREAD
-        from diptych.model.serve.prefix import checked_prefix
     except ModuleNotFoundError as error:
         raise UserError(
             f"the package {error.name} is not installed; `pip install 'diptych-model[use,serve]'`"
         ) from None
     from PIL import Image
 
-    prefix = checked_prefix(root_path)
+    try:
+        prefix = checked_prefix(root_path)
+    except EvalError as error:
+        raise UserError(str(error)) from None
     with listen(host, port) as listener:
         d = load_model(model, device, precision)
         # told to the browser instead
@@ -83,10 +88,12 @@ def serve(
         place = f"{prefix}/" if prefix else ""
         # of all of a machine's addresses; another one is of one version anyhow
         only = "by IPv6 alone, not by IPv4; " if listener.getsockname()[0] == "::" else ""
-        typer.echo(
-            f"Diptych paints and captions at http://{shown}:{listener.getsockname()[1]}{place} ({only}Ctrl-C ends it)"
-        )
+        # as Ctrl-C does; containers and supervisors send it, and background jobs of a shell ignore SIGINT
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with suppress(KeyboardInterrupt):  # which uvicorn raises when it has ended
+            typer.echo(
+                f"Diptych paints and captions at http://{shown}:{listener.getsockname()[1]}{place} ({only}Ctrl-C ends it)"
+            )
             uvicorn.Server(config).run(sockets=[listener])
         typer.echo("Ended.")
         leave_work(THREAD)

@@ -20,6 +20,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from diptych.eval.path_prefix import WithoutPrefix, without_slash
 from diptych.eval.security_headers import SecurityHeaders
 from diptych.model.errors import UserError
 from diptych.model.packaged.model import Diptych
@@ -42,7 +43,6 @@ from diptych.model.serve.messages import (
     Word,
 )
 from diptych.model.serve.model_queue import Busy, ClientGone, Ending, ModelQueue
-from diptych.model.serve.prefix import WithoutPrefix, without_slash
 from diptych.model.serve.uploads import UploadError, data_url, read_upload
 
 MOST_WORDS = 300  # a vocabulary of more is not listed
@@ -85,7 +85,7 @@ class ServeOptions:
     upload_bytes, pixels: of an uploaded picture, at most.
     upload_seconds: that an upload may take.
     examples: sentences that the page offers to begin with.
-    root_path: that a proxy leaves before all addresses, as :func:`checked_prefix` returns it.
+    root_path: that a proxy leaves before all addresses, as `diptych.eval.path_prefix.checked_prefix` returns it.
     """
 
     queue: int = 32

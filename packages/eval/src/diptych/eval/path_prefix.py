@@ -1,4 +1,7 @@
-"""Addresses behind a proxy under a path, such as `/diptych`: all are relative, and the path itself may be there or not."""
+"""Web applications behind a proxy under a path, such as `/diptych`: the human study, and the web demo in diptych.model.
+
+All addresses in their pages and replies are relative, and the path itself may be there or not.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from diptych.model.errors import UserError
+from diptych.eval.errors import UserError
 
 
 class WithoutPrefix:
@@ -41,13 +44,12 @@ def checked_prefix(path: str) -> str:
     if names == [""]:
         return ""
     if any(name in ("", ".", "..") or set(name) & set("?#%\\ ") or not name.isprintable() for name in names):
-        raise UserError(f"--root-path {path}: no path of an address; give one such as /diptych")
+        raise UserError(f"--root-path {path!r}: no path of an address; give one such as /diptych")
     return "/" + "/".join(names)
 
 
-async def without_slash(path: str, request: Request) -> Response:
-    """Lead to the same address without the slash at its end, relative to it."""
+async def without_slash(request: Request) -> Response:
+    """Lead to the same address without the slash at its end, relative to it: Starlette's own way has the host in it."""
+    name = request.scope["path"].removesuffix("/").rpartition("/")[2]
     query = f"?{request.url.query}" if request.url.query else ""
-    return Response(
-        status_code=307, headers={"Location": f"../{quote(path.rpartition('/')[2], safe='')}{query}"}
-    )
+    return Response(status_code=307, headers={"Location": f"../{quote(name, safe='')}{query}"})
