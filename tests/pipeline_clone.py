@@ -77,8 +77,10 @@ class Clone:
         file = self.folder / "pipelines/runner/stage.py"
         before = file.read_text(encoding="utf-8")
         file.write_text(before + HELD_TRAINING.replace("SAVES", str(saves)), encoding="utf-8")
-        yield
-        file.write_text(before, encoding="utf-8")
+        try:
+            yield
+        finally:
+            file.write_text(before, encoding="utf-8")
 
     def copy(self, folder: Path) -> Clone:
         """An independent copy with all outputs."""

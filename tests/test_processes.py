@@ -77,7 +77,7 @@ def test_processes_follow_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [count("cpu", 1), count("cpu", "auto"), count("cpu", 2)] == [1, 2, 2]
     assert [count("cuda", 1), count("cuda", "auto"), count("cuda", 2)] == [1, 4, 2]
     assert [count("cuda:1", 1), count("cuda:1", "auto")] == [1, 1]
-    memory = SimpleNamespace(total=16 * 2**30)
+    memory = SimpleNamespace(total=16 * 2**30, available=0)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     assert [count("cpu", "auto", threads) for threads in (2, 8)] == [2, 2]
     assert [count("cpu", "auto", 1), count("cpu", 1, 8)] == [1, 1]
