@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipelines.runner.code import FOLDER, Code, entries
 from pipelines.runner.errors import one_line_errors
+from pipelines.runner.places import check_places
 from pipelines.runner.writing import writing
 
 
@@ -26,4 +27,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     with one_line_errors("code"):
+        check_places()
         main()

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import HANG_SECONDS
 
 
 @contextmanager
 def headless_chromium(
-    kind: str, profile: Path, height: int, page_seconds: int, arguments: Sequence[str] = ()
+    kind: str, profile: Path, height: int, arguments: Sequence[str] = ()
 ) -> Iterator[Any]:
     """A browser on a "desktop", 1280 pixels wide and `height` high, or on a "phone" of 390x760 with touch.
 
-    profile: folder of the browser's own data. page_seconds: how long a page may take to load. arguments: further ones of
-    Chromium. Skips the test where selenium, Chromium or its driver is missing.
+    profile: folder of the browser's own data. arguments: further ones of Chromium. Skips the test where selenium, Chromium
+    or its driver is missing.
     """
     selenium = pytest.importorskip("selenium.webdriver", reason="selenium is missing: pip install selenium")
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
@@ -43,6 +44,6 @@ def headless_chromium(
         options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     window = selenium.Chrome(options=options, service=Service(driver))
-    window.set_page_load_timeout(page_seconds)
+    window.set_page_load_timeout(HANG_SECONDS)
     yield window
     window.quit()

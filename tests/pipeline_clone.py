@@ -7,12 +7,35 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.runner.profile import write_profile
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+HELD_TRAINING = """
+
+def _hold():
+    import time
+    from diptych.model.checkpoints import TrainingCheckpoints
+
+    save = TrainingCheckpoints.save
+
+    def save_and_wait(self, state):
+        save(self, state)
+        if int(self._paths()[0].stem.split("-")[1]) >= SAVES:
+            (self.folder / "held").touch()
+            time.sleep(3600)
+
+    TrainingCheckpoints.save = save_and_wait
+
+
+_hold()
+"""
 
 
 @dataclass(frozen=True)
@@ -46,6 +69,18 @@ class Clone:
     def set_params(self, *overrides: str, profile: str = "smoke") -> None:
         """Write params.yaml: `profile` with Hydra overrides."""
         write_profile(profile, self.folder / "params.yaml", overrides, self.folder / "pipelines/conf")
+
+    @contextmanager
+    def held_trainings(self, saves: int) -> Iterator[None]:
+        """Within the block, trainings stop after so many checkpoints and wait to be killed; a file `held` beside these says
+        that one does. (The runner, which does it, is no part of the code that a result follows from.)"""
+        file = self.folder / "pipelines/runner/stage.py"
+        before = file.read_text(encoding="utf-8")
+        file.write_text(before + HELD_TRAINING.replace("SAVES", str(saves)), encoding="utf-8")
+        try:
+            yield
+        finally:
+            file.write_text(before, encoding="utf-8")
 
     def copy(self, folder: Path) -> Clone:
         """An independent copy with all outputs."""

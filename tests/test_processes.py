@@ -6,13 +6,13 @@ import csv
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 from pipeline_clone import Clone
+from waiting import HANG_SECONDS, wait_until
 
 from pipelines.runner.params import Machine, ParameterError
 from pipelines.runner.processes import _failure, process_count
@@ -22,11 +22,6 @@ from pipelines.runner.stage import Stage
 def losses(clone: Clone) -> list[dict[str, float]]:
     with (clone.folder / "plots/train_token.csv").open(newline="") as file:
         return [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
-
-
-def newest_step(clone: Clone) -> int:
-    saved = (clone.folder / ".cache/training/train_token").rglob("checkpoint-*.pt")
-    return max((int(path.stem.split("-")[1]) for path in saved), default=0)
 
 
 def test_two_processes_are_one_stage(finished_clone: Clone, tmp_path: Path) -> None:
@@ -39,15 +34,13 @@ def test_two_processes_are_one_stage(finished_clone: Clone, tmp_path: Path) -> N
     settings = (steps, "machine.precision=float32", "machine.processes=2")
     shared.set_params(*settings, "machine.checkpoint_seconds=0")
     command = shared.command("python", "-m", "pipelines.train_token")
-    stage = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while stage.poll() is None and newest_step(shared) < 5 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert stage.poll() is None, "the stage ended before one of its processes could be killed"
-    children = psutil.Process(stage.pid).children()
-    assert len(children) == 2
-    os.kill(children[1].pid, signal.SIGKILL)
-    message = stage.communicate(timeout=60)[1]
+    with shared.held_trainings(saves=5):
+        stage = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        wait_until(lambda: list((shared.folder / ".cache/training/train_token").rglob("held")), stage)
+        children = psutil.Process(stage.pid).children()
+        assert len(children) == 2
+        os.kill(children[1].pid, signal.SIGKILL)
+        message = stage.communicate(timeout=HANG_SECONDS)[1]
     assert stage.returncode == 1
     assert "Traceback" not in message
     assert message.strip().splitlines()[-1].startswith("train_token: process 1 was ended by SIGKILL")
@@ -84,7 +77,7 @@ def test_processes_follow_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [count("cpu", 1), count("cpu", "auto"), count("cpu", 2)] == [1, 2, 2]
     assert [count("cuda", 1), count("cuda", "auto"), count("cuda", 2)] == [1, 4, 2]
     assert [count("cuda:1", 1), count("cuda:1", "auto")] == [1, 1]
-    memory = SimpleNamespace(total=16 * 2**30)
+    memory = SimpleNamespace(total=16 * 2**30, available=0)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     assert [count("cpu", "auto", threads) for threads in (2, 8)] == [2, 2]
     assert [count("cpu", "auto", 1), count("cpu", 1, 8)] == [1, 1]

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 from pipeline_clone import REPOSITORY, Clone
 from ruamel.yaml import YAML
 from table_measurements import SAMPLERS, TABLE
+from waiting import HANG_SECONDS, wait_until
 
 from pipelines.measuring.figures import EvaluateParams, caption_figures, with_mends
 from pipelines.runner.params import Machine, ParameterError, provided_by, read_params, read_section
@@ -336,19 +336,15 @@ def test_a_row_ends_with_its_driver_and_goes_on(finished_clone: Clone, tmp_path:
     for clone in clones:
         clone.set_params("table1.token_steps=300", "machine.checkpoint_seconds=0")
     run_item(clones[0], "token", "dense", "1")
-    driving = subprocess.Popen(["sleep", "300"])
+    driving = subprocess.Popen(["sleep", "36000"])
     command = clones[1].command("python", "-m", "pipelines.tables.token", "table1", "dense", "1")
     command["env"] = {**command["env"], DRIVER_VARIABLE: str(driving.pid)}
-    process = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     store = clones[1].folder / ".cache/training/ablations/token@dense-1"
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        if any(int(path.stem.split("-")[1]) >= 5 for path in store.rglob("checkpoint-*.pt")):
-            break
-        time.sleep(0.01)
-    assert process.poll() is None, "the row ended before it could be killed"
-    driving.kill()  # and nobody waits for it yet
-    assert process.wait(30) == 1
+    with clones[1].held_trainings(saves=5):
+        process = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_until(lambda: list(store.rglob("held")), process)
+        driving.kill()  # and nobody waits for it yet
+        assert process.wait(HANG_SECONDS) == 1
     driving.wait()
     begins = re.search(r"(\d+)/300", run_item(clones[1], "token", "dense", "1"))
     assert begins and int(begins[1]) >= 5, "it goes on from a checkpoint"

@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from pipeline_clone import REPOSITORY, Clone
 from table_measurements import TABLE, write_measured
+from waiting import HANG_SECONDS, wait_until
 
 from pipelines.runner.params import ParameterError, read_params
 from pipelines.runner.profile import write_profile
@@ -79,13 +79,6 @@ def total() -> int:
     return 1 + len(planned(0).work) + 1
 
 
-def wait_for(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def lines(path: Path) -> list[str]:
     return path.read_text().split() if path.exists() else []
 
@@ -143,11 +136,11 @@ def test_a_stopped_driver_goes_on_where_it_was(stand_in: Path, sent: signal.Sign
         return {path.name for path in stand_in.glob("*.done")}
 
     held = 2 if finished else 1  # two items side by side, and the shared stages in one process
-    wait_for(lambda: len(lines(stand_in / "held")) == held)
+    wait_until(lambda: len(lines(stand_in / "held")) == held, process)
     waiting = [psutil.Process(int(number)) for number in lines(stand_in / "held")]
     assert not any(map(gone, waiting))
     process.send_signal(sent)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=HANG_SECONDS)[1]
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}[sent]
     assert "Traceback" not in said
     before = done()
@@ -235,22 +228,42 @@ def test_a_killed_item_is_named(finished_clone: Clone, tmp_path: Path) -> None:
 def test_a_locked_repository_costs_no_work(finished_clone: Clone, tmp_path: Path) -> None:
     """An item whose end meets the lock of another command waits for it."""
     clone = finished_clone.copy(tmp_path / "clone")
-    holder = (
-        "import sys, time, zc.lockfile\n"
-        "lock = zc.lockfile.LockFile('.dvc/tmp/lock'); print('held', flush=True); time.sleep(8); lock.close()"
-    )
+    pipeline = clone.folder / TABLE.pipeline
+    cmd = "cmd: python -m pipelines.tables.token table1 ${item.row} ${item.seed}"
+    text = pipeline.read_text()
+    assert cmd in text
+    held = cmd.replace("cmd: ", "cmd: 'until [ -e go ]; do sleep 0.05; done; ") + " && touch ended'"
+    pipeline.write_text(text.replace(cmd, held))
+    holder = """
+import sys, time, zc.lockfile
+while True:
+    try:
+        lock = zc.lockfile.LockFile(".dvc/tmp/lock")
+        break
+    except zc.lockfile.LockError:
+        time.sleep(0.05)
+print("held", flush=True)
+sys.stdin.readline()
+lock.close()
+"""
     process = subprocess.Popen(
         **clone.command("python", "-c", ONE_ITEM), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     log = clone.folder / ".cache/ablations/logs/token@ours-0.log"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (log.exists() and "Running stage" in log.read_text()):
-        time.sleep(0.05)
+    wait_until(lambda: log.exists() and "Running stage" in log.read_text(), process)
     with subprocess.Popen(
-        [sys.executable, "-c", holder], cwd=clone.folder, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", holder],
+        cwd=clone.folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        out, _ = process.communicate(timeout=120)
+        (clone.folder / "go").touch()
+        wait_until((clone.folder / "ended").exists, process)
+        time.sleep(6)  # by itself DVC waits 3 s; the longer, the more this shows
+        other.communicate("\n")
+        out, _ = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, out
     assert log.read_text().count("Running stage") == 1
     assert "token@ours-0" in (clone.folder / "pipelines/tables/table1/dvc.lock").read_text()

@@ -7,11 +7,11 @@ import json
 import re
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from pipeline_clone import Clone
+from waiting import HANG_SECONDS, wait_until
 
 DATA = '''
 from pipelines.tables.params import TableParams
@@ -155,12 +155,9 @@ def test_a_second_table_is_data(tiny: Clone) -> None:
     assert "python -m pipelines.tables tiny" in tiny.run("make", "--dry-run", "tiny").stdout
     (tiny.folder / "hold").touch()
     process = subprocess.Popen(**driving(tiny), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 300
-    while len(list(tiny.folder.glob("waiting-*"))) < 2:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
+    wait_until(lambda: len(list(tiny.folder.glob("waiting-*"))) >= 2, process)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[0]
+    said = process.communicate(timeout=HANG_SECONDS)[0]
     assert process.returncode == 143 and "Traceback" not in said, said
     assert not (tiny.folder / "metrics/tiny.json").exists()
     before = (tiny.folder / "ran").read_text().split()

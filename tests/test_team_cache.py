@@ -13,13 +13,13 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from pipeline_clone import Clone, make_clone
+from waiting import wait_until
 
 from pipelines.commands import team_cache
 
@@ -339,7 +339,7 @@ def test_what_must_be_mended_is_one_line(case: str, words: str, clone: Clone, tm
     elif case == "lock":
         (clone.folder / ".dvc/tmp/rwlock").write_text("{")
     elif case == "busy":
-        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "dvc"])
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)", "dvc"])
         entry = f'{{"write": {{"out": {{"pid": {process.pid}, "cmd": "dvc repro"}}}}}}'
         (clone.folder / ".dvc/tmp/rwlock").write_text(entry)
     elif case == "config":
@@ -403,11 +403,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = (work / "log").open("w")
     process = subprocess.Popen([sshd, "-D", "-e", "-f", work / "sshd_config"], stderr=log, umask=CLOSED)
     try:
-        until = time.monotonic() + 10
-        while "listening" not in (work / "log").read_text():
-            if process.poll() is not None or time.monotonic() > until:
-                pytest.skip(f"sshd does not start: {(work / 'log').read_text().strip()}")
-            time.sleep(0.05)
+        wait_until(lambda: process.poll() is not None or "listening" in (work / "log").read_text())
+        if process.poll() is not None:
+            pytest.skip(f"sshd does not start: {(work / 'log').read_text().strip()}")
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("HOME", str(home))
             yield Server("team-server", home, folder)

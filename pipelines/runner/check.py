@@ -1,4 +1,4 @@
-"""Check all parameters before the first stage runs: `python -m pipelines.runner.check`, the first step of `make run`.
+"""Check all parameters and places before the first stage runs: `python -m pipelines.runner.check`, the first step of `make run`.
 
 Each stage checks its own section again; here a slip in the last one is found before the first has run for an hour.
 """
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from diptych.eval.captions.java import NotRun, find_java
+from diptych.features.errors import UserError
+from diptych.features.extraction.ray_sockets import check_room_for_sockets
 from pipelines.runner.code import NAMED_AS_SOURCE
 from pipelines.runner.params import (
     PARAMS_FILE,
@@ -21,6 +23,7 @@ from pipelines.runner.params import (
     read_params,
     read_section,
 )
+from pipelines.runner.places import check_places
 
 SHARED = ("seed", "machine")
 MADE_BY_STAGES = ("models/detector", "data/features", *NAMED_AS_SOURCE)
@@ -73,6 +76,17 @@ def check_sources(params: Mapping[str, Any]) -> None:
         check_java("evaluate.java", "false")
 
 
+def check_ray(params: Mapping[str, Any]) -> None:
+    """Raise ParameterError where `extract` is to start Ray here and the name of the temporary folder is too long for it."""
+    extract = params["extract"]
+    wanted = params["machine"]["workers"] != 0 and extract["ray_address"] is None
+    if wanted and extract["source"] in MADE_BY_STAGES:
+        try:
+            check_room_for_sockets()
+        except UserError as error:
+            raise ParameterError(str(error)) from None
+
+
 def check_java(key: str, otherwise: str) -> None:
     """Raise ParameterError where Java does not start, which the parameter `key` wants and with `otherwise` would not."""
     try:
@@ -82,11 +96,13 @@ def check_java(key: str, otherwise: str) -> None:
 
 
 def main() -> None:
-    """Check ./params.yaml and that what others made is where it says."""
+    """Check ./params.yaml, that what others made is where it says, and where outputs and Ray's sockets are to lie."""
     try:
         params = read_params()
         check_params(params, stages_with_sections())
         check_sources(params)
+        check_places()
+        check_ray(params)
     except ParameterError as error:
         sys.exit(str(error))
 

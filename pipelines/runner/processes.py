@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from diptych.model.errors import UserError
 from pipelines.runner import stage as stages
 from pipelines.runner.errors import explain
+from pipelines.runner.memory import memory
 from pipelines.runner.params import ParameterError
 from pipelines.runner.stage import Stage
 from pipelines.runner.threads import end_with_parent, prepare_process
@@ -53,10 +54,8 @@ def process_count(stage: Stage) -> int:
     as there are threads and memory for so many."""
     wanted, device = stage.machine.processes, stage.device
     if wanted == "auto" and device == "cpu":
-        import psutil
-
-        # the machine's memory, not what happens to be free, so that a run can be repeated to the last bit
-        room = int(psutil.virtual_memory().total / 2**30 / GIB_PER_PROCESS)
+        # the machine's or container's memory, not what happens to be free, so that a run can be repeated to the last bit
+        room = int(memory()[0] / GIB_PER_PROCESS)
         return max(1, min(PROCESSES_ON_CPU, stage.threads, room))
     if wanted == 1 or (wanted == "auto" and device != "cuda"):
         return 1

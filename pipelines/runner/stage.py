@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pipelines.runner import code
 from pipelines.runner.errors import one_line_errors
 from pipelines.runner.params import Machine, provided_by, read_params, read_section
+from pipelines.runner.places import check_places
 from pipelines.runner.threads import at_most_given, available_cores, prepare_process
 from pipelines.runner.writing import remove, writing
 
@@ -152,6 +153,7 @@ class Stage:
 def run(name: str, kind: type[T], main: Callable[[Stage, T], None]) -> None:
     """Run stage `name`: its section of params.yaml, as `kind`, goes to `main`."""
     with one_line_errors(name):
+        check_places(pipelines=("dvc.yaml",))
         stage, params = read_stage(name, kind)
         prepare_process(stage.threads)
         main(stage, params)

@@ -11,14 +11,15 @@ import threading
 import time
 from collections.abc import Callable
 
+from diptych.features.processor import usable_cores
+
 # where set, how many cores a process may take: several that run side by side share them
 CORES_VARIABLE = "DIPTYCH_CORES"
 
 
 def available_cores() -> int:
-    """Cores this process may run on (a container, `taskset` or what started it may allow fewer than the machine has)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return at_most_given(cores)
+    """Cores for this process (`taskset`, a container's quota or what started it may allow fewer than the machine has)."""
+    return at_most_given(usable_cores())
 
 
 def at_most_given(cores: int) -> int:

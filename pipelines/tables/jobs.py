@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipelines.runner.memory import memory
 from pipelines.runner.params import Machine, ParameterError
 from pipelines.runner.threads import CORES_VARIABLE, available_cores
 from pipelines.tables.item import DRIVER_VARIABLE, mends
@@ -81,9 +82,7 @@ def gpu_count(machine: Machine) -> int:
 def default_jobs(machine: Machine, gpus: int, items: int) -> int:
     """One item a core; or one a GPU where there are several, and on a single one as many as have four cores
     each. As far as memory goes."""
-    import psutil
-
-    cores, fitting = available_cores(), int(psutil.virtual_memory().available / 2**30 // GIB_PER_JOB)
+    cores, fitting = available_cores(), int(memory()[1] // GIB_PER_JOB)
     if gpus > 1:
         wanted = gpus
     elif gpus:

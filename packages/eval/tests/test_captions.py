@@ -6,11 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import wait_until
 
 from diptych.eval.captions import java as java_programs
 from diptych.eval.captions.cider import CiderD, CiderDReward
@@ -247,13 +247,6 @@ def alive(process_id: int) -> bool:
         return False
 
 
-def ended(process_id: int, seconds: float = 20) -> bool:
-    deadline = time.monotonic() + seconds
-    while alive(process_id) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not alive(process_id)
-
-
 @needs_java
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_meteor_ends_after_an_exception_and_when_its_parent_is_killed() -> None:
@@ -263,20 +256,22 @@ def test_meteor_ends_after_an_exception_and_when_its_parent_is_killed() -> None:
     assert not alive(process_id)
 
     script = """
-import sys, time
+import sys
 from diptych.eval.captions.java import Meteor, find_java
 meteor = Meteor(find_java())
 print(meteor.process_id, flush=True)
-time.sleep(60)
+sys.stdin.read()
 """
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert parent.stdout is not None
     process_id = int(parent.stdout.readline())
     assert alive(process_id)
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    assert ended(process_id)
+    wait_until(lambda: not alive(process_id))
 
 
 @needs_java

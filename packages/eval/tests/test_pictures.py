@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 import textwrap
 import threading
 import time
@@ -15,6 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
+from waiting import HOLD, held, kill
 
 from diptych.eval.errors import UserError
 from diptych.eval.images.embeddings import (
@@ -108,22 +106,18 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(tmp_path: Path) -> 
     store = tmp_path / "store"
     script = textwrap.dedent(
         f"""
-        import sys, time
+        import sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from test_pictures import *
-        slow = mean_colour()
-        def encode(images, plain=slow.encode):
-            time.sleep(0.02)
-            return plain(images)
-        embed(FolderPictures({str(folder)!r}), [Encoder("mean", "m", slow.key, 6, encode)], SETTINGS, Path({str(store)!r}))
+        plain, store = mean_colour(), Path({str(store)!r})
+        def encode(images):
+            if list(store.glob("[0-9a-f]*.npy")):
+                {HOLD}
+            return plain.encode(images)
+        embed(FolderPictures({str(folder)!r}), [Encoder("mean", "m", plain.key, 6, encode)], SETTINGS, store)
         """
     )
-    running = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and not list(store.glob("[0-9a-f]*.npy")):
-        time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
+    kill(held(script))
     done = len(list(store.glob("[0-9a-f]*.npy")))
     assert 1 <= done < 3, "killed in its middle"
     calls: list[int] = []

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from waiting import HANG_SECONDS
 
 from diptych.eval.figures import Figure, figures_json, not_run
 from diptych.eval.report.marks import Mark
@@ -100,7 +101,7 @@ def browse(*options: str, folder: Path) -> str:
     command = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     profile = f"--user-data-dir={folder / 'profile'}"
     done = subprocess.run(
-        [*command, profile, *options], capture_output=True, text=True, timeout=120, check=True
+        [*command, profile, *options], capture_output=True, text=True, timeout=HANG_SECONDS, check=True
     )
     return done.stdout
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
+from waiting import HANG_SECONDS
 
 from diptych.eval.errors import UserError
 from diptych.eval.study.command import add_parser, main, read_captions
@@ -339,7 +340,7 @@ def test_of_submissions_by_many_processes_one_counts(study: Study) -> None:
     processes = [context.Process(target=_submit, args=(study.path, start, replies)) for _ in range(4)]
     for process in processes:
         process.start()
-    kept = [replies.get(timeout=60) for _ in processes]
+    kept = [replies.get(timeout=HANG_SECONDS) for _ in processes]
     for process in processes:
         process.join()
     assert sum(map(sum, kept)) == 1

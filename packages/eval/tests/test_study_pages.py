@@ -11,15 +11,18 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
 
 import numpy as np
 import pytest
 from headless_chromium import headless_chromium
 from PIL import Image
+from proxies import PREFIX, TakesAway
+from waiting import HANG_SECONDS, wait_until
 
 pytest.importorskip("starlette", reason="the extra is missing: pip install 'diptych-eval[study]'")
 
@@ -79,7 +82,7 @@ def test_annotators_see_every_question_and_no_name_of_a_model(study: Study, clie
         if asked.item.kind == "hummus" and not asked.item.check:
             assert asked.item.word not in re.findall(r"\w+", reply.text.split('class="caption"')[1])
         told += [reply.text, str(reply.headers)]
-        pictures = re.findall(r'src="(/p/[^"]+)"', reply.text)
+        pictures = re.findall(r'src="\.\./\.\.(/p/[^"]+)"', reply.text)
         assert len(pictures) == (1 if asked.item.kind == "hummus" else 2)
         for picture in map(client.get, pictures):
             assert picture.headers["content-type"] == "image/png"
@@ -91,7 +94,7 @@ def test_annotators_see_every_question_and_no_name_of_a_model(study: Study, clie
             "answer": right_answer(study, annotator),
         }
         sent = client.post(f"/s/{annotator.token}/answer", data=data)
-        assert (sent.status_code, sent.headers["location"]) == (303, f"/s/{annotator.token}/question")
+        assert (sent.status_code, sent.headers["location"]) == (303, "question")
         told.append(str(sent.headers))
     assert kinds == {(kind, check) for kind in ("hummus", "fidelity", "semantics") for check in (True, False)}
     told.append(client.get(f"/s/{annotator.token}/question").text)
@@ -235,6 +238,64 @@ def test_the_admin_page_follows_the_answers(study: Study, client: TestClient) ->
     assert b"model-theirs" in client.get(f"{admin}/figure.svg").content
 
 
+# --- behind a proxy under a path
+
+
+@pytest.mark.parametrize("proxy", ["takes the path away", "leaves it"])
+def test_everything_is_asked_for_below_the_path(study: Study, proxy: str) -> None:
+    """A browser's way from the personal link to the last question, and the admin's, by the addresses in pages and replies."""
+    app = TakesAway(make_app(study)) if proxy == "takes the path away" else make_app(study, PREFIX)
+    client = TestClient(app, follow_redirects=False)
+    annotator, base = study.annotators()[0], f"http://testserver{PREFIX}/"
+    asked_for = set()
+
+    def get(address: str) -> str:
+        """The page there, all of whose own addresses answer."""
+        assert address.startswith(base)
+        reply = client.get(address)
+        assert reply.status_code == 200, address
+        named = re.findall(r'(?:href|src|data-next|data-address)="([^"]+)"', reply.text)
+        for found in (urljoin(address, name) for name in named):
+            assert found.startswith(base) and client.get(found).status_code == 200, found
+            asked_for.add(re.sub(r"/[\w-]{16,}", "/TOKEN", found.removeprefix(base)))
+        return reply.text
+
+    def leads_to(reply: Any) -> str:
+        return urljoin(str(reply.url), reply.headers["location"])
+
+    link = f"{base}s/{annotator.token}"
+    (start,) = re.findall(r'id="start" href="([^"]+)"', get(link))
+    address, answered = urljoin(link, start), 0
+    while (asked := study.next_question(annotator)) is not None:
+        text = get(address)
+        pictures, coming, action = (
+            re.findall(rf' {name}="([^"]*)"', text)[0] for name in ("data-pictures", "data-coming", "action")
+        )
+        for token in coming.split():
+            assert client.get(urljoin(address, pictures + token)).status_code == 200
+        data = {"question": asked.position, "revision": 0, "answer": right_answer(study, annotator)}
+        sent = client.post(urljoin(address, action), data=data)
+        assert sent.status_code == 303 and leads_to(sent) == f"{link}/question"
+        answered += 1
+    assert answered > 10 and "Thank you" in get(f"{link}/question")
+    admin = get(f"{base}a/{study.admin_token}")
+    assert asked_for >= {
+        "study.css", "study.js", "admin.js", "study.svg", "s/TOKEN", "s/TOKEN/question", "s/TOKEN/back", "p/TOKEN",
+        "a/TOKEN/answers.csv", "a/TOKEN/results.json", "a/TOKEN/figure.svg", "a/TOKEN/figure.png",
+    }  # fmt: skip
+    if proxy == "leaves it":
+        assert f">{link}<" in admin, "also without a script"
+    # a slash too many, and a question that nobody can go back to
+    assert leads_to(client.get(f"{link}/?a=b")) == f"{link}?a=b"
+    assert leads_to(client.get(f"{base}a/{study.admin_token}/")) == f"{base}a/{study.admin_token}"
+    fresh = f"{base}s/{study.annotators()[1].token}"
+    assert leads_to(client.get(f"{fresh}/back")) == f"{fresh}/question"
+    for wrong in (f"{base}nothing", f"{base}s/wrong/question"):
+        reply = client.get(wrong)
+        (style,) = re.findall(r'rel="stylesheet" href="([^"]+)"', reply.text)
+        assert reply.status_code == 404 and urljoin(wrong, style) == f"{base}study.css"
+
+
 # --- in a browser
 
 
@@ -246,21 +307,23 @@ def free_port() -> int:
 
 def served(study: Study, port: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "diptych.eval.study", "serve", str(study.path), "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and "/a/" in process.stdout.readline()
-    for _ in range(200):
+    process = subprocess.Popen([*command, "--root-path", PREFIX], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and f"{PREFIX}/a/" in process.stdout.readline()
+
+    def answers() -> bool:
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/study.css", timeout=5).close()
-            return process
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/study.css", timeout=HANG_SECONDS).close()
         except OSError:
-            time.sleep(0.05)
-    process.kill()
-    raise AssertionError("the study is not served")
+            return False
+        return True
+
+    wait_until(answers, process)
+    return process
 
 
 @pytest.fixture(params=["desktop", "phone"])
 def browser(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator:
-    with headless_chromium(request.param, tmp_path / "chromium", 800, 30) as window:
+    with headless_chromium(request.param, tmp_path / "chromium", 800) as window:
         yield window
 
 
@@ -271,7 +334,7 @@ def test_a_study_is_clicked_through_over_a_killed_server(study: Study, browser) 
     from selenium.webdriver.support.ui import WebDriverWait
 
     annotator, port = study.annotators()[0], free_port()
-    wait = WebDriverWait(browser, 30, poll_frequency=0.05, ignored_exceptions=[JavascriptException])
+    wait = WebDriverWait(browser, HANG_SECONDS, poll_frequency=0.05, ignored_exceptions=[JavascriptException])
     is_phone = browser.execute_script("return innerWidth") < 500
     server = served(study, port)
 
@@ -295,7 +358,7 @@ def test_a_study_is_clicked_through_over_a_killed_server(study: Study, browser) 
                 browser.find_element(By.CLASS_NAME, "send").click()
 
     try:
-        browser.get(f"http://127.0.0.1:{port}/s/{annotator.token}")
+        browser.get(f"http://127.0.0.1:{port}{PREFIX}/s/{annotator.token}")
         browser.find_element(By.ID, "start").click()
         expected: list[str] = []
         first = study.next_question(annotator)
@@ -331,7 +394,7 @@ def test_a_study_is_clicked_through_over_a_killed_server(study: Study, browser) 
                 answer(position, value, by_key)
                 wait_for(position + 1)
                 data = f"question={position}&revision=0&answer={'cat' if asked.item.kind == 'hummus' else 'first'}"
-                url = f"http://127.0.0.1:{port}/s/{annotator.token}/answer"
+                url = f"http://127.0.0.1:{port}{PREFIX}/s/{annotator.token}/answer"
                 with urllib.request.urlopen(url, data.encode()) as reply:
                     assert reply.status == 200
                 # and then goes back to change the answer before
@@ -353,12 +416,14 @@ def test_a_study_is_clicked_through_over_a_killed_server(study: Study, browser) 
         # everything that was answered is there, in its order, once
         kept = [row for row in study.answered() if row.annotator == annotator.name]
         assert [row.answer for row in kept] == expected
-        assert all(row.seconds is not None and 0 <= row.seconds < 60 for row in kept)
+        assert all(row.seconds is not None and 0 <= row.seconds < HANG_SECONDS for row in kept)
         # the personal link leads to the end, the admin's page to the tallies
-        browser.get(f"http://127.0.0.1:{port}/s/{annotator.token}")
+        browser.get(f"http://127.0.0.1:{port}{PREFIX}/s/{annotator.token}")
         assert f"all {total} questions" in browser.find_element(By.TAG_NAME, "main").text
-        browser.get(f"http://127.0.0.1:{port}/a/{study.admin_token}")
+        browser.get(f"http://127.0.0.1:{port}{PREFIX}/a/{study.admin_token}")
         assert f"{total} of {total}" in browser.find_element(By.TAG_NAME, "main").text
+        links = browser.execute_script("return [...document.querySelectorAll('code')].map((e) => e.textContent)")
+        assert links == [f"http://127.0.0.1:{port}{PREFIX}/s/{one.token}" for one in study.annotators()]
         assert browser.execute_script("return document.querySelector('img.figure').decode().then(() => true)")
         # nothing was blocked by the content policy, loaded from elsewhere or broke; the kills are seen as refusals
         logs = [entry["message"] for entry in browser.get_log("browser")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
+from waiting import HANG_SECONDS, HOLD, PATIENT_RAY, RAY_ENVIRONMENT, wait_for_hold
 
 from diptych.features.extraction.extract import ExtractConfig, extract_features
 from diptych.features.files import sha256_of
@@ -35,6 +37,17 @@ from diptych.features.errors import UserError
 from diptych.features.extraction.extract import ExtractConfig, extract_features
 from diptych.features.manifest import read_manifest
 settings = json.loads(sys.argv[1])
+if settings["hold"] is not None:
+    from diptych.features.store import FeatureStore
+    append, stored = FeatureStore.append, []
+    def append_when_told(*arguments):
+        if len(stored) == settings["hold"]:
+            HOLD
+        stored.append(append(*arguments))
+        return stored[-1]
+    FeatureStore.append = append_when_told
+if settings["workers"]:
+    exec(settings["patient"])
 manifest = Path(settings["manifest"])
 try:
     counts = extract_features(
@@ -44,7 +57,7 @@ try:
 except UserError as error:
     sys.exit(f"UserError: {error}")
 print(json.dumps(counts))
-"""
+""".replace("HOLD", HOLD)
 
 
 def make_dataset(folder: Path, count: int, name: str = "image") -> Path:
@@ -85,24 +98,35 @@ def start(
     out: Path,
     workers: int = 0,
     prefix: tuple[str, ...] = (),
+    hold: int | None = None,
     **changes: Any,
 ) -> subprocess.Popen[str]:
-    """The same in a process of its own, which prints the counts as JSON."""
+    """The same in a process of its own, which prints the counts as JSON.
+
+    hold: so many parts it stores and waits before the next one; `start` returns when it waits, and `counts_of` lets it go on.
+    """
     settings = {
         "manifest": str(manifest), "detector": str(detector), "store": str(store), "out": str(out),
         "config": {**vars(CONFIG), **changes}, "workers": workers,
+        "hold": hold,
+        "patient": PATIENT_RAY,
     }  # fmt: skip
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*prefix, sys.executable, "-c", _RUN, json.dumps(settings)],
+        env={**os.environ, **RAY_ENVIRONMENT},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    if hold is not None:
+        wait_for_hold(process)
+    return process
 
 
-def counts_of(process: subprocess.Popen[str], seconds: float = 120) -> dict[str, int]:
+def counts_of(process: subprocess.Popen[str]) -> dict[str, int]:
     """Wait for a run that should succeed."""
-    out, err = process.communicate(timeout=seconds)
+    out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, err[-3000:]
     return json.loads(out.splitlines()[-1])
 

@@ -3,10 +3,8 @@
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from waiting import HOLD, environment_with_modules, held, kill
 
 from diptych.features.codebook import clustering as module
 from diptych.features.codebook.clustering import ClusterConfig, assign_codebook, build_codebook
@@ -183,19 +182,19 @@ def test_the_sample_is_uniform_seeded_and_without_repetition(tmp_path: Path) -> 
 # What kills it
 
 RUN = """
-import sys, time
+import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 import test_codebook as t
 from diptych.features.codebook import clustering
 clustering._SAVE_SECONDS = 0
-class Slow(t.FileCheckpoints):
+make, moment, (features, out, checkpoint) = sys.argv[1], sys.argv[2], map(Path, sys.argv[3:])
+class Held(t.FileCheckpoints):
     def save(self, state):
         super().save(state)
-        time.sleep(0.05)
-make, (features, out, checkpoint) = sys.argv[2], map(Path, sys.argv[3:])
-getattr(t, make)(features, out, t.names(100), checkpoints=Slow(checkpoint))
-"""
+        if state["assigned"] >= 50 if moment == "assignment" else len(state["curve"]) >= 4:
+            HOLD
+getattr(t, make)(features, out, t.names(100), checkpoints=Held(checkpoint))
+""".replace("HOLD", HOLD)
 
 
 @pytest.mark.parametrize(
@@ -207,17 +206,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
     expected = make(features, undisturbed, names(100))
     checkpoints = FileCheckpoints(tmp_path / "state.pt")
-    arguments = [Path(__file__).parent, make.__name__, features, out, checkpoints.path]
-    process = subprocess.Popen([sys.executable, "-c", RUN, *map(str, arguments)], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while True:
-        state = checkpoints.load() or {"curve": [], "assigned": 0}
-        if state["assigned"] >= 50 if moment == "assignment" else len(state["curve"]) >= 4:
-            break
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill(held(RUN, make.__name__, moment, features, out, checkpoints.path))
     assert not out.exists() or content(out) == {}
     state = checkpoints.load()
     assert state is not None
@@ -271,7 +260,6 @@ def test_a_checkpoint_of_another_run_is_left_alone(features: Path, tmp_path: Pat
 MEASURE = """
 import json, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 import faiss, pyarrow.parquet, torch
 import test_codebook as t
 from diptych.features.store import FeatureReader
@@ -280,7 +268,7 @@ def peak():  # of this program; ru_maxrss remembers what the process was before 
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
 before = peak()
-metrics, _ = t.build(Path(sys.argv[2]), Path(sys.argv[3]), t.names(250), k=96, iterations=2, points=900)
+metrics, _ = t.build(Path(sys.argv[1]), Path(sys.argv[2]), t.names(250), k=96, iterations=2, points=900)
 print(json.dumps([peak() - before, metrics["sampled_cells"]]))
 """
 
@@ -295,7 +283,8 @@ def test_peak_memory_is_the_sample_and_little_more(tmp_path: Path) -> None:
     for number in range(1, 10):
         os.link(part, folder / f"part-{number:06d}.parquet")
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(Path(__file__).parent), str(folder), str(tmp_path / "out")],
+        [sys.executable, "-c", MEASURE, str(folder), str(tmp_path / "out")],
+        env=environment_with_modules(),
         capture_output=True,
         text=True,
         check=False,

@@ -1,5 +1,7 @@
 """Extraction under attack: each test really kills, fills or starves something, and compares with a quiet run.
 
+The runs stand still meanwhile: they wait before they store a part, until the fault is there.
+
 | test | what it kills |
 | --- | --- |
 | test_a_killed_actor | a Ray actor's process, SIGKILL |
@@ -20,7 +22,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -29,6 +31,7 @@ import pytest
 import torch
 from extraction import CONFIG, assert_same_rows, counts_of, extract, make_dataset, manifest_row, start, stored
 from PIL import Image as PilImage
+from waiting import HANG_SECONDS, RAY_ENVIRONMENT, be_patient_with_ray, kill, wait_until
 
 from diptych.features.detector import Detector, DetectorConfig, load_detector, save_detector
 from diptych.features.errors import UserError
@@ -48,7 +51,6 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Wide enough to need some tenths of a second for a batch."""
     folder = tmp_path_factory.mktemp("detector")
     torch.manual_seed(0)
     save_detector(Detector(DetectorConfig(224, (32, 64, 64, 64), 64, 32), ["kite"], ["red"]), folder)
@@ -61,15 +63,6 @@ def quiet(manifest: Path, detector: Path, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("quiet")
     extract(manifest, detector, folder / "store", folder / "out")
     return folder / "store"
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            pytest.fail(f"the run ended or hung before the fault: {process.communicate()[1][-3000:]}")
-        time.sleep(0.02)
 
 
 def parts(store: Path) -> int:
@@ -89,16 +82,14 @@ def actors(parent: int) -> list[psutil.Process]:
 
 
 def test_a_killed_actor(manifest: Path, detector: Path, quiet: Path, tmp_path: Path) -> None:
-    process = start(manifest, detector, tmp_path / "store", tmp_path / "out", workers=2)
-    wait_for(lambda: parts(tmp_path / "store") >= 1, process)
+    process = start(manifest, detector, tmp_path / "store", tmp_path / "out", workers=2, hold=1)
     actors(process.pid)[0].kill()
     assert counts_of(process) == {"images": COUNT, "extracted": COUNT, "reused": 0, "failed": 0}
     assert_same_rows(tmp_path / "store", quiet)
 
 
 def test_an_actor_out_of_memory(manifest: Path, detector: Path, quiet: Path, tmp_path: Path) -> None:
-    process = start(manifest, detector, tmp_path / "store", tmp_path / "out", workers=1)
-    wait_for(lambda: parts(tmp_path / "store") >= 1, process)
+    process = start(manifest, detector, tmp_path / "store", tmp_path / "out", workers=1, hold=1)
     starved = actors(process.pid)[0]
     used = starved.memory_info().vms
     resource.prlimit(starved.pid, resource.RLIMIT_AS, (used, used))
@@ -110,13 +101,11 @@ def test_an_actor_out_of_memory(manifest: Path, detector: Path, quiet: Path, tmp
 def test_a_killed_driver_takes_its_actors_along(
     manifest: Path, detector: Path, quiet: Path, tmp_path: Path
 ) -> None:
-    process = start(manifest, detector, tmp_path / "store", tmp_path / "out", workers=1)
-    wait_for(lambda: parts(tmp_path / "store") >= 2, process)
+    process = start(manifest, detector, tmp_path / "store", tmp_path / "out", workers=1, hold=2)
     orphans = actors(process.pid)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    kill(process)
     kept = len(stored_so_far(tmp_path / "store"))
-    gone, alive = psutil.wait_procs(orphans, timeout=30)
+    gone, alive = psutil.wait_procs(orphans, timeout=HANG_SECONDS)
     assert gone and not alive
     counts = extract(manifest, detector, tmp_path / "store", tmp_path / "out")
     assert counts["reused"] == kept > 0 and counts["extracted"] == COUNT - kept
@@ -133,23 +122,28 @@ def stored_so_far(store: Path) -> list[str]:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     """A Ray cluster on this machine: a head without CPUs and two nodes with one each."""
     monkeypatch.setenv("RAY_health_check_period_ms", "500")
-    monkeypatch.setenv("RAY_health_check_timeout_ms", "1000")
+    # a killed node refuses the check at once, while a slow one may take its time
+    for name, value in RAY_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from ray._private import services
     from ray.cluster_utils import Cluster
 
+    monkeypatch.setattr(services, "get_node", services.get_node)  # afterwards it is as before
+    be_patient_with_ray()
     memory = {"object_store_memory": 100 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **memory})
+    cluster = Cluster(initialize_head=True, head_node_args={"wait": False, "num_cpus": 0, **memory})
     yield cluster
     cluster.shutdown()
 
 
 def test_a_killed_node(cluster, manifest: Path, detector: Path, quiet: Path, tmp_path: Path) -> None:
-    nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
+    nodes = [cluster.add_node(wait=False, num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
+    cluster.wait_for_nodes(timeout=HANG_SECONDS)
     process = start(
-        manifest, detector, tmp_path / "store", tmp_path / "out", workers=2, ray_address=cluster.address
+        manifest, detector, tmp_path / "store", tmp_path / "out", workers=2, hold=1, ray_address=cluster.address
     )
-    wait_for(lambda: parts(tmp_path / "store") >= 1, process)
     raylet = next(
         process for kind, (process, *_) in nodes[0].all_processes.items() if kind == "raylet"
     ).process
@@ -179,7 +173,7 @@ def test_a_full_disk(manifest: Path, detector: Path, quiet: Path, tmp_path: Path
         tmp_path / "out",
         prefix=("unshare", "-Urm", "sh", "-c", shell, "sh"),
     )
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=HANG_SECONDS)
     if process.returncode == 77:
         pytest.skip("no small disk can be mounted here")
     assert process.returncode == 0, err
@@ -194,11 +188,13 @@ def test_a_full_disk(manifest: Path, detector: Path, quiet: Path, tmp_path: Path
 def test_runs_at_once_share_the_work(manifest: Path, detector: Path, quiet: Path, tmp_path: Path) -> None:
     """Two runs of one dataset and one of another that overlaps it, under other names, on one store."""
     other = make_dataset(tmp_path / "other", COUNT // 2, name="renamed")
+    # the first one has work of its own and stands still until another one has stored a part too
     runs = [
-        start(manifest, detector, tmp_path / "store", tmp_path / "one"),
+        start(manifest, detector, tmp_path / "store", tmp_path / "one", hold=0),
         start(manifest, detector, tmp_path / "store", tmp_path / "two"),
         start(other, detector, tmp_path / "store", tmp_path / "three"),
     ]
+    wait_until(lambda: parts(tmp_path / "store") >= 1, runs[0])
     counts = [counts_of(run) for run in runs]
     assert sum(c["extracted"] for c in counts) == COUNT
     assert sum(c["extracted"] > 0 for c in counts) >= 2  # they did work at once
@@ -211,17 +207,14 @@ def test_a_run_takes_over_from_one_that_dies(
     manifest: Path, detector: Path, quiet: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
-    dying = start(manifest, detector, store, tmp_path / "one")
-    wait_for(lambda: any(claim.stat().st_size for claim in store.glob("*/runs/*.claim")), dying)
-    dying.send_signal(signal.SIGSTOP)  # alive, and it holds a claim
+    dying = start(manifest, detector, store, tmp_path / "one", hold=0)  # alive, and it holds a claim
     (claim,) = store.glob("*/runs/*.claim")
     held = set(claim.read_text().split()) - set(stored_so_far(store))
     surviving = start(manifest, detector, store, tmp_path / "two")
-    wait_for(lambda: len(stored_so_far(store)) == COUNT - len(held), surviving)
-    time.sleep(1)
+    wait_until(lambda: len(stored_so_far(store)) == COUNT - len(held), surviving)
+    time.sleep(1)  # no time is too short for what follows; the longer, the more it shows
     assert surviving.poll() is None and held  # it waits for what the other one claimed
-    dying.send_signal(signal.SIGKILL)
-    dying.communicate()
+    kill(dying)
     assert counts_of(surviving)["images"] == COUNT
     assert_same_rows(store, quiet)
 

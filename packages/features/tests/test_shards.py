@@ -7,11 +7,9 @@ import os
 import pickle
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +21,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from waiting import HOLD, held, kill
 
 from diptych.features.codebook.reading import CODES
 from diptych.features.errors import UserError
@@ -164,31 +163,27 @@ def test_a_jpeg_stays_the_files_own_bytes(shards: Path, inputs: Path) -> None:
 
 # What survives
 
-SLOW = """
-import sys, time
+HELD = """
+import sys
 from pathlib import Path
 from diptych.features.shards import writing
 from diptych.features.manifest import read_manifest
 real = writing._add_members
-def slow(*arguments):
-    time.sleep(0.03)
-    return real(*arguments)
-writing._add_members = slow
 inputs, out = map(Path, sys.argv[1:])
+def add_and_wait(*arguments):
+    result = real(*arguments)
+    if len(list(out.glob("*.tar.record"))) >= 3 and list(out.glob(".*.tar.*")):
+        HOLD
+    return result
+writing._add_members = add_and_wait
 m = inputs / "manifest.parquet"
 writing.write_shards(read_manifest(m), m, inputs / "features", inputs / "codebook", out, 4)
-"""
+""".replace("HOLD", HOLD)
 
 
 def test_a_killed_run_goes_on_with_the_shards_that_lack(inputs: Path, shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = subprocess.Popen([sys.executable, "-c", SLOW, str(inputs), str(out)], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while len(list(out.glob("*.tar.record"))) < 3 or not list(out.glob(".*.tar.*")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill(held(HELD, inputs, out))
     kept = stamps(out)
     assert 3 <= len(kept) < 8 and not (out / "index.json").exists()
     assert list(out.glob(".*.tar.*")), "the kill left a tar half-written"

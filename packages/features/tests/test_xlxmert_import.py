@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
+from waiting import HOLD, held, kill
 
 from diptych.features.codebook.reading import load_codebook, read_codes
 from diptych.features.errors import UserError
@@ -299,25 +298,22 @@ def test_a_killed_import_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     manifest = make_manifest(tmp_path, numbers, [])
     release = [write_h5(tmp_path / "maskrcnn_train_grid8.h5", numbers, "train2014")]
     script = f"""
-import time
+import sys
 from pathlib import Path
 from diptych.features.importers import xlxmert_features
 from diptych.features.manifest import read_manifest
-read = xlxmert_features._read
-xlxmert_features._read = lambda *a: (time.sleep(0.05), read(*a))[1]
-folder = Path({str(tmp_path)!r})
+read, folder = xlxmert_features._read, Path({str(tmp_path)!r})
+def read_or_wait(*arguments):
+    if len(list((folder / "store").glob("*/part-*.parquet"))) >= 3:
+        {HOLD}
+    return read(*arguments)
+xlxmert_features._read = read_or_wait
 xlxmert_features.import_features(
     read_manifest(folder / "manifest.parquet"), [folder / "maskrcnn_train_grid8.h5"], folder / "store",
     folder / "features", 4, 0.0,
 )
 """
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while len(list((tmp_path / "store").glob("*/part-*.parquet"))) < 3:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -9
+    kill(held(script))
     assert not (tmp_path / "features").exists(), "killed in its middle"
     kept = sum(len(pq.read_table(part)) for part in (tmp_path / "store").glob("*/part-*.parquet"))
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from waiting import HANG_SECONDS
 
 from diptych.model import Diptych
 from diptych.model.command import app, doctor
@@ -97,7 +98,7 @@ def test_captions_stream_from_stdin(package: Path, photos: Path) -> None:
             process.stdin.flush()
             assert process.stdout.readline().startswith(f"{photos / name}\t")
         process.stdin.close()
-        assert process.wait(60) == 0
+        assert process.wait(HANG_SECONDS) == 0
 
 
 def test_paintings(run, diptych: Diptych) -> None:

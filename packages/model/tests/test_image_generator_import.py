@@ -68,7 +68,7 @@ def test_names_and_shapes_are_the_released_ones() -> None:
     } == released
 
 
-@pytest.mark.parametrize("module", ["", "module."])
+@pytest.mark.parametrize("module", ["", "module.", "_orig_mod."])
 def test_paints_what_the_original_paints(module: str, tmp_path: Path) -> None:
     reference = trained_reference()
     state = {module + name: tensor.clone() for name, tensor in reference.state_dict().items()}
@@ -123,6 +123,8 @@ def test_what_does_not_fit_is_one_message(tmp_path: Path) -> None:
     assert "1 tensors are missing (learned_init_conv.0.weight_u)" in refused(without)
     broken = {**state, "to_RGB_blocks.0.conv.bias": torch.full((3,), torch.nan)}
     assert "NaN or infinite weights (to_RGB_blocks.0.conv.bias)" in refused(broken)
+    quantized = {**state, "to_RGB_blocks.0.conv.bias": torch.ones(3, dtype=torch.int8)}
+    assert "not floating-point numbers (to_RGB_blocks.0.conv.bias)" in refused(quantized)
     assert "not a dict of tensors (epoch)" in refused({**state, "epoch": 60})
     assert "holds a list" in refused([1, 2])
     assert "not a readable checkpoint" in refused(

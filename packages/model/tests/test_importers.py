@@ -203,6 +203,7 @@ def test_what_does_not_fit_is_one_message(tmp_path):
     assert "hidden size 48" in message and "are missing" in message and "have another shape" in message
     message = refused({}, dataclasses.replace(CONFIG, codebook_size=11))
     assert "K = 11" in message and "out_cluster" in message
+    assert f"not floating-point numbers ({dense})" in refused({dense: torch.ones(24, 24, dtype=torch.int8)})
     assert "NaN" in refused({dense: torch.full((24, 24), float("nan"))})
     assert "tied" in refused({"module.cls.predictions.decoder.weight": torch.zeros(50, 24)})
 

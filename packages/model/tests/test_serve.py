@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from waiting import HANG_SECONDS
 
 pytest.importorskip("fastapi", reason="the extra is missing: pip install 'diptych-model[serve]'")
 
@@ -297,7 +298,7 @@ class Held:
         self.together += 1
         self.most_together = max(self.most_together, self.together)
         self.begun.release()
-        assert self.free.wait(60)
+        assert self.free.wait(HANG_SECONDS)
         self.together -= 1
         return self._diptych.paint(*arguments, **options)
 
@@ -306,7 +307,7 @@ def test_who_finds_the_queue_full_is_sent_away(diptych: Diptych) -> None:
     held = Held(diptych)
     with client_of(held, queue=3) as client, ThreadPoolExecutor(8) as threads:
         asked = [threads.submit(client.post, "/api/paint", json={"caption": CAPTION}) for _ in range(4)]
-        assert held.begun.acquire(timeout=60)
+        assert held.begun.acquire(timeout=HANG_SECONDS)
         while client.get("/api/model").json()["waiting"] < 4:
             pass
         for reply in (

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 
 import pytest
+from waiting import HANG_SECONDS
 
+from diptych.model.serve import model_queue
 from diptych.model.serve.model_queue import Busy, ClientGone, Ending, ModelQueue
 
 
@@ -19,7 +22,7 @@ def test_work_is_done_in_its_order_on_one_thread() -> None:
     queue, done = ModelQueue(9), []
 
     def work(number: int) -> tuple[int, str]:
-        time.sleep(0.01 * (5 - number))
+        time.sleep(0.01 * (5 - number))  # the later the quicker
         done.append(number)
         return number, threading.current_thread().name
 
@@ -42,12 +45,14 @@ def test_places_are_bounded_and_come_back() -> None:
     assert queue.taken == 0
 
 
-def test_the_time_to_wait_follows_the_work() -> None:
-    queue = ModelQueue(3)
+def test_the_time_to_wait_follows_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue, clock = ModelQueue(3), itertools.count()
+    # a clock that is read twice for each work, which takes a thousandth of a second by it
+    monkeypatch.setattr(model_queue.time, "perf_counter", lambda: next(clock) * 0.001)
 
     async def slow() -> None:
         for _ in range(30):
-            await queue.run(lambda: time.sleep(0.001), here)
+            await queue.run(lambda: None, here)
 
     def wait() -> int:
         places = [queue.place() for _ in range(5)]
@@ -73,7 +78,7 @@ def test_who_has_gone_is_skipped() -> None:
         return True
 
     async def all_of_it() -> None:
-        first = asyncio.create_task(queue.run(lambda: done.append("first") or free.wait(30), here))
+        first = asyncio.create_task(queue.run(lambda: done.append("first") or free.wait(HANG_SECONDS), here))
         await asyncio.sleep(0.05)
         with pytest.raises(ClientGone):
             await queue.run(lambda: done.append("gone"), gone)
@@ -100,7 +105,7 @@ def test_who_waits_at_the_end_is_told() -> None:
     queue, free, done = ModelQueue(9), threading.Event(), []
 
     async def all_of_it() -> None:
-        first = asyncio.create_task(queue.run(lambda: free.wait(30), here))
+        first = asyncio.create_task(queue.run(lambda: free.wait(HANG_SECONDS), here))
         second = asyncio.create_task(queue.run(lambda: done.append("second"), here))
         await asyncio.sleep(0.05)
         for task in (first, second):

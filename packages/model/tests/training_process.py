@@ -80,6 +80,8 @@ class EndingCheckpoints(TrainingCheckpoints):
             self.saves -= 1
             if self.saves == 0 and self.killed_after is None:
                 raise Stopped
+            if self.saves == -2:
+                threading.Event().wait()  # a busy machine may be late with the kill, and the training is to wait for it
             if self.saves == 0:
                 threading.Timer(self.killed_after, os.kill, (os.getpid(), signal.SIGKILL)).start()
 

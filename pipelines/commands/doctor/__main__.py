@@ -8,7 +8,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.commands.doctor.clone import check_git, check_leftovers, check_locks, check_params, profile_of
+from pipelines.commands.doctor.clone import (
+    check_git,
+    check_leftovers,
+    check_locks,
+    check_params,
+    check_places,
+    profile_of,
+)
 from pipelines.commands.doctor.finding import Finding, guarded, ok, one_line, problem
 from pipelines.commands.doctor.installation import check_packages, check_python, check_ray, check_torch
 from pipelines.commands.doctor.machine import (
@@ -17,9 +24,7 @@ from pipelines.commands.doctor.machine import (
     check_java,
     check_memory,
     check_processor,
-    cpu_quota,
     find_gpus,
-    memory,
 )
 from pipelines.commands.doctor.storage import (
     check_links,
@@ -41,17 +46,25 @@ def examine(clone: Path) -> Iterable[tuple[str, Finding]]:
     threads, workers, device = (machine.get(key, "auto") for key in ("threads", "workers", "device"))
 
     def processor() -> Finding:
-        from pipelines.runner.threads import available_cores
+        from diptych.features.processor import cpu_quota, seen_cores
+        from pipelines.runner.threads import at_most_given
 
-        return check_processor(threads, available_cores(), cpu_quota())
+        return check_processor(threads, at_most_given(seen_cores()), cpu_quota())
 
     yield "processor", guarded(processor)
-    yield "memory", guarded(lambda: check_memory(profile_of(params), *memory()))
+
+    def machine_memory() -> Finding:
+        from pipelines.runner.memory import memory
+
+        return check_memory(profile_of(params), *memory())
+
+    yield "memory", guarded(machine_memory)
     yield "gpu", guarded(lambda: check_gpu(str(device), *find_gpus()))
     yield "ray", guarded(lambda: check_ray(workers, (params.get("extract") or {}).get("ray_address")))
     yield "java", guarded(check_java)
     yield "encoding", check_encoding()
     yield "git", guarded(lambda: check_git(clone))
+    yield "places", guarded(lambda: check_places(clone))
 
     try:
         from pipelines.commands.team_cache import open_repository

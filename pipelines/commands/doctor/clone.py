@@ -50,6 +50,18 @@ def check_params(clone: Path) -> Finding:
     return ok(f"params.yaml is right (profile {profile_of(params)})")
 
 
+def check_places(clone: Path) -> Finding:
+    """No link leads what stages write out of the clone."""
+    from pipelines.runner.params import ParameterError
+    from pipelines.runner.places import check_places as check_links_above_outputs
+
+    try:
+        check_links_above_outputs(clone)
+    except ParameterError as error:
+        return problem(str(error))
+    return ok("outputs lie in this clone")
+
+
 def profile_of(params: Mapping[str, Any]) -> str | None:
     """The name of the profile that params.yaml was written from."""
     return (params.get("report") or {}).get("profile")

@@ -117,6 +117,8 @@ def check_ray(
     """A Ray instance starts (or the cluster at `address` answers) and runs a task, within `seconds`."""
     if workers == 0:
         return ok("not used: machine.workers is 0")
+    if address is None and (long := _too_long_for_sockets()):
+        return problem(long)
     instead = "set machine.workers to 0 in params.yaml to extract without Ray"
     what = f"the cluster at {address}" if address else "an instance"
     start = time.monotonic()
@@ -133,6 +135,20 @@ def check_ray(
         reason = ([line for line in errors.splitlines() if line.strip()] or ["no message"])[-1]
         return problem(f"{what} failed ({one_line(reason)}): {instead}")
     return ok(f"{what} ran a task, {time.monotonic() - start:.0f} s")
+
+
+def _too_long_for_sockets() -> str | None:
+    """What is wrong with the temporary folder's name, if anything; without our packages nothing is known of it."""
+    try:
+        from diptych.features.errors import UserError
+        from diptych.features.extraction.ray_sockets import check_room_for_sockets
+    except ImportError:
+        return None
+    try:
+        check_room_for_sockets()
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _kill_group(process: subprocess.Popen[str]) -> None:

@@ -13,30 +13,17 @@ from pathlib import Path
 
 from pipelines.commands.doctor.finding import Finding, note, ok, one_line, problem
 
-GIB = 2**30
 PEAK_MEMORY = {"smoke": 2.0, "toybox": 3.1}  # GiB of a whole run, measured (metrics/stages.json)
 
 
 def check_processor(threads: int | str, cores: int, quota: float | None) -> Finding:
-    """machine.threads fits the cores this process may use, and a container's share of them."""
-    wanted = cores if threads == "auto" else int(threads)
-    if quota is not None and quota < wanted:
-        return note(
-            f"{wanted} threads, but this container gets the time of {quota:g} cores: set machine.threads to "
-            f"{max(1, int(quota))} in params.yaml"
-        )
-    if wanted > cores:
-        return note(f"machine.threads is {wanted}, more than the {cores} cores here: set it to auto")
-    return ok(f"{cores} cores, {wanted} threads for a stage")
-
-
-def cpu_quota(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
-    """Cores' worth of time that the container may use; None without a limit."""
-    try:
-        quota, period = path.read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
+    """machine.threads fits the cores this process may run on, and a container's share of their time."""
+    fitting = cores if quota is None else max(1, min(cores, int(quota)))
+    said = f"{cores} cores" if quota is None else f"{cores} cores, {quota:g} cores' time for this container"
+    wanted = fitting if threads == "auto" else int(threads)
+    if wanted > fitting:
+        return note(f"{said}, and machine.threads is {wanted}: set it to auto in params.yaml, here {fitting}")
+    return ok(f"{said}, {wanted} threads for a stage")
 
 
 def check_memory(profile: str | None, total: float, available: float) -> Finding:
@@ -50,21 +37,6 @@ def check_memory(profile: str | None, total: float, available: float) -> Finding
     if peak is not None and available < peak:
         return note(f"{said}, and {profile} needs {peak:g}: close other programs, or lower machine.workers")
     return ok(said if peak is None else f"{said}; {profile} needs {peak:g}")
-
-
-def memory(cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[float, float]:
-    """Total and available memory in GiB, of the container where that has less than the machine."""
-    import psutil
-
-    machine = psutil.virtual_memory()
-    total, available = machine.total, machine.available
-    with contextlib.suppress(OSError, ValueError):
-        limit = int((cgroup / "memory.max").read_text())
-        used = int((cgroup / "memory.current").read_text())
-        cached = re.search(r"^inactive_file (\d+)$", (cgroup / "memory.stat").read_text(), re.MULTILINE)
-        used -= int(cached[1]) if cached else 0  # files read before, given back when memory is wanted
-        total, available = min(total, limit), min(available, max(0, limit - used))
-    return total / GIB, available / GIB
 
 
 def check_gpu(device: str, cuda: Sequence[str], build: str | None, driver: str | None) -> Finding:

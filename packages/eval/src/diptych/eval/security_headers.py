@@ -8,15 +8,14 @@ from typing import Any
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class SecurityHeaders:
     """An ASGI application that adds headers to every response of another, also to those of failures; what does not say
     otherwise is not kept by caches."""
 
-    def __init__(
-        self, app: Callable[[Message, Receive, Send], Awaitable[None]], headers: Mapping[str, str]
-    ) -> None:
+    def __init__(self, app: Application, headers: Mapping[str, str]) -> None:
         self.app = app
         self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from diptych.model.answer_table import AnswerTable
@@ -18,6 +17,7 @@ from diptych.model.errors import UserError
 from diptych.model.networks.config import read_config
 from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer, load_tokenizer
+from diptych.model.weight_files import misfit, read_tensors
 from diptych.model.weights import unpack_weights
 
 CONFIG_FILE = "config.json"
@@ -83,18 +83,6 @@ def load_transformer(
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
-        raise UserError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {error}") from None
+        raise UserError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {misfit(error)}") from None
     check_codebook(model, tensors["centroids"], str(codebook_file))
-    return model.to(device).eval(), tokenizer, tensors["centroids"].to(device)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file."""
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; is this a model directory?") from None
-    except SafetensorError as error:
-        raise UserError(
-            f"{path}: not a readable safetensors file ({error}); copy or build it again"
-        ) from None
+    return model.to(device).eval(), tokenizer, tensors["centroids"].float().to(device)

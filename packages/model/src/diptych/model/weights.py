@@ -45,7 +45,8 @@ def pack_weights(weights: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
 
 
 def unpack_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return stored weights as float32 (:func:`pack_weights`); others are returned as they are."""
+    """Return stored weights as float32, whatever kind of float they are stored as; whole numbers without a factor
+    (:func:`pack_weights`) are returned as they are."""
     unpacked: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         if name.endswith(SCALE):
@@ -54,5 +55,5 @@ def unpack_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if scale is not None:
             unpacked[name] = tensor.float() * scale.view(-1, *[1] * (tensor.ndim - 1))
         else:
-            unpacked[name] = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+            unpacked[name] = tensor.float() if tensor.is_floating_point() else tensor
     return unpacked

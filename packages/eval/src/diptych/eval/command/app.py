@@ -16,6 +16,7 @@ from diptych.eval.command.coco import FORMS, ids_of_files, read_captions, read_p
 from diptych.eval.errors import UserError
 from diptych.eval.figures import RESAMPLES, Figure, table, write_figures
 from diptych.eval.option_values import check_seed, check_whole, quiet_when_closed, resolve_device
+from diptych.eval.processor import fit_torch_threads, usable_cores
 
 INCEPTION_VARIABLE = "DIPTYCH_INCEPTION"
 # diptych.eval.images.inception's, which --help should not load torch for
@@ -181,7 +182,7 @@ A run that was stopped goes on where it was: the same command again.
     )
     images.add_argument("--batch-size", type=int, default=64, help="pictures at a time (default 64)")
     images.add_argument(
-        "--threads", type=int, default=None, help="that decode pictures (default: one a core, at most 16)"
+        "--threads", type=int, default=None, help="that decode pictures (default: one a core that a container's quota allows, at most 16)"
     )
     images.add_argument("--device", default="auto", help="cpu, cuda, ... (default auto)")
     images.add_argument(
@@ -247,6 +248,7 @@ def _images(options: argparse.Namespace) -> list[Figure]:
             f"--blur-radii: must be 0 or more pixels, is {' '.join(map(str, options.blur_radii))}"
         )
     device = resolve_device(options.device)
+    fit_torch_threads()
     words = read_words(options.words)
     kinds = {"generated": FolderPictures(options.generated), "real": FolderPictures(options.real)}
     for pictures in kinds.values():
@@ -292,7 +294,7 @@ def _images(options: argparse.Namespace) -> list[Figure]:
         image_size=options.image_size,
         resize=options.resize,
         batch_size=options.batch_size,
-        threads=options.threads or min(16, os.cpu_count() or 1),
+        threads=options.threads or min(16, usable_cores()),
         max_damaged=options.max_damaged,
         negatives=options.negatives,
         folds=options.folds,

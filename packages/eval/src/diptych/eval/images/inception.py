@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
+import io
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,13 @@ from torch.nn import functional
 from diptych.eval.errors import UserError
 from diptych.eval.figures import Figure, interval, resampled_means
 from diptych.eval.images.embeddings import uint8_tensor
+from diptych.eval.weight_files import (
+    UnreadableWeights,
+    misfit,
+    of_another_kind,
+    read_state_dict,
+    without_prefix,
+)
 
 FidProtocol = Literal["diptych", "pytorch-fid"]
 FID_PROTOCOLS: tuple[FidProtocol, ...] = ("diptych", "pytorch-fid")
@@ -47,13 +54,17 @@ class Inception:
         except ImportError:
             raise UserError("torch-fidelity is missing; pip install diptych-eval[inception]") from None
         try:
-            # torch-fidelity unpickles the file as it is: what holds more than tensors has to be refused before
-            torch.load(weights, weights_only=True, map_location="cpu")
+            tensors = without_prefix(read_state_dict(weights)[0])
+            # torch-fidelity unpickles the file it is given as it is: it gets a copy that holds tensors alone
+            torch.save(tensors, copy := io.BytesIO())
+            copy.seek(0)
             self._network = FeatureExtractorInceptionV3(
-                "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
+                "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=copy
             ).to(device)
-        except (RuntimeError, pickle.UnpicklingError, OSError, EOFError, AttributeError, TypeError) as error:
-            reason = str(error).strip().split("\n")[0][:200]
+            if wrong := of_another_kind(self._network.state_dict(), tensors):
+                raise UnreadableWeights(wrong)
+        except (UnreadableWeights, RuntimeError) as error:
+            reason = str(error) if isinstance(error, UnreadableWeights) else misfit(error)
             raise UserError(
                 f"{weights}: not the Inception weights of torch-fidelity ({reason}); {MEND}"
             ) from None

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,7 +25,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diptych.eval.errors import UserError
 from diptych.eval.scorers.clip_score import PROMPT
+from diptych.eval.scorers.open_clip_weights import filled_model
 from diptych.eval.scorers.preprocessing import Preprocessing, architecture_of, preprocessing_of
+from diptych.eval.scorers.stored import fill, read_description
 
 FORMAT = "diptych-clip/1"
 _PAD, _UNKNOWN, _START, _END = "[PAD]", "[UNK]", "[START]", "[END]"
@@ -197,17 +199,18 @@ def save_clip(clip: Clip, folder: Path | str) -> None:
 def load_clip(folder: Path | str, device: torch.device | str = "cpu") -> Clip:
     """Read what `save_clip` wrote: in eval mode, with frozen weights. UserError where that fails."""
     folder = Path(folder)
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name} is missing; run the stage that writes {folder}")
-    content = json.loads((folder / "config.json").read_text())
-    if content.get("format") != FORMAT:
+    content = read_description(folder, FORMAT, ("model.safetensors", "tokenizer.json"))
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # noqa: BLE001 - tokenizers raises no kind of its own
         raise UserError(
-            f"{folder / 'config.json'}: format is {content.get('format')}, expected {FORMAT}; train it again"
-        )
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    clip = _assemble(_config_from_json(content["architecture"]), tokenizer, seed=0)
-    clip.model.load_state_dict(load_file(folder / "model.safetensors"))
+            f"{folder / 'tokenizer.json'}: not a tokenizer ({error}); copy it again, or train it again"
+        ) from None
+    try:
+        clip = _assemble(_config_from_json(content["architecture"]), tokenizer, seed=0)
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise UserError(f"{folder / 'config.json'}: no architecture of a CLIP ({error!r})") from None
+    fill(clip.model, folder)
     return clip.to(device).eval().requires_grad_(False)
 
 
@@ -215,8 +218,8 @@ def load_pretrained_clip(model_name: str, checkpoint: Path | str, device: torch.
     """A model of open_clip, such as "ViT-B-32" or "ViT-L-14@laion2b_s32b_b82k", with weights from a local file, frozen.
 
     Pictures are prepared as open_clip prepares them for the published weights of that name
-    (:func:`diptych.eval.scorers.preprocessing.preprocessing_of`). Raises UserError when open_clip does not know the name or
-    the file is missing; nothing is downloaded.
+    (:func:`diptych.eval.scorers.preprocessing.preprocessing_of`). Raises UserError when open_clip does not know the name, the
+    file is missing or unreadable, or its weights do not fit; nothing is downloaded and nothing in the file is executed.
     """
     import open_clip
 
@@ -225,7 +228,7 @@ def load_pretrained_clip(model_name: str, checkpoint: Path | str, device: torch.
         raise UserError(
             f"{checkpoint} is missing; download the weights of open_clip's {model_name} and put them there"
         )
-    model = open_clip.create_model(architecture, pretrained=str(checkpoint), device=device)
+    model = filled_model(architecture, Path(checkpoint), device)
     size, preprocessing = model.visual.image_size, preprocessing_of(model_name, model.visual.image_size)
     clip = Clip(
         model,

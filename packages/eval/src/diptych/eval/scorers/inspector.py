@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from diptych.eval.errors import UserError
 from diptych.eval.precision import autocast_context
+from diptych.eval.scorers.stored import fill, read_description
 from diptych.eval.scorers.training import (
     Checkpoints,
     ImageReader,
@@ -243,18 +244,14 @@ def save_inspector(inspector: Inspector, folder: Path | str) -> None:
 def load_inspector(folder: Path | str, device: torch.device | str = "cpu") -> Inspector:
     """Read what `save_inspector` wrote: in eval mode, with frozen weights. UserError where that fails."""
     folder = Path(folder)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name} is missing; run the stage that writes {folder}")
-    content = json.loads((folder / "config.json").read_text())
-    if content.get("format") != FORMAT:
-        raise UserError(
-            f"{folder / 'config.json'}: format is {content.get('format')}, expected {FORMAT}; train it again"
-        )
-    architecture: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in content["architecture"].items()
-    }
-    inspector = Inspector(InspectorConfig(**architecture), content["classes"], content["colors"])
-    inspector.load_state_dict(load_file(folder / "model.safetensors"))
+    content = read_description(folder, FORMAT, ("model.safetensors",))
+    try:
+        architecture: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in content["architecture"].items()
+        }
+        inspector = Inspector(InspectorConfig(**architecture), content["classes"], content["colors"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder / 'config.json'}: no architecture of an inspector ({error!r})") from None
+    fill(inspector, folder)
     return inspector.to(device).eval().requires_grad_(False)

@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from diptych.eval.path_prefix import WithoutPrefix, without_slash
 from diptych.eval.security_headers import SecurityHeaders
 from diptych.eval.study.figure import TITLES, draw_figure
 from diptych.eval.study.results import answers_csv, tally
@@ -44,8 +45,12 @@ _HEADERS = {
 }
 
 
-def make_app(study: Study) -> SecurityHeaders:
-    """The ASGI application of one study."""
+def make_app(study: Study, prefix: str = "") -> SecurityHeaders:
+    """The ASGI application of one study.
+
+    prefix: a path that a proxy leaves before all addresses, as `checked_prefix` returns it. All of them are relative, so that
+    a proxy that takes its path away needs none.
+    """
     pages = Environment(
         loader=PackageLoader(__package__ or "", "templates"),
         autoescape=True,
@@ -63,8 +68,8 @@ def make_app(study: Study) -> SecurityHeaders:
 
         return Route(f"/{name}", reply)
 
-    def page(template: str, code: int = 200, **values: Any) -> Response:
-        text = pages.get_template(template).render(title=study.title, **values)
+    def page(request: Request, template: str, code: int = 200, **values: Any) -> Response:
+        text = pages.get_template(template).render(title=study.title, root=_root(request), **values)
         return Response(text, code, media_type="text/html")
 
     def annotator_of(request: Request) -> Annotator:
@@ -82,29 +87,32 @@ def make_app(study: Study) -> SecurityHeaders:
         upcoming, first = study.next_question(annotator), study.question(annotator, 0)
         total = first.total if first else 0
         done = total if upcoming is None else upcoming.position
-        return page("welcome.html.j2", annotator=annotator, done=done, total=total, kinds=study.kinds())
+        return page(
+            request, "welcome.html.j2", annotator=annotator, done=done, total=total, kinds=study.kinds()
+        )
 
     def question(request: Request) -> Response:
         annotator = annotator_of(request)
         asked = study.next_question(annotator)
         if asked is None:
-            return page("end.html.j2", annotator=annotator, last=study.last_question(annotator))
-        return question_page(annotator, asked)
+            return page(request, "end.html.j2", annotator=annotator, last=study.last_question(annotator))
+        return question_page(request, annotator, asked)
 
     def back(request: Request) -> Response:
         annotator = annotator_of(request)
         asked = study.last_question(annotator)
         if asked is None:
-            return RedirectResponse(f"/s/{annotator.token}/question", 303)
-        return question_page(annotator, asked)
+            return RedirectResponse("question", 303)  # beside this address
+        return question_page(request, annotator, asked)
 
-    def question_page(annotator: Annotator, asked: Asked) -> Response:
+    def question_page(request: Request, annotator: Annotator, asked: Asked) -> Response:
         item = asked.item
         caption = item.caption
         if item.check and item.kind == "semantics":
             caption = caption.replace("{picture}", "1" if asked.system_first else "2")
         coming = study.question(annotator, asked.position + 1)
         return page(
+            request,
             "word.html.j2" if item.kind == "hummus" else "pair.html.j2",
             annotator=annotator,
             asked=asked,
@@ -134,7 +142,7 @@ def make_app(study: Study) -> SecurityHeaders:
             raise HTTPException(400, "This answer is out of turn. Please open your link again.") from None
         except sqlite3.Error:  # a full disk, a lock that stays
             raise HTTPException(503, "The answer could not be saved. Please try again.") from None
-        return RedirectResponse(f"/s/{annotator.token}/question", 303)
+        return RedirectResponse("question", 303)  # beside this address
 
     def picture(request: Request) -> Response:
         png = study.picture(request.path_params["token"])
@@ -145,9 +153,12 @@ def make_app(study: Study) -> SecurityHeaders:
     def admin(request: Request) -> Response:
         for_admin(request)
         return page(
+            request,
             "admin.html.j2",
             results=tally(study, resamples=_LIVE_RESAMPLES),
-            links={one.name: f"{request.base_url}s/{one.token}" for one in study.annotators()},
+            # where no script runs; admin.js has what the browser knows
+            base=f"{str(request.base_url).rstrip('/')}{prefix}/",
+            links={one.name: one.token for one in study.annotators()},
             token=study.admin_token,
             kind_titles=TITLES,
         )
@@ -173,32 +184,38 @@ def make_app(study: Study) -> SecurityHeaders:
     def known_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         detail = error.detail if error.status_code in (400, 413, 503) else ""
-        return page("error.html.j2", error.status_code, detail=detail, status=error.status_code)
+        return page(request, "error.html.j2", error.status_code, detail=detail, status=error.status_code)
 
     def failure(request: Request, error: Exception) -> Response:
-        return page("error.html.j2", 500, detail="", status=500)
+        return page(request, "error.html.j2", 500, detail="", status=500)
 
-    return SecurityHeaders(
-        Starlette(
-            routes=[
-                Route("/s/{token}", welcome),
-                Route("/s/{token}/question", question),
-                Route("/s/{token}/back", back),
-                Route("/s/{token}/answer", answer, methods=["POST"]),
-                Route("/p/{token}", picture),
-                Route("/a/{token}", admin),
-                Route("/a/{token}/answers.csv", csv_export),
-                Route("/a/{token}/results.json", json_export),
-                Route("/a/{token}/figure.svg", svg_figure),
-                Route("/a/{token}/figure.png", png_figure),
-                static_file("study.css", "text/css"),
-                static_file("study.js", "text/javascript"),
-                static_file("study.svg", "image/svg+xml"),
-            ],
-            exception_handlers={HTTPException: known_error, Exception: failure},
-        ),
-        _HEADERS,
+    app = Starlette(
+        routes=[
+            Route("/s/{token}", welcome),
+            Route("/s/{token}/question", question),
+            Route("/s/{token}/back", back),
+            Route("/s/{token}/answer", answer, methods=["POST"]),
+            Route("/p/{token}", picture),
+            Route("/a/{token}", admin),
+            Route("/a/{token}/answers.csv", csv_export),
+            Route("/a/{token}/results.json", json_export),
+            Route("/a/{token}/figure.svg", svg_figure),
+            Route("/a/{token}/figure.png", png_figure),
+            static_file("study.css", "text/css"),
+            static_file("study.js", "text/javascript"),
+            static_file("admin.js", "text/javascript"),
+            static_file("study.svg", "image/svg+xml"),
+            *(Route(f"{path}/", without_slash) for path in ("/s/{token}", "/s/{token}/question", "/a/{token}")),
+        ],
+        exception_handlers={HTTPException: known_error, Exception: failure},
     )
+    app.router.redirect_slashes = False
+    return SecurityHeaders(WithoutPrefix(app, prefix), _HEADERS)
+
+
+def _root(request: Request) -> str:
+    """The relative address of the study's root, as seen from the page that answers."""
+    return "../" * (request.scope["path"].count("/") - 1) or "./"
 
 
 async def _fields(request: Request) -> dict[str, str]:

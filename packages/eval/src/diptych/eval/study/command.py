@@ -70,13 +70,24 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
 
     serve = commands.add_parser("serve", help="serve the study's pages; ends with Ctrl-C")
     serve.add_argument("study", type=Path)
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    serve.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: 127.0.0.1); 0.0.0.0 lets other machines in by IPv4, :: by IPv6 alone (not by IPv4)",
+    )
     serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument(
+        "--root-path",
+        default="",
+        help="path that a proxy leaves before all addresses, such as /study; none is needed where it takes it away",
+    )
     serve.set_defaults(run=_serve)
 
     links = commands.add_parser("links", help="print the admin's and the annotators' links")
     links.add_argument("study", type=Path)
-    links.add_argument("--url", default="http://127.0.0.1:8000", help="where the study is served")
+    links.add_argument(
+        "--url", default="http://127.0.0.1:8000", help="where the study is served, with the path of a proxy"
+    )
     links.set_defaults(run=_links)
 
     results = commands.add_parser("results", help="tallies with intervals; the study may be running")
@@ -172,14 +183,16 @@ def _serve(options: argparse.Namespace) -> None:
     try:
         import uvicorn
 
+        from diptych.eval.path_prefix import checked_prefix
         from diptych.eval.study.app import make_app
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is missing: pip install 'diptych-eval[study]'") from None
 
+    prefix = checked_prefix(options.root_path)
     # no access log: its lines would hold the links
     server = uvicorn.Server(
         uvicorn.Config(
-            make_app(study),
+            make_app(study, prefix),
             access_log=False,
             server_header=False,
             log_level="warning",
@@ -196,7 +209,7 @@ def _serve(options: argparse.Namespace) -> None:
         ) from None
     with listener:
         host = f"[{options.host}]" if ":" in options.host else options.host
-        print(f"Admin: http://{host}:{listener.getsockname()[1]}/a/{study.admin_token}", flush=True)
+        print(f"Admin: http://{host}:{listener.getsockname()[1]}{prefix}/a/{study.admin_token}", flush=True)
         server.run(sockets=[listener])
 
 

@@ -24,22 +24,31 @@ CODES = pa.schema(
 
 def load_codebook(folder: Path) -> np.ndarray:
     """The centroids, float32 [K, D]."""
-    return _load(folder)["centroids"]
+    return _load(folder, "centroids")
 
 
 def load_cluster_sizes(folder: Path) -> np.ndarray:
     """How many of the train split's cells have each code, int64 [K]."""
-    return _load(folder)["sizes"]
+    return _load(folder, "sizes")
 
 
-def _load(folder: Path) -> dict[str, np.ndarray]:
+def _load(folder: Path, name: str) -> np.ndarray:
     path = Path(folder) / "codebook.safetensors"
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no codebook there; run `dvc repro cluster`") from error
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged ({error}); run `dvc repro -f cluster`") from error
+    except (SafetensorError, OSError) as error:
+        from diptych.features.weight_files import (
+            why_no_safetensors,  # brings torch, which clustering is without
+        )
+
+        raise UserError(
+            f"{path}: damaged ({why_no_safetensors(path, error)}); run `dvc repro -f cluster`"
+        ) from error
+    if name not in tensors:
+        raise UserError(f"{path}: no tensor {name!r} in it; run `dvc repro -f cluster`")
+    return tensors[name]
 
 
 def read_codes(folder: Path) -> tuple[list[str], np.ndarray]:

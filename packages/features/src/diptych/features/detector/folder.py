@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diptych.features.errors import UserError
 from diptych.features.files import atomic_path
+from diptych.features.weight_files import UnreadableWeights, load_into, read_safetensors
 
 FORMAT = 1
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
@@ -35,11 +35,19 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise UserError(f"{path}: no detector there; make one with `dvc repro detector`")
     try:
         content = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        weights = load_file(folder / _WEIGHTS)
-    except (ValueError, SafetensorError) as error:
+        weights = read_safetensors(folder / _WEIGHTS)
+    except ValueError as error:
         raise UserError(
-            f"{folder}: the detector is damaged ({error}); run `dvc repro -f detector`"
+            f"{folder}: the detector is damaged ({_CONFIG}: {error}); run `dvc repro -f detector`"
         ) from error
+    except UnreadableWeights as error:
+        raise UserError(
+            f"{folder}: the detector is damaged ({_WEIGHTS}: {error}); run `dvc repro -f detector`"
+        ) from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{folder}: the detector is damaged ({_CONFIG} holds no object); run `dvc repro -f detector`"
+        )
     if content.get("format") != FORMAT:
         raise UserError(
             f"{folder / _CONFIG}: detector format {content.get('format')}, this version reads {FORMAT}; "
@@ -54,8 +62,8 @@ def fill(network: nn.Module, weights: dict[str, Tensor], folder: Path, assign: b
     assign: take the tensors themselves instead of copying them, for a network on the meta device.
     """
     try:
-        network.load_state_dict(weights, assign=assign)
-    except RuntimeError as error:
+        load_into(network, weights, assign)
+    except UnreadableWeights as error:
         raise UserError(
             f"{folder}: {_WEIGHTS} does not fit {_CONFIG} ({error}); run `dvc repro -f detector`"
-        ) from error
+        ) from None

@@ -6,7 +6,6 @@ Every key of the checkpoint is used or listed with the reason why it is not; an 
 from __future__ import annotations
 
 import math
-import pickle
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from diptych.features.detector.visual_genome import (
 )
 from diptych.features.errors import UserError
 from diptych.features.files import sha256_of
+from diptych.features.weight_files import UnreadableWeights, bare_name, read_state_dict
 
 _BODY, _FPN, _BOX = "backbone.body.", "backbone.fpn.", "roi_heads.box."
 _FC6 = f"{_BOX}feature_extractor.fc6"
@@ -68,8 +68,9 @@ class ImportReport:
 def import_visual_genome(checkpoint: Path, out: Path) -> ImportReport:
     """Write the detector folder `out` from a checkpoint of vqa-maskrcnn-benchmark.
 
-    checkpoint: a `.pth` with the state dict, or a dict with it as "model"; it is read without running code in
-    it. Sizes are those of its tensors; batch normalisation is folded into the convolutions.
+    checkpoint: a file with the state dict, or a dict with it as "model"
+    (`diptych.features.weight_files.read_state_dict`); no code in it is run. Sizes are those of its tensors;
+    batch normalisation is folded into the convolutions.
     Raises UserError when the file is missing, no checkpoint or holds more than tensors and plain values, and
     when a key is unknown, missing, of the wrong shape or not finite. Nothing is written then.
     """
@@ -126,34 +127,17 @@ def import_visual_genome(checkpoint: Path, out: Path) -> ImportReport:
 def _read(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
     """The state dict in a file, and what lies beside it there, by reason for leaving it."""
     try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        tensors, beside = read_state_dict(checkpoint)
     except FileNotFoundError:
         raise UserError(f"{checkpoint}: no such checkpoint; put the detector's .pth there") from None
-    except pickle.UnpicklingError as error:
-        if refused := re.search(r"GLOBAL (\S+)|class (\S+)", str(error)):
-            raise UserError(
-                f"{checkpoint}: holds {refused[1] or refused[2]}, which only code in the file can restore, and is not "
-                "read for that; have whoever made it save the state dict alone"
-            ) from None
-        raise UserError(f"{checkpoint}: not a PyTorch checkpoint") from None
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{checkpoint}: not a PyTorch checkpoint that can be read ({reason})") from None
-    beside = []
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        beside = [str(name) for name in content if name != "model"]
-        content = content["model"]
-    if not isinstance(content, dict) or not content:
-        raise UserError(f'{checkpoint}: no state dict in it, neither as such nor as "model"')
-    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if others:
-        raise UserError(f"{checkpoint}: not a state dict: {_listed(others)} are no tensors")
-    return content, {"state of the training beside the model": beside} if beside else {}
+    except UnreadableWeights as error:
+        raise UserError(f"{checkpoint}: {error}") from None
+    return tensors, {"state of the training beside the model": beside} if beside else {}
 
 
 def _full_name(name: str) -> str:
     """A key's name in the whole model, whether it was saved in parallel training or converted from Caffe2."""
-    name = name.removeprefix("module.")
+    name = bare_name(name)
     return next((prefix + name for pattern, prefix in _FULL_NAMES if pattern.match(name)), name)
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from diptych.features.errors import UserError
+from diptych.features.extraction.ray_sockets import check_room_for_sockets
 from diptych.features.images import ImageError, read_image
 from diptych.features.precision import autocast_context
 
@@ -229,6 +230,8 @@ class RayPool:
     def __init__(self, config: WorkerConfig, workers: int, address: str | None) -> None:
         import logging
 
+        if address is None:
+            check_room_for_sockets()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning without a GPU
         import ray
@@ -243,11 +246,11 @@ class RayPool:
                 logging_level=logging.ERROR,
                 **local,
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # Ray raises all kinds, where the machine is too busy a plain one
             where = f"extract.ray_address = {address}" if address else "on this machine"
             raise UserError(
-                f"extract: Ray does not start ({where}): {error}. Start the cluster or mend the address, or set "
-                "machine.workers to 0 to work without Ray"
+                f"extract: Ray does not start ({where}): {' '.join(str(error).split()).rstrip('.')}. Start the cluster or mend the "
+                "address, run it again when the machine is less busy, or set machine.workers to 0 to work without Ray"
             ) from error
         # Ray deals out the GPUs for "cuda"; who names one ("cuda:1") gets that one in every actor.
         gpus = int(config.device == "cuda")

@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from diptych.features.codebook.clustering import Checkpoints, assign_codebook
@@ -75,9 +74,11 @@ def _array_file(path: Path) -> np.ndarray:
     try:
         centroids = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
+        from diptych.features.weight_files import why_no_array  # brings torch, which clustering is without
+
         raise UserError(
-            f"{path}: not an .npy file of numbers ({error}); give the centroids: pickled cluster ids are not read but "
-            "computed anew"
+            f"{path}: not an .npy file of numbers ({why_no_array(path, error)}); give the centroids: pickled "
+            "cluster ids are not read but computed anew"
         ) from error
     if not isinstance(centroids, np.ndarray):
         raise UserError(f"{path}: an archive; give the .npy file of the centroids")
@@ -87,8 +88,18 @@ def _array_file(path: Path) -> np.ndarray:
 def _codebook_file(path: Path) -> np.ndarray:
     try:
         tensors = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); copy it again") from error
+    except Exception:  # noqa: BLE001 - of a damaged file, or of numbers that NumPy does not have
+        tensors = _read_with_torch(path)
     if "centroids" not in tensors:
         raise UserError(f"{path}: no tensor 'centroids'; give a codebook.safetensors")
     return tensors["centroids"]
+
+
+def _read_with_torch(path: Path) -> dict[str, np.ndarray]:
+    """A safetensors file of numbers that NumPy does not have (bfloat16), as float32."""
+    from diptych.features.weight_files import UnreadableWeights, read_safetensors
+
+    try:
+        return {name: tensor.float().numpy() for name, tensor in read_safetensors(path).items()}
+    except UnreadableWeights as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from None

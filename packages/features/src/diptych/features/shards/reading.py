@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ from diptych.features.errors import UserError
 from diptych.features.files import sha256_of
 from diptych.features.grid import CELLS
 from diptych.features.images import read_image, resize_square, to_uint8_tensor
+from diptych.features.processor import usable_cores
 from diptych.features.shards.index import CODES, GRID, JPG, JSON, MEMBERS, read_index
 
 
@@ -66,7 +66,7 @@ class ShardDataset:
         def is_other(file: tuple[str, int, str]) -> bool:
             return sha256_of(self.folder / file[0]) != file[2]
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             results = pool.map(is_other, self._files)
             bar = tqdm(results, total=len(self._files), desc="verify", unit="shard", mininterval=1)
             other = [name for (name, _, _), differs in zip(self._files, bar, strict=True) if differs]
@@ -119,7 +119,7 @@ class ShardDataset:
 
         if len(indices) * size * size < 2**22:
             return torch.stack([decode(i) for i in indices])
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             return torch.stack(list(pool.map(decode, indices)))
 
     def _slice(self, index: int, member: int) -> np.ndarray:

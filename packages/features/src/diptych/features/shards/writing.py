@@ -6,7 +6,6 @@ import errno
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from diptych.features.errors import UserError
 from diptych.features.files import atomic_path, sha256_of
 from diptych.features.images import image_size, is_upright_jpeg, read_image
 from diptych.features.manifest import resolve_image
+from diptych.features.processor import usable_cores
 from diptych.features.shards.index import MEMBERS, VERSION
 from diptych.features.store import FeatureReader
 
@@ -62,7 +62,7 @@ def write_shards(
     splits: dict[str, list[dict[str, Any]]] = {}
     with (
         tqdm(total=len(image_ids), desc="shards", unit="image", mininterval=1) as bar,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(usable_cores()) as pool,
     ):
         for split, name, samples in _plan(manifest["split"].take(pa.array(places)), shard_size):
             meta = source.meta(samples)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -110,17 +109,22 @@ def check_torch() -> Finding:
 def check_device(device: str | None, precision: str) -> Finding:
     import torch
 
+    from diptych.features.processor import cpu_quota, fit_torch_threads, seen_cores
     from diptych.model.packaged.machine import resolve_device
     from diptych.model.precision import resolve_precision
 
+    fit_torch_threads()
     place = resolve_device(device)
     dtype = str(resolve_precision(place, precision)).removeprefix("torch.")
     if place.type == "cuda":
         free, total = (count / 2**30 for count in torch.cuda.mem_get_info(place))
         name = torch.cuda.get_device_name(place)
         return Finding("device", "ok", f"{place}: {name}, {free:.1f} of {total:.1f} GiB free, {dtype}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Finding("device", "ok", f"{place}: {torch.get_num_threads()} threads on {cores} cores, {dtype}")
+    cores, quota = seen_cores(), cpu_quota()
+    share = "" if quota is None else f", of which this container gets the time of {quota:g}"
+    return Finding(
+        "device", "ok", f"{place}: {torch.get_num_threads()} threads on {cores} cores{share}, {dtype}"
+    )
 
 
 def check_model(model: str | None, device: str | None, precision: str) -> Finding:

@@ -53,6 +53,9 @@ def load_model(model: str | None, device: str | None, precision: str) -> Diptych
             f"the package {error.name} is not installed; `pip install diptych-model[use]`, then `diptych doctor` "
             "tells what else is missing"
         ) from None
+    from diptych.features.processor import fit_torch_threads
+
+    fit_torch_threads()
     return Diptych.from_pretrained(model, device, precision)
 
 

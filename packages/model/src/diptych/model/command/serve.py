@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -19,7 +20,10 @@ from diptych.model.errors import UserError
 def serve(
     model: Model = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
+        str,
+        typer.Option(
+            help="Address to listen on; 0.0.0.0 lets other machines in by IPv4, :: by IPv6 alone (not by IPv4)."
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; others are sent away.")] = 32,
@@ -31,13 +35,22 @@ def serve(
         list[str] | None,
         typer.Option(help="Sentence that the page offers to begin with; any number.", show_default=False),
     ] = None,
+    root_path: Annotated[
+        str,
+        typer.Option(
+            help="Path that a proxy leaves before all addresses, such as /diptych; none is needed where it takes it away.",
+            show_default=False,
+        ),
+    ] = "",
     device: Device = None,
     precision: Precision = "auto",
 ) -> None:
-    """Serve a web page that paints and captions, and the same as a JSON API. Ends with Ctrl-C."""
+    """Serve a web page that paints and captions, and the same as a JSON API. Ends with Ctrl-C or SIGTERM."""
     try:
         import uvicorn
 
+        from diptych.eval.errors import UserError as EvalError
+        from diptych.eval.path_prefix import checked_prefix
         from diptych.model.serve.app import ServeOptions, make_app
         from diptych.model.serve.model_queue import THREAD
     except ModuleNotFoundError as error:
@@ -46,6 +59,10 @@ def serve(
         ) from None
     from PIL import Image
 
+    try:
+        prefix = checked_prefix(root_path)
+    except EvalError as error:
+        raise UserError(str(error)) from None
     with listen(host, port) as listener:
         d = load_model(model, device, precision)
         # told to the browser instead
@@ -56,6 +73,7 @@ def serve(
             upload_bytes=int(upload_mib * 2**20),
             pixels=int(megapixels * 1e6),
             examples=tuple(example or ()),
+            root_path=prefix,
         )
         config = uvicorn.Config(
             make_app(d, options),
@@ -67,17 +85,22 @@ def serve(
             timeout_graceful_shutdown=3,
         )
         shown = f"[{host}]" if ":" in host else host
-        typer.echo(
-            f"Diptych paints and captions at http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)"
-        )
+        place = f"{prefix}/" if prefix else ""
+        # of all of a machine's addresses; another one is of one version anyhow
+        only = "by IPv6 alone, not by IPv4; " if listener.getsockname()[0] == "::" else ""
+        # as Ctrl-C does; containers and supervisors send it, and background jobs of a shell ignore SIGINT
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with suppress(KeyboardInterrupt):  # which uvicorn raises when it has ended
+            typer.echo(
+                f"Diptych paints and captions at http://{shown}:{listener.getsockname()[1]}{place} ({only}Ctrl-C ends it)"
+            )
             uvicorn.Server(config).run(sockets=[listener])
         typer.echo("Ended.")
         leave_work(THREAD)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Take the address before the model is loaded, which takes seconds.
+    """Take the address before the model is loaded, which takes seconds. An IPv6 address, `::` too, is taken for IPv6 alone.
 
     Raises:
         UserError: it cannot be had.

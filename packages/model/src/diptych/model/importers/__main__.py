@@ -32,8 +32,9 @@ from diptych.model.networks.image_generator import SIZES as IMAGE_GENERATOR_SIZE
 from diptych.model.networks.image_generator import ImageGeneratorConfig, save_image_generator
 from diptych.model.networks.image_generator import named_config as named_image_generator
 from diptych.model.networks.image_generator import read_config as read_image_generator
-from diptych.model.pretrained import load_transformer, read_tensors, save_transformer
+from diptych.model.pretrained import load_transformer, save_transformer
 from diptych.model.tokenizer import load_tokenizer
+from diptych.model.weight_files import read_tensors, why_no_array
 
 FORMATS = ("x-lxmert", "generate-it", "lxmert", "bert", "image-generator", "to-lxmert")
 WITH_ANSWERS = ("x-lxmert", "lxmert")
@@ -54,8 +55,8 @@ def read_codebook(path: Path | None) -> Tensor | None:
             codebook = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
         except FileNotFoundError:
             raise UserError(f"{path}: no such codebook") from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: not a readable .npy file ({error})") from None
+        except (OSError, ValueError, EOFError, TypeError, AttributeError) as error:  # AttributeError: an .npz
+            raise UserError(f"{path}: not a readable .npy file ({why_no_array(path, error)})") from None
     if codebook.ndim != 2 or not torch.isfinite(codebook).all():
         raise UserError(f"{path}: a codebook is [K, D] finite numbers, this is {list(codebook.shape)}")
     return codebook

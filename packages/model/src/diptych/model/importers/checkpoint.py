@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -32,7 +31,6 @@ from diptych.model.importers.names import (
 from diptych.model.networks.config import TransformerConfig
 from diptych.model.networks.two_streams import UnifiedTransformer
 
-WRAPPERS = ("model", "state_dict", "model_state_dict")
 # What LXMERT's checkpoints may be without.
 HEADS = ("word_", "code_head.", "visual_embedding.mask_feature")
 FOREIGN = "unknown: no name of this family of networks"
@@ -83,45 +81,25 @@ def listed(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
-def read_pickled(path: Path) -> dict[str, Any]:
-    """Read a ``.pth`` or ``.bin`` file without running any code in it.
+def find_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a foreign file: it is a dict of them, or holds one as "model" or "state_dict", whose neighbours
+    (optimizer, schedule, step) are left alone (:func:`diptych.features.weight_files.read_state_dict`).
 
     Raises:
-        UserError: the file is missing, unreadable or holds more than tensors, numbers, strings and containers of them.
+        UserError: the file is missing or unreadable, there is no dict of tensors in it, or diptych-features is missing.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        from diptych.features.weight_files import UnreadableWeights, read_state_dict
+    except ImportError:
+        raise UserError(
+            "importing a checkpoint needs diptych-features; pip install diptych-model[use]"
+        ) from None
+    try:
+        return read_state_dict(path)[0]
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # whose own text advises to run the code in the file
-            reason = "it is no such file, or holds more than tensors"
-        raise UserError(f"{path}: not a readable checkpoint of plain tensors ({reason})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, not a dict of tensors")
-    return content
-
-
-def find_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a ``.pth`` file: it is a dict of them, or holds one as "model" or "state_dict", whose
-    neighbours (optimizer, schedule, step) are left alone.
-
-    Raises:
-        UserError: the file is unreadable or there is no dict of tensors in it.
-    """
-    content = read_pickled(path)
-    while wrapper := next((name for name in WRAPPERS if isinstance(content.get(name), dict)), None):
-        content = content[wrapper]
-    return tensors_only(content, path)
-
-
-def tensors_only(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """Return ``content`` if it maps names to tensors."""
-    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if others or not content:
-        raise UserError(f"{path}: not a dict of tensors ({listed(others) or 'it is empty'})")
-    return content
+    except UnreadableWeights as error:
+        raise UserError(f"{path}: not a readable checkpoint of plain tensors ({error})") from None
 
 
 def check_fit(what: str, missing: list[str], misshapen: list[str], unknown: list[str]) -> None:
@@ -140,7 +118,13 @@ def check_fit(what: str, missing: list[str], misshapen: list[str], unknown: list
 
 
 def check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Raise a UserError if any number in ``tensors`` is NaN or infinite."""
+    """Raise a UserError if any number in ``tensors`` is NaN or infinite, or any tensor is not of floating-point numbers."""
+    whole = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
+    if whole:
+        raise UserError(
+            f"{path}: weights that are not floating-point numbers ({listed(whole)}), as quantized checkpoints have; take "
+            "those that are not quantized"
+        )
     infinite = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if infinite:
         raise UserError(f"{path}: NaN or infinite weights ({listed(infinite)}); this checkpoint is damaged")
@@ -235,7 +219,7 @@ def build(
         misshapen,
         unknown,
     )
-    check_finite(path, {names[name][0]: tensor for name, tensor in weights.items()})
+    check_finite(path, dict(tensors[theirs] for ours in weights for theirs in names[ours]))
 
     if codebook is None:
         if CODEBOOK not in tensors:

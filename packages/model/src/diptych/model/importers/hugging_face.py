@@ -16,7 +16,7 @@ from diptych.model.importers.heads import find_heads, name_fine_tuned_head
 from diptych.model.importers.names import CODEBOOK, common_names, lxmert_names
 from diptych.model.networks.config import TransformerConfig
 from diptych.model.networks.two_streams import UnifiedTransformer
-from diptych.model.pretrained import check_codebook, read_tensors
+from diptych.model.pretrained import check_codebook
 from diptych.model.tokenizer import CaptionTokenizer
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -229,5 +229,5 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     for name in WEIGHT_FILES:
         path = folder / name
         if path.is_file():
-            return read_tensors(path) if path.suffix == ".safetensors" else find_tensors(path)
+            return find_tensors(path)
     raise UserError(f"{folder}: neither {' nor '.join(WEIGHT_FILES)} in it")

@@ -73,8 +73,10 @@ def import_image_generator(path: Path, config: ImageGeneratorConfig) -> Imported
                 f"{path}: X-LXMERT's image generator has {key} {value!r}, the size you gave has "
                 f"{getattr(config, key)!r}; give base, or a config of its kind"
             )
-    content = find_tensors(path)
-    tensors = {name.removeprefix("module."): (name, tensor) for name, tensor in content.items()}
+    content = find_tensors(path)  # which says where diptych-features is missing
+    from diptych.features.weight_files import bare_name
+
+    tensors = {bare_name(name): (name, tensor) for name, tensor in content.items()}
     generator = ImageGenerator(config)
     shapes = {name: tensor.shape for name, tensor in generator.state_dict().items()}
     weights: dict[str, Tensor] = {}
@@ -97,7 +99,7 @@ def import_image_generator(path: Path, config: ImageGeneratorConfig) -> Imported
         sorted(misshapen),
         unknown,
     )
-    check_finite(path, {tensors[released_name(name)][0]: tensor for name, tensor in weights.items()})
+    check_finite(path, dict(tensors[released_name(name)] for name in weights))
     generator.load_state_dict(weights, strict=False)
     report = ImportReport(used=sorted(content), unused={}, initialised=[])
     return ImportedImageGenerator(generator.eval(), report)

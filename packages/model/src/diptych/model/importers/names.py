@@ -123,9 +123,11 @@ def common_names(tensors: dict[str, Tensor], prefixes: dict[str, str]) -> dict[s
             DataParallel) and "_orig_mod." (of torch.compile) are gone. LayerNorm's old names gamma and beta become
             weight and bias.
     """
+    from diptych.features.weight_files import bare_name  # whoever has read a checkpoint has diptych-features
+
     common = {}
     for name, tensor in tensors.items():
-        new = re.sub(r"^((module|_orig_mod)\.)+", "", name)
+        new = bare_name(name)
         for old, replacement in prefixes.items():
             if new.startswith(old):
                 new = replacement + new.removeprefix(old)

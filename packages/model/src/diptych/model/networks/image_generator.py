@@ -38,6 +38,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from diptych.model.errors import UserError
 from diptych.model.networks.winograd import LearningConvolution
+from diptych.model.weight_files import misfit, read_tensors
 from diptych.model.weights import unpack_weights
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
@@ -377,16 +378,13 @@ def save_image_generator(folder: Path, generator: ImageGenerator) -> None:
 def load_image_generator(folder: Path, device: torch.device | str = "cpu") -> ImageGenerator:
     """Reads what `save_image_generator` wrote; eval mode, float32. UserError if a file is missing or does not
     fit."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
     for file in (config_file, weights_file):
         if not file.is_file():
             raise UserError(f"{file} is missing; run the image_generator stage or pull the model")
     generator = ImageGenerator(read_config(config_file))
     try:
-        generator.load_state_dict(unpack_weights(load_file(weights_file)))
-    except (RuntimeError, SafetensorError) as error:
-        raise UserError(f"{weights_file} does not fit {config_file}: {error}") from error
+        generator.load_state_dict(unpack_weights(read_tensors(weights_file)))
+    except RuntimeError as error:
+        raise UserError(f"{weights_file} does not fit {config_file}: {misfit(error)}") from None
     return generator.to(device).eval()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diptych.model.errors import UserError
+from diptych.model.pixels import to_unit_range
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -25,7 +26,7 @@ class PyramidEncoder(Protocol):
 class ResNetEncoder(nn.Module):
     """ResNet-50's feature maps conv2_x to conv5_x (He et al. 2016), as D.5 takes them; frozen, in eval mode.
 
-    weights: a state dict of torchvision's `resnet50`, trained on ImageNet: a local .pth or .safetensors file.
+    weights: a state dict of torchvision's `resnet50`, trained on ImageNet: a local file (.pth, .safetensors).
     Raises UserError where the file is missing or is not one.
     """
 
@@ -35,18 +36,24 @@ class ResNetEncoder(nn.Module):
     def __init__(self, weights: Path) -> None:
         from torchvision.models import resnet50
 
+        from diptych.features.weight_files import (
+            UnreadableWeights,
+            load_into,
+            read_state_dict,
+            without_prefix,
+        )
+
         super().__init__()
         network = resnet50()
         try:
-            network.load_state_dict(_read_state(weights))
+            load_into(network, without_prefix(read_state_dict(weights)[0]))
         except FileNotFoundError:
             raise UserError(
                 f"{weights} is missing; put torchvision's ResNet-50 weights (ImageNet) there, or set "
                 "image_generator.perceptual_encoder to models/detector"
             ) from None
-        except Exception as error:  # noqa: BLE001 - torch and safetensors raise many kinds for a foreign file
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{weights}: not the state dict of torchvision's resnet50 ({reason})") from None
+        except UnreadableWeights as error:
+            raise UserError(f"{weights}: not the state dict of torchvision's resnet50 ({error})") from None
         self.stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
         self.stages = nn.ModuleList([network.layer1, network.layer2, network.layer3, network.layer4])
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
@@ -62,14 +69,6 @@ class ResNetEncoder(nn.Module):
         return maps
 
 
-def _read_state(file: Path) -> dict[str, Tensor]:
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(file)
-    return torch.load(file, map_location="cpu", weights_only=True)
-
-
 def perceptual_loss(encoder: PyramidEncoder, painted: Tensor, real: Tensor, shift: int = 0) -> Tensor:
     """X-LXMERT D.5, equation 5: Huber distance of the encoder's feature maps, mean per map, summed over maps.
 
@@ -77,8 +76,8 @@ def perceptual_loss(encoder: PyramidEncoder, painted: Tensor, real: Tensor, shif
     """
     painted, real = shifted(shift, painted, real)
     with torch.no_grad():
-        targets = encoder.pyramid((real + 1) / 2)
-    return feature_distance(encoder.pyramid((painted + 1) / 2), targets)
+        targets = encoder.pyramid(to_unit_range(real))
+    return feature_distance(encoder.pyramid(to_unit_range(painted)), targets)
 
 
 def shifted(most: int, painted: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:

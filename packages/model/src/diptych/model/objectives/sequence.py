@@ -15,6 +15,7 @@ from diptych.model.decoding.caption import word_log_probabilities
 from diptych.model.decoding.paint import PaintText, mask_predict_counts
 from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.objectives.token import hidden_words
+from diptych.model.pixels import to_unit_range
 from diptych.model.tokenizer import CaptionTokenizer
 
 # Words of a caption that one pass of ``masked`` attention scores: more take more memory, fewer run over the gradients of
@@ -208,7 +209,7 @@ def clip_loss(vectors: Tensor, captions: Sequence[str], generator: nn.Module, sc
         vectors: ``[n, cells, D]`` from :func:`relaxed_painting`.
         generator: vectors to images ``[n, 3, S, S]`` in -1..1. It and the scorer should be frozen, in eval mode.
     """
-    images = (generator(vectors) + 1) / 2
+    images = to_unit_range(generator(vectors))
     with torch.no_grad():
         texts = scorer.encode_texts([PROMPT + caption for caption in captions])
     cosines = (scorer.encode_images(images) * texts).sum(-1)

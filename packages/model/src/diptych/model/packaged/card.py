@@ -11,7 +11,7 @@ from typing import Any
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.networks.config import read_config
 from diptych.model.networks.image_generator import read_config as read_generator_config
-from diptych.model.pretrained import read_tensors
+from diptych.model.weight_files import read_tensors
 
 # name of a figure, what it is
 FIGURES = {

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from diptych.features.files import sha256_of
+from diptych.features.processor import usable_cores
 from diptych.model.answer_table import load_answer_table
 from diptych.model.decoding.options import AnswerOptions, CaptionOptions, PaintOptions
 from diptych.model.errors import UserError
@@ -158,7 +159,7 @@ def verify_package(folder: Path) -> None:
             return f"{path}: its sha256 is not that of {SUMS_FILE}: the file is damaged or was changed; copy it again"
         return None
 
-    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+    with ThreadPoolExecutor(usable_cores()) as pool:  # hashing releases the interpreter's lock
         for found in pool.map(problem, sums):
             if found:
                 raise UserError(found)

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from diptych.model.errors import UserError
+from diptych.model.weight_files import why_no_safetensors
 
 EXAMPLES_FILE = "examples.safetensors"
 GRID = 8
@@ -104,7 +105,9 @@ def read_examples(folder: Path, code: int) -> list[Image.Image]:
         with safe_open(path, framework="numpy") as file:
             patches = file.get_slice("patches")[code : code + 1][0]
             distances = file.get_slice("distances")[code : code + 1][0]
-    except SafetensorError as error:
-        raise UserError(f"{path}: not readable ({error}); copy the package again") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: not readable ({why_no_safetensors(path, error)}); copy the package again"
+        ) from None
     known = np.isfinite(distances)
     return [Image.fromarray(patch) for patch in patches[known]]

@@ -5,6 +5,7 @@
     messages.py      what requests and replies hold, and their limits
     model_queue.py   the one thread that uses the model, and who waits for it
     uploads.py       pictures that strangers send
+    prefix.py        the path that a proxy may leave before all addresses
     app.py           pages and API; no request names a file, nothing is written
     static/          the pages: plain HTML, CSS and scripts that load nothing from elsewhere
 

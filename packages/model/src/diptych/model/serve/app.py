@@ -20,6 +20,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from diptych.eval.path_prefix import WithoutPrefix, without_slash
 from diptych.eval.security_headers import SecurityHeaders
 from diptych.model.errors import UserError
 from diptych.model.packaged.model import Diptych
@@ -84,6 +85,7 @@ class ServeOptions:
     upload_bytes, pixels: of an uploaded picture, at most.
     upload_seconds: that an upload may take.
     examples: sentences that the page offers to begin with.
+    root_path: that a proxy leaves before all addresses, as `diptych.eval.path_prefix.checked_prefix` returns it.
     """
 
     queue: int = 32
@@ -91,6 +93,7 @@ class ServeOptions:
     pixels: int = 25_000_000
     upload_seconds: float = 30.0
     examples: tuple[str, ...] = ()
+    root_path: str = ""
 
 
 def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityHeaders:
@@ -110,6 +113,8 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
         version="1",
         docs_url=None,  # FastAPI's pages load scripts from elsewhere
         redoc_url=None,
+        servers=[{"url": "."}],  # beside this document, whatever path a proxy has before it
+        redirect_slashes=False,  # by an absolute address, which leaves a proxy's path out
         lifespan=lifespan,
         exception_handlers={
             StarletteHTTPException: refuse,
@@ -210,7 +215,9 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
             )
         return CodeReply(code=code, examples=[data_url(image) for image in diptych.examples(code)])
 
-    return SecurityHeaders(app, HEADERS)
+    # last: what ends in a slash and is nothing by itself
+    app.add_api_route("/{path:path}/", without_slash, methods=["GET", "HEAD", "POST"], include_in_schema=False)
+    return SecurityHeaders(WithoutPrefix(app, options.root_path), HEADERS)
 
 
 def known_words(diptych: Diptych) -> list[str] | None:

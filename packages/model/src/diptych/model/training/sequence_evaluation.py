@@ -21,6 +21,7 @@ from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input, caption_rows
 from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.objectives.sequence import Scorer
+from diptych.model.pixels import to_unit_range
 from diptych.model.precision import autocast_context
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.training.config import WatchConfig, check_at_least_one
@@ -133,7 +134,7 @@ class SequenceEvaluation:
                     self.config.mask_predict_steps,
                     self.config.guidance,
                 ).codes
-                painted = (self.generator(self.codebook[codes]).float() + 1) / 2
+                painted = to_unit_range(self.generator(self.codebook[codes]).float())
                 texts = self.scorer.encode_texts([PROMPT + text for text in self.texts[rows]])
                 matches = clip_scores(self.scorer.encode_images(painted), texts)
             captions += [self.tokenizer.words(row) for row in written.cpu()]

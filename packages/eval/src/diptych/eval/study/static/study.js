@@ -31,7 +31,7 @@ Promise.all(pictures.map((picture) => picture.decode()))
       form.classList.add("ready");
     }, PAUSE);
     // the next question's pictures come while these are looked at
-    for (const token of form.dataset.coming.split(" ").filter(Boolean)) new Image().src = "/p/" + token;
+    for (const token of form.dataset.coming.split(" ").filter(Boolean)) new Image().src = form.dataset.pictures + token;
   })
   .catch(() => {
     say("The pictures did not load. Trying again…");

@@ -26,6 +26,7 @@ from diptych.features.datasets.coco.placing import PlacedObjects
 from diptych.features.errors import UserError
 from diptych.features.file_facts import FileFacts
 from diptych.features.images import image_orientation, image_size
+from diptych.features.processor import usable_cores
 
 __all__ = ["CocoConfig", "CocoSource", "read_coco"]
 
@@ -160,7 +161,7 @@ def _rows(
 
 def _read_ahead(paths: list[Path]) -> Generator[dict[str, Any], None, None]:
     """sha256 and size of files, in their order, read by several threads a little ahead of who asks."""
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(usable_cores() + 4) as pool:  # some wait for the disk
         running: deque[Future[dict[str, Any]]] = deque()
         try:
             for path in paths:

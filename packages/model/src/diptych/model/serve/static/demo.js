@@ -96,7 +96,7 @@ let model = null;
 
 async function meet() {
   try {
-    model = await ask("/api/model");
+    model = await ask("api/model");
   } catch (error) {
     say($("paint-notice"), error.message);
     return;
@@ -203,7 +203,7 @@ function paint(start) {
       return_steps: true,
       ...start,
     };
-    const reply = await ask("/api/paint", {
+    const reply = await ask("api/paint", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify(wanted),
@@ -341,7 +341,7 @@ async function lookInto(number) {
   }
   let found;
   try {
-    found = await ask(`/api/codes/${code}`);
+    found = await ask(`api/codes/${code}`);
   } catch (error) {
     $("look-hint").textContent = error.message;
     return;
@@ -436,7 +436,7 @@ function describe(content, paintedFrom) {
     const query = new URLSearchParams({ attention: "true", samples: $("caption-samples").value });
     if (Number($("caption-temperature").value) > 0) query.set("temperature", $("caption-temperature").value);
     const type = /^image\//.test(content.type) ? content.type : "application/octet-stream";
-    const reply = await ask("/api/caption?" + query, {
+    const reply = await ask("api/caption?" + query, {
       method: "POST",
       headers: { "Content-Type": type },
       body: content,

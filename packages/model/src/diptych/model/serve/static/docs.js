@@ -59,7 +59,7 @@ function describe(schema, all, seen = new Set()) {
 }
 
 function command(method, path, call) {
-  const address = location.origin + path;
+  const address = new URL("." + path, location.href).href.replace("%7Bcode%7D", "{code}");
   if (method === "get") return `curl ${address.replace("{code}", "0")}`;
   if (path.endsWith("caption")) {
     return `curl -H "Content-Type: image/jpeg" --data-binary @photo.jpg "${address}?attention=true"`;
@@ -94,7 +94,7 @@ function callPart(method, path, call, all) {
 }
 
 async function load() {
-  const document_ = await (await fetch("/openapi.json")).json();
+  const document_ = await (await fetch("openapi.json")).json();
   document.getElementById("about").textContent = document_.info.description;
   for (const [path, calls] of Object.entries(document_.paths)) {
     for (const [method, call] of Object.entries(calls)) {
