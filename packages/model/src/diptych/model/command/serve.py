@@ -31,6 +31,10 @@ def serve(
         list[str] | None,
         typer.Option(help="Sentence that the page offers to begin with; any number.", show_default=False),
     ] = None,
+    question: Annotated[
+        list[str] | None,
+        typer.Option(help="Question that the page offers to begin with; any number.", show_default=False),
+    ] = None,
     device: Device = None,
     precision: Precision = "auto",
 ) -> None:
@@ -56,6 +60,7 @@ def serve(
             upload_bytes=int(upload_mib * 2**20),
             pixels=int(megapixels * 1e6),
             examples=tuple(example or ()),
+            questions=tuple(question or ()),
         )
         config = uvicorn.Config(
             make_app(d, options),
