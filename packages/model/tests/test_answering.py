@@ -50,13 +50,14 @@ def test_probabilities_are_those_of_the_transformer(answering: Diptych, pictures
     d = answering
     model, ids = d.transformer, d.tokenizer.encode_questions([QUESTIONS[1]], 20)
     ids = ids[:, : int((ids != d.tokenizer.pad).sum())]
-    visible = torch.ones_like(ids, dtype=torch.bool)
     with torch.inference_mode():
-        images = model.encode_visual(d.features(pictures[0]))
+        features = d.features(pictures[0])
         if model.config.caption_attention == "prefix":
-            states = model.question_states(ids, visible, model.visual_keys_values([images]))
+            keys_values = model.visual_keys_values(model.encode_visual_prefix(features))
+            states = model.question_states(ids, None, keys_values)
         else:
-            states = model.masked_text_states(ids, visible, images, torch.zeros(1, dtype=torch.long))
+            visual = model.encode_visual(features)
+            states = model.masked_text_states(ids, None, visual, torch.zeros(1, dtype=torch.long))
         expected = model.answer_logits(states).softmax(-1)[0].tolist()
     assert np.allclose(probabilities(d, pictures[0], QUESTIONS[1]), expected, atol=1e-5)
 
@@ -122,6 +123,7 @@ def direct_attention(d: Diptych, features: torch.Tensor, question: str) -> torch
             found.append(weights.exp() / weights.exp().sum(-1, keepdim=True))
             if model.config.caption_attention == "prefix":
                 text = layer.text_from_visual(text, None, attention.keys_values(visual))
+                visual = layer.visual_alone(visual)
             else:
                 text, visual = layer(text, None, visual)
     return torch.stack(found).mean((0, 2))[0, 1:-1]

@@ -198,7 +198,7 @@ def test_what_fails_alone(run, photos) -> None:
         (["photos/0.png"], 2, "the question comes last"),
         ([KITE], 2, "give pictures and a question"),
         ([], 2, "give pictures and a question"),
-        ([KITE, "photos/0.png"], 2, "the question comes last, and photos/0.png is a picture"),
+        ([KITE, "photos/0.png"], 2, "the question comes last, and photos/0.png is a file"),
         (["below", KITE], 1, "no picture below this folder"),
         (["photos", "-q", "nowhere.txt"], 1, "nowhere.txt: the questions cannot be read (No such file"),
         (["photos", "-q", "blank.txt"], 1, "blank.txt: no question in it"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -124,9 +125,10 @@ def what_is_asked(arguments: list[str], file: Path | None) -> Asked:
         typer.BadParameter: there is no picture, or no question.
     """
     if file is None:
-        if arguments and Path(arguments[-1]).exists():
+        if arguments and os.path.exists(arguments[-1]):  # a long question is no name, and no error here
             raise typer.BadParameter(
-                f"the question comes last, and {readable_name(arguments[-1])} is a picture; ask in quotes, or by --questions FILE"
+                f"the question comes last, and {readable_name(arguments[-1])} is a file or folder; ask in quotes, or by "
+                "--questions FILE"
             )
         if len(arguments) < 2:
             raise typer.BadParameter('give pictures and a question: diptych ask photo.jpg "what is there?"')
