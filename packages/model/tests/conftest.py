@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,13 +16,14 @@ from torch import nn
 from diptych.eval.scorers.clip import Clip, ClipConfig, build_clip
 from diptych.features.detector.network import Detector, DetectorConfig, save_detector
 from diptych.model import Diptych
+from diptych.model.answer_table import AnswerTable
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.networks.config import IMAGE_FEATURES, TransformerConfig
 from diptych.model.networks.image_generator import ImageGenerator, named_config, save_image_generator
 from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.packaged.directory import write_package
 from diptych.model.packaged.examples import Examples
-from diptych.model.pretrained import save_transformer
+from diptych.model.pretrained import load_transformer, save_transformer
 from diptych.model.tokenizer import build_tokenizer
 
 CAPTIONS = [
@@ -30,6 +31,8 @@ CAPTIONS = [
     ["two blue boats rest on the sea.", "some boats of blue."],
     ["a green house stands alone.", "one green house."],
 ]
+QUESTIONS = ["is there a red kite?", "how many boats are there?", "what colour is the house?"]
+ANSWERS = AnswerTable(["yes", "no", "2", "red", "the sea", "kite"])
 
 
 class FakeShards:
@@ -196,6 +199,36 @@ def package(parts: Parts, scorer: Clip, tmp_path_factory: pytest.TempPathFactory
 def diptych(package: Path) -> Diptych:
     """The packaged model, loaded; nothing changes it."""
     return Diptych.from_pretrained(package, device="cpu", precision="float32")
+
+
+@pytest.fixture(scope="session")
+def answering_package(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packaged model with random heads for answers and for pairs of pictures, which reads as that of `parts` does, knows
+    the words of QUESTIONS too, and has neither scorer nor examples."""
+    folder = tmp_path_factory.mktemp("answering")
+    tokenizer = build_tokenizer([text for texts in CAPTIONS for text in texts] + QUESTIONS, min_count=1)
+    model, _, codebook = load_transformer(parts.transformer)
+    torch.manual_seed(2)
+    config = replace(model.config, vocab_size=len(tokenizer), answers=len(ANSWERS), pairs=True)
+    answering = UnifiedTransformer(config).eval()
+    answering.set_codebook(codebook)
+    save_transformer(folder / "transformer", answering, tokenizer, codebook, ANSWERS)
+    write_package(
+        folder / "package",
+        transformer=folder / "transformer",
+        image_generator=parts.image_generator,
+        detector=parts.detector,
+        captioning=CaptionOptions(length=12),
+        painting=PaintOptions(steps=3, guidance=1.5),
+        card="A card.\n",
+    )
+    return folder / "package"
+
+
+@pytest.fixture(scope="session")
+def answering(answering_package: Path) -> Diptych:
+    """The packaged model that answers, loaded; nothing changes it."""
+    return Diptych.from_pretrained(answering_package, device="cpu", precision="float32")
 
 
 @pytest.fixture(scope="session")

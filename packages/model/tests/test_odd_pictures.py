@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from diptych.model import Diptych
-from diptych.model.command.caption import found, readable_name
+from diptych.model.command.pictures import found, readable_name
 from diptych.model.errors import UserError
 from diptych.model.packaged.pictures import read_picture
 from diptych.model.serve.uploads import UploadError, read_upload

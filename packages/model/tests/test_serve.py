@@ -366,7 +366,7 @@ def test_what_is_not_there(client: TestClient) -> None:
 
 
 def test_pages_load_nothing_from_elsewhere_and_every_reply_has_the_headers(client: TestClient) -> None:
-    for path in ("/", "/docs", "/demo.css", "/demo.js", "/docs.js", "/icon.svg"):
+    for path in ("/", "/docs", "/demo.css", "/demo.js", "/caption.js", "/answer.js", "/docs.js", "/icon.svg"):
         reply = client.get(path)
         assert reply.status_code == 200 and len(reply.content) > 200
         outside = reply.text.replace("http://www.w3.org/2000/svg", "")
@@ -382,7 +382,13 @@ def test_pages_load_nothing_from_elsewhere_and_every_reply_has_the_headers(clien
 
 def test_the_openapi_document_describes_every_call(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
-    assert set(document["paths"]) == {"/api/model", "/api/paint", "/api/caption", "/api/codes/{code}"}
+    assert set(document["paths"]) == {
+        "/api/model",
+        "/api/paint",
+        "/api/caption",
+        "/api/answer",
+        "/api/codes/{code}",
+    }
     caption = document["paths"]["/api/caption"]["post"]
     assert {one["name"] for one in caption["parameters"]} == {
         "samples",

@@ -24,6 +24,7 @@ pytest.importorskip("fastapi", reason="the extra is missing: pip install 'diptyc
 pytestmark = pytest.mark.parametrize("parts", ["prefix"], indirect=True)
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "web-demo.md"
 SENTENCE = "a red kite floats."
+QUESTIONS = ["is there a red kite?", "how many boats are there?"]
 
 
 def started(*arguments: str, port: str = "0") -> tuple[subprocess.Popen[str], str]:
@@ -40,6 +41,16 @@ def started(*arguments: str, port: str = "0") -> tuple[subprocess.Popen[str], st
 @pytest.fixture(scope="module")
 def address(package: Path) -> Iterator[str]:
     process, found = started("--model", str(package), "--example", SENTENCE, "--upload-mib", "0.5")
+    yield found
+    process.terminate()
+    out, errors = process.communicate(timeout=HANG_SECONDS)
+    assert (process.returncode, out, errors) == (0, "Ended.\n", "")
+
+
+@pytest.fixture(scope="module")
+def answering_address(answering_package: Path) -> Iterator[str]:
+    arguments = ["--example", SENTENCE, "--question", QUESTIONS[0], "--question", QUESTIONS[1]]
+    process, found = started("--model", str(answering_package), *arguments)
     yield found
     process.terminate()
     out, errors = process.communicate(timeout=HANG_SECONDS)
@@ -105,6 +116,20 @@ def test_the_commands_of_the_docs(package: Path, pictures, tmp_path: Path) -> No
         finally:
             process.terminate()
             process.communicate(timeout=HANG_SECONDS)
+
+
+def test_the_commands_on_answers_of_the_docs(answering_address: str, pictures, tmp_path: Path) -> None:
+    [block] = re.findall(r"```sh answers\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    pictures[0].resize((300, 200)).save(tmp_path / "photo.jpg")
+    counts = []
+    for command in block.strip().splitlines():
+        asked = command.replace("http://127.0.0.1:8000", answering_address)
+        done = subprocess.run(
+            ["bash", "-c", asked], check=False, capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 0, command + done.stderr
+        counts.append(len(json.loads(done.stdout)["answers"]))
+    assert counts == [1, 2]
 
 
 def without_port(arguments: list[str]) -> list[str]:
@@ -289,6 +314,80 @@ def test_captioning_in_a_browser(address: str, browser, pictures, tmp_path: Path
     assert_calm(browser)
 
 
+def test_asking_in_a_browser(answering_address: str, browser, pictures, tmp_path: Path) -> None:
+    page = Page(browser, answering_address)
+    page.click("#answer-tab")
+    assert page.one("#answer").is_displayed() and not page.one("#paint").is_displayed()
+    # without a picture
+    assert page.one("#question").get_attribute("value") == QUESTIONS[0]
+    page.click("#answer-button")
+    page.wait(lambda: "Choose a picture first" in page.text("#answer-notice"))
+    file = tmp_path / "photo.png"
+    pictures[4].resize((320, 240)).save(file)
+    page.one("#file").send_keys(str(file))
+    page.wait(lambda: page.run("return document.getElementById('asked').naturalWidth") == 320)
+    assert page.one("#answer").is_displayed() and not page.one("#answer-notice").is_displayed()
+    # one of the questions that are offered
+    page.click("#questions button", 1)
+    page.wait(lambda: page.all("#answers li"))
+    words = page.all("#asked-words button")
+    assert [word.text for word in words] == ["how", "many", "boats", "are", "there", "?"] and page.fits()
+    shares = [float(one.text.removesuffix(" %")) for one in page.all("#answers .number")]
+    widths = [one.size["width"] for one in page.all("#answers .share span")]
+    assert len(shares) == 5 and shares == sorted(shares, reverse=True)
+    assert widths == sorted(widths, reverse=True) and widths[0] > widths[-1]
+    dark = (
+        "return [...document.querySelectorAll('#asked-heat div')].map((cell) => cell.style.backgroundColor)"
+    )
+    assert len(set(page.run(dark))) == 1
+    page.click("#asked-words button")
+    assert "chosen" in words[0].get_attribute("class") and len(set(page.run(dark))) > 5
+    # one of one's own
+    page.one("#question").clear()
+    page.one("#question").send_keys("is there a zeppelin?")
+    assert "zeppelin" in page.text("#question-unknown")
+    page.one("#question").send_keys("\n")
+    page.wait(lambda: "never read: zeppelin" in page.text("#answer-notice"))
+    page.one("#question").clear()
+    page.one("#question").send_keys("is there a red house?\n")
+    page.wait(lambda: [word.text for word in page.all("#asked-words button")][-2:] == ["house", "?"])
+    assert not page.one("#answer-notice").is_displayed() and page.fits()
+    logs = [entry["message"] for entry in browser.get_log("browser")]
+    assert len(logs) == 1 and "the server responded with a status of 422" in logs[0]
+
+
+def test_from_side_to_side_in_a_browser(answering_address: str, browser) -> None:
+    """What was painted is asked about, and what was captioned; the keyboard reaches all three sides."""
+    page = Page(browser, answering_address)
+    page.click("#paint-button")
+    page.painted()
+    page.click("#answer-painting")
+    page.wait(lambda: page.run("return document.getElementById('asked').naturalWidth") == 16)
+    assert SENTENCE in page.text("#asked-origin")
+    page.click("#answer-button")
+    page.wait(lambda: page.all("#answers li"))
+    page.click("#paint-tab")
+    page.click("#caption-painting")
+    page.wait(lambda: page.all("#captions li"))
+    page.click("#answer-picture")
+    page.wait(lambda: page.one("#answer").is_displayed())
+    assert not page.one("#answered").is_displayed() and SENTENCE in page.text("#asked-origin")
+    for key, side in (("\ue014", "paint"), ("\ue012", "answer"), ("\ue012", "caption")):
+        page.one("nav [aria-selected=true]").send_keys(key)
+        assert page.one(f"#{side}").is_displayed()
+    assert_calm(browser)
+
+
+def test_a_package_that_answers_nothing_does_not_offer_to(address: str, browser) -> None:
+    page = Page(browser, address)
+    assert [tab.text for tab in page.all("nav button") if tab.is_displayed()] == ["Paint", "Caption"]
+    page.one("#paint-tab").send_keys("\ue012")
+    assert page.one("#caption").is_displayed()
+    page.one("#caption-tab").send_keys("\ue014")
+    assert page.one("#paint").is_displayed()
+    assert_calm(browser)
+
+
 def test_bad_uploads_in_a_browser(address: str, browser, pictures, tmp_path: Path) -> None:
     page = Page(browser, address)
     page.click("#caption-tab")
@@ -335,9 +434,18 @@ def test_the_page_of_the_api(address: str, browser) -> None:
     browser.get(address + "/docs")
     page = Page.__new__(Page)
     page.browser = browser
-    page.wait(lambda: len(page.all("#calls section")) == 4)
+    page.wait(lambda: len(page.all("#calls section")) == 5)
     text = page.text("#calls")
-    for part in ("/api/paint", "/api/caption", "return_steps", "upload_bytes", "503", "curl"):
+    for part in (
+        "/api/paint",
+        "/api/caption",
+        "/api/answer",
+        "question",
+        "return_steps",
+        "upload_bytes",
+        "503",
+        "curl",
+    ):
         assert part in text, part
     assert page.fits()
     assert_calm(browser)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import runpy
 import shlex
@@ -18,12 +19,13 @@ from diptych.model.command import app
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
-def blocks(text: str) -> list[tuple[str, str]]:
-    """(language, code) of the blocks of a page."""
-    return re.findall(r"^```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+def blocks(text: str, mark: str = "") -> list[tuple[str, str]]:
+    """(language, code) of the blocks of a page that have this mark behind their language."""
+    return re.findall(rf"^```(\w+){mark}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-BLOCKS = blocks((REPOSITORY / "docs/use.md").read_text(encoding="utf-8"))
+USE = (REPOSITORY / "docs/use.md").read_text(encoding="utf-8")
+BLOCKS, ABOUT_ANSWERS = blocks(USE), blocks(USE, " answers")
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 IN_README = blocks(README.partition("## Use it\n")[2].partition("\n## ")[0])
 
@@ -42,6 +44,7 @@ def place(package: Path, pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_there_are_blocks() -> None:
     assert [kind for kind, _ in BLOCKS] == ["python", "python", "python", "sh"]
+    assert [kind for kind, _ in ABOUT_ANSWERS] == ["python", "sh"]
 
 
 def test_python(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +60,14 @@ def test_python(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_shell(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Line by line; what stands before a pipe is run by the shell."""
     assert [kind for kind, _ in IN_README] == ["python", "sh"]
-    script = "".join(code for kind, code in [*IN_README, *BLOCKS] if kind == "sh")
+    run_lines("".join(code for kind, code in [*IN_README, *BLOCKS] if kind == "sh"), monkeypatch)
+    printed = capsys.readouterr().out
+    assert printed.count("photos/one.jpg") == 4 and "out-4.png" in printed
+    assert (place / "steps-step-3.png").is_file()
+
+
+def run_lines(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run lines of a shell, each to a status of 0."""
     for line in script.splitlines():
         *before, command = line.split(" | ")
         words = shlex.split(command, comments=True)
@@ -72,6 +82,25 @@ def test_shell(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         with pytest.raises(SystemExit) as ended:
             app.main(words[1:])
         assert not ended.value.code, line
+
+
+def test_answers(
+    place: Path,
+    answering_package: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The blocks on questions, with a package that answers them."""
+    (_, code), (_, script) = ABOUT_ANSWERS
+    monkeypatch.setenv("DIPTYCH_MODEL", str(answering_package))
+    (place / "questions.txt").write_text("is there a red kite?\nhow many boats are there?\n")
+    rows = [{"question_id": 7, "image": "one.jpg", "question": "what colour is the house?"}]
+    (place / "questions.json").write_text(json.dumps(rows))
+    opened = f"from diptych.model import Diptych\nd = Diptych.from_pretrained({str(answering_package)!r})\n"
+    (place / "answers.py").write_text(f'{opened}pictures = ["photo.jpg", "photos/one.jpg"]\n{code}')
+    runpy.run_path(str(place / "answers.py"))
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    run_lines(script, monkeypatch)
     printed = capsys.readouterr().out
-    assert printed.count("photos/one.jpg") == 4 and "out-4.png" in printed
-    assert (place / "steps-step-3.png").is_file()
+    assert printed.count("photos/one.jpg") == 6 and '"question_id": 7' in printed
+    assert printed.splitlines()[-1] in ("true", "false")

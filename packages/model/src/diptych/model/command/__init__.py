@@ -1,1 +1,1 @@
-"""The command ``diptych``: caption and paint with a packaged model, import checkpoints, find out what a machine lacks."""
+"""The command ``diptych``: caption, paint and answer with a packaged model, import checkpoints, find out what a machine lacks."""

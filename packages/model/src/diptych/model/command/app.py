@@ -12,16 +12,18 @@ import sys
 
 import typer
 
+from diptych.model.command.ask import ask
 from diptych.model.command.caption import caption
 from diptych.model.command.doctor import doctor
 from diptych.model.command.import_checkpoint import import_checkpoint
 from diptych.model.command.paint import paint
 from diptych.model.command.serve import serve
+from diptych.model.command.verify import verify
 from diptych.model.errors import UserError
 
 app = typer.Typer(
     name="diptych",
-    help="One model that captions pictures and paints captions.",
+    help="One model that captions pictures, paints captions and answers questions about pictures.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -29,6 +31,8 @@ app = typer.Typer(
 )
 app.command()(caption)
 app.command()(paint)
+app.command()(ask)
+app.command()(verify)
 app.command("import-checkpoint")(import_checkpoint)
 app.command()(doctor)
 app.command()(serve)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diptych.model.command.caption import stdin_lines
 from diptych.model.command.options import Device, Json, Model, Precision, Seed, given, load_model
+from diptych.model.command.pictures import stdin_lines
 from diptych.model.errors import UserError
 
 if TYPE_CHECKING:

@@ -42,6 +42,10 @@ def serve(
             show_default=False,
         ),
     ] = "",
+    question: Annotated[
+        list[str] | None,
+        typer.Option(help="Question that the page offers to begin with; any number.", show_default=False),
+    ] = None,
     device: Device = None,
     precision: Precision = "auto",
 ) -> None:
@@ -74,6 +78,7 @@ def serve(
             pixels=int(megapixels * 1e6),
             examples=tuple(example or ()),
             root_path=prefix,
+            questions=tuple(question or ()),
         )
         config = uvicorn.Config(
             make_app(d, options),

@@ -41,7 +41,7 @@ def question_states(
 def rank_answers(logits: Tensor, answers: Sequence[str], most: int) -> list[list[RankedAnswer]]:
     """Return the ``most`` likeliest of ``answers`` by logits ``[m, A]``, likeliest first, for each row; equal ones in the
     table's order."""
-    probabilities, order = logits.float().softmax(-1).sort(-1, descending=True, stable=True)
+    probabilities, order = logits.float().softmax(-1).sort(dim=-1, descending=True, stable=True)
     return [
         [RankedAnswer(answers[index], probability) for index, probability in zip(*pair, strict=True)]
         for pair in zip(order[:, :most].tolist(), probabilities[:, :most].tolist(), strict=True)

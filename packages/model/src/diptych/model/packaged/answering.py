@@ -111,10 +111,7 @@ class AnsweringPart:
         batch_size: int,
     ) -> list[Answer]:
         """See :meth:`diptych.model.Diptych.answer`."""
-        if self.table is None or not self.decoder.answers:
-            raise UserError(
-                "this package has no answer head: its model was trained without questions, so that it captions and paints only"
-            )
+        self._check_head()
         if most < 1:
             raise UserError(f"most: {most} answers; at least 1")
         asked = self._asked(listed(pictures), questions)
@@ -125,6 +122,12 @@ class AnsweringPart:
             for batch in batches(asked, batch_size)
             for answer in self._batch(*batch, most, return_attention)
         ]
+
+    def check(self, question: str) -> None:
+        """See :meth:`diptych.model.Diptych.check_question`."""
+        self._check_head()
+        for text in listed_captions(question, "questions"):
+            self._check(text)
 
     def verify(
         self, pairs: Sequence[tuple[Picture, Picture]], statements: Sequence[str], batch_size: int
@@ -171,6 +174,13 @@ class AnsweringPart:
         neighbours = groupby(zip(pictures, texts, strict=True), key=lambda pair: id_of(pair[0]))
         groups = [list(group) for _, group in neighbours]
         return [(group[0][0], [text for _, text in group]) for group in groups]
+
+    def _check_head(self) -> None:
+        """Raise a UserError unless the package answers questions."""
+        if self.table is None or not self.decoder.answers:
+            raise UserError(
+                "this package has no answer head: its model was trained without questions, so that it captions and paints only"
+            )
 
     def _check(self, text: str, what: str = "question") -> None:
         """Raise a UserError unless the model can read a question."""

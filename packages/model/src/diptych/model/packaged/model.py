@@ -343,6 +343,15 @@ class Diptych:
         """
         return self._answering.answer(pictures, questions, most, return_attention, batch_size)
 
+    def check_question(self, question: str) -> None:
+        """Find out, without any picture, whether a question can be answered.
+
+        Raises:
+            UserError: the package has no answer head, or the question is empty, too long or has words that the model has
+                never read.
+        """
+        self._answering.check(question)
+
     def verify(
         self,
         pictures: tuple[Picture, Picture] | Sequence[tuple[Picture, Picture]],

@@ -7,7 +7,6 @@ sentence in JSON; the server's log has the rest.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,34 +15,41 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from diptych.eval.path_prefix import WithoutPrefix, without_slash
 from diptych.eval.security_headers import SecurityHeaders
-from diptych.model.errors import UserError
 from diptych.model.packaged.model import Diptych
+from diptych.model.serve.failures import (
+    fail,
+    refuse,
+    refuse_values,
+    say_farewell,
+    say_nothing,
+    send_away,
+)
 from diptych.model.serve.messages import (
     MOST_LETTERS,
     MOST_PICTURES,
+    MOST_QUESTIONS,
     MOST_SAMPLES,
-    Caption,
+    AnswerQuery,
+    AnswerReply,
     CaptionQuery,
     CaptionReply,
     CodeReply,
     Limits,
     ModelReply,
-    Painting,
     PaintingDefaults,
     PaintReply,
     PaintRequest,
     Problem,
-    Step,
-    Word,
 )
 from diptych.model.serve.model_queue import Busy, ClientGone, Ending, ModelQueue
-from diptych.model.serve.uploads import UploadError, data_url, read_upload
+from diptych.model.serve.results import answered, captioned, painted
+from diptych.model.serve.uploads import data_url
 
 MOST_WORDS = 300  # a vocabulary of more is not listed
 LONGEST_JSON = 64 * 1024
@@ -53,6 +59,8 @@ STATIC = {
     "/docs": ("docs.html", "text/html; charset=utf-8"),
     "/demo.css": ("demo.css", "text/css; charset=utf-8"),
     "/demo.js": ("demo.js", "text/javascript; charset=utf-8"),
+    "/caption.js": ("caption.js", "text/javascript; charset=utf-8"),
+    "/answer.js": ("answer.js", "text/javascript; charset=utf-8"),
     "/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
@@ -68,7 +76,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
 }
-DESCRIPTION = """Captions pictures and paints sentences. Pictures are sent as they are, as the request's body, and come back
+DESCRIPTION = """Captions pictures, paints sentences and answers questions about pictures. Pictures are sent as they are, as the request's body, and come back
 as PNG in data URLs. What fails has a JSON body with one sentence in "error"; when all places in the queue are taken, the
 status is 503 and Retry-After says after how many seconds to ask again."""
 REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -86,6 +94,7 @@ class ServeOptions:
     upload_seconds: that an upload may take.
     examples: sentences that the page offers to begin with.
     root_path: that a proxy leaves before all addresses, as `diptych.eval.path_prefix.checked_prefix` returns it.
+    questions: questions that it offers.
     """
 
     queue: int = 32
@@ -94,6 +103,7 @@ class ServeOptions:
     upload_seconds: float = 30.0
     examples: tuple[str, ...] = ()
     root_path: str = ""
+    questions: tuple[str, ...] = ()
 
 
 def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityHeaders:
@@ -140,6 +150,7 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
             codebook_size=diptych.codebook_size,
             has_scorer=diptych.has_scorer,
             has_examples=diptych.has_examples,
+            can_answer=diptych.can_answer,
             painting=PaintingDefaults(
                 method=painting.method,
                 steps=painting.steps,
@@ -148,9 +159,11 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
             ),
             words=words,
             examples=list(options.examples),
+            questions=list(options.questions) if diptych.can_answer else [],
             limits=Limits(
                 letters=MOST_LETTERS,
                 samples=MOST_SAMPLES,
+                questions=MOST_QUESTIONS,
                 pictures=MOST_PICTURES,
                 steps=diptych.grid_size**2,
                 upload_bytes=options.upload_bytes,
@@ -186,15 +199,27 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
     )
     async def caption(wanted: Annotated[CaptionQuery, Query()], request: Request) -> CaptionReply:
         check_scorer(diptych, wanted.rerank)
-        check_media_type(
-            request,
-            ("image/", "application/octet-stream"),
-            "send the picture itself as the request's body, with Content-Type: image/jpeg (or another image type)",
-        )
+        check_picture_type(request)
         with queue.place():
             content = await read_body(request, options.upload_bytes, options.upload_seconds)
             return await queue.run(
                 lambda: captioned(diptych, content, options.pixels, wanted), request.is_disconnected
+            )
+
+    @app.post(
+        "/api/answer",
+        tags=["use"],
+        summary="Answer questions about the picture in the body",
+        responses={**REFUSALS, 415: {"model": Problem, "description": "The body is no picture."}},
+        openapi_extra=body_of("image/*", {"type": "string", "format": "binary"}),
+    )
+    async def answer(wanted: Annotated[AnswerQuery, Query()], request: Request) -> AnswerReply:
+        check_answers(diptych)
+        check_picture_type(request)
+        with queue.place():
+            content = await read_body(request, options.upload_bytes, options.upload_seconds)
+            return await queue.run(
+                lambda: answered(diptych, content, options.pixels, wanted), request.is_disconnected
             )
 
     @app.get(
@@ -273,6 +298,29 @@ def check_scorer(diptych: Diptych, rerank: bool) -> None:
         raise HTTPException(422, "rerank: this package has no scorer")
 
 
+def check_answers(diptych: Diptych) -> None:
+    """Refuse to answer without an answer head.
+
+    Raises:
+        HTTPException: 422.
+    """
+    if not diptych.can_answer:
+        raise HTTPException(422, "this package has no answer head: its model captions and paints only")
+
+
+def check_picture_type(request: Request) -> None:
+    """Refuse bodies that are no picture (:func:`check_media_type`).
+
+    Raises:
+        HTTPException: 415.
+    """
+    check_media_type(
+        request,
+        ("image/", "application/octet-stream"),
+        "send the picture itself as the request's body, with Content-Type: image/jpeg (or another image type)",
+    )
+
+
 def check_media_type(request: Request, kinds: tuple[str, ...], message: str) -> None:
     """Refuse other bodies, above all forms and text, which a page of another site could send without asking the browser.
 
@@ -324,170 +372,3 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
     if size > most:
         raise too_large
     return b"".join(parts)
-
-
-# What the model does, on the queue's thread
-
-
-def painted(diptych: Diptych, wanted: PaintRequest) -> PaintReply:
-    """Paint a sentence.
-
-    Raises:
-        HTTPException: 422, the model cannot do this.
-    """
-    start = time.perf_counter()
-    changes: dict[str, Any] = {}
-    if wanted.steps is not None:
-        changes |= {"method": "mask_predict", "steps": wanted.steps}
-    changes |= {
-        name: value for name in ("temperature", "guidance") if (value := getattr(wanted, name)) is not None
-    }
-    try:
-        found = diptych.paint(
-            wanted.caption,
-            samples=wanted.samples,
-            rerank=wanted.rerank,
-            seed=wanted.seed,
-            return_steps=wanted.return_steps,
-            codes=wanted.codes,
-            locked=wanted.locked,
-            repaint=wanted.repaint,
-            **changes,
-        )
-    except UserError as error:
-        raise cannot(diptych, error) from None
-    return PaintReply(
-        paintings=[
-            Painting(
-                image=data_url(painting.image),
-                codes=painting.codes.tolist(),
-                seed=painting.seed,
-                sample=painting.sample,
-                score=painting.score,
-                steps=[
-                    Step(image=data_url(step.image), codes=step.codes.tolist()) for step in painting.steps
-                ],
-            )
-            for painting in found
-        ],
-        notes=reading_notes(diptych, wanted.caption),
-        seconds=round(time.perf_counter() - start, 3),
-    )
-
-
-def reading_notes(diptych: Diptych, caption: str) -> list[str]:
-    """What of a sentence is not read as it stands."""
-    tokenizer, room = diptych.tokenizer, diptych.config.captioning.length - 2
-    pieces = [piece for piece in tokenizer.pieces([caption])[0] if piece != tokenizer.stop]
-    notes = []
-    if len(pieces) > room:
-        notes.append(f"The sentence is too long for the model, which reads its first {room} word pieces.")
-    if tokenizer.unk in pieces:
-        notes.append("The model cannot read some of the characters.")
-    return notes
-
-
-def captioned(diptych: Diptych, content: bytes, pixels: int, wanted: CaptionQuery) -> CaptionReply:
-    """Caption an uploaded picture.
-
-    Raises:
-        HTTPException: it is no picture, damaged or too large, or the model cannot do this.
-    """
-    start = time.perf_counter()
-    try:
-        image = read_upload(content, pixels)
-    except UploadError as error:
-        raise HTTPException(error.status, str(error)) from None
-    changes: dict[str, Any] = {} if wanted.temperature is None else {"temperature": wanted.temperature}
-    try:
-        found = diptych.caption(
-            image,
-            samples=wanted.samples,
-            rerank=wanted.rerank,
-            seed=wanted.seed,
-            return_attention=wanted.attention,
-            **changes,
-        )
-    except UserError as error:
-        raise cannot(diptych, error) from None
-    return CaptionReply(
-        captions=[
-            Caption(
-                text=caption.text,
-                log_probability=caption.log_probability,
-                sample=caption.sample,
-                score=caption.score,
-                words=None
-                if caption.attention is None
-                else [
-                    Word(word=word, cells=[round(weight, 5) for weight in weights.tolist()])
-                    for word, weights in zip(caption.attention.words, caption.attention.weights, strict=True)
-                ],
-            )
-            for caption in found
-        ],
-        width=image.width,
-        height=image.height,
-        seconds=round(time.perf_counter() - start, 3),
-    )
-
-
-def cannot(diptych: Diptych, error: UserError) -> HTTPException:
-    """A UserError as a refusal that does not tell where the package lies."""
-    return HTTPException(422, str(error).replace(str(diptych.folder), "the package"))
-
-
-# What cannot be answered
-
-
-def problem(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """One sentence in JSON."""
-    return JSONResponse({"error": message}, status, headers)
-
-
-async def refuse(request: Request, error: Exception) -> Response:
-    """An HTTP error."""
-    assert isinstance(error, StarletteHTTPException)
-    message = error.detail
-    if error.status_code == 404 and message == "Not Found":
-        message = "there is nothing at this address; /docs lists what there is"
-    return problem(error.status_code, str(message), dict(error.headers or {}))
-
-
-async def refuse_values(request: Request, error: Exception) -> Response:
-    """Values that are missing or wrong: the first of them, by name."""
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    reason = str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] == "json_invalid":
-        return problem(422, "the body is not valid JSON")
-    if first["type"] == "extra_forbidden":
-        reason = "there is no such option"
-    name = ".".join(str(part) for part in first["loc"][1:])[:100]  # the first says body, query or path
-    return problem(422, f"{name}: {reason[:1].lower()}{reason[1:]}" if name else reason)
-
-
-async def send_away(request: Request, error: Exception) -> Response:
-    """No place in the queue."""
-    assert isinstance(error, Busy)
-    seconds = error.retry_after
-    return problem(
-        503,
-        f"the model is busy and everybody has to wait: try again in {seconds} second{'s' * (seconds != 1)}",
-        {"Retry-After": str(seconds)},
-    )
-
-
-async def say_nothing(request: Request, error: Exception) -> Response:
-    """Nobody reads it."""
-    return Response(status_code=499)
-
-
-async def say_farewell(request: Request, error: Exception) -> Response:
-    """The server ends."""
-    return problem(503, "the server has been stopped; ask again when it runs")
-
-
-async def fail(request: Request, error: Exception) -> Response:
-    """A failure of ours; the traceback goes to the log."""
-    return problem(500, "something went wrong here; the server's log tells more")

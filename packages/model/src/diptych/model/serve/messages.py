@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MOST_LETTERS = 500
 MOST_SAMPLES = 8
+MOST_QUESTIONS = 16  # in one address, which servers bound
+MOST_ANSWERS = 20
 MOST_PICTURES = 128  # in one reply, steps included
 HIGHEST_TEMPERATURE = 5.0
 HIGHEST_GUIDANCE = 20.0
@@ -66,6 +68,21 @@ class CaptionQuery(BaseModel):
     attention: bool = Field(False, description="Also where in the picture each word looks.")
 
 
+class AnswerQuery(BaseModel):
+    """What is asked about the picture in the body."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    question: list[Annotated[str, Field(min_length=1, max_length=MOST_LETTERS)]] = Field(
+        min_length=1,
+        max_length=MOST_QUESTIONS,
+        description="Given several times, so many questions are answered.",
+        examples=[["how many kites are there?"]],
+    )
+    most: int = Field(5, ge=1, le=MOST_ANSWERS, description="Likeliest answers to each question.")
+    attention: bool = Field(False, description="Also where in the picture each word of a question looks.")
+
+
 class Step(BaseModel):
     """The painting after one step."""
 
@@ -118,6 +135,32 @@ class CaptionReply(BaseModel):
     seconds: float = Field(description="Without waiting.")
 
 
+class RankedAnswer(BaseModel):
+    """An answer that the model knows, and how likely it is."""
+
+    answer: str
+    probability: float = Field(description="Among all answers that the model knows.")
+
+
+class Answer(BaseModel):
+    """The answer to one question."""
+
+    question: str
+    text: str = Field(description="The likeliest answer.")
+    probability: float
+    ranked: list[RankedAnswer] = Field(description="The likeliest answers, likeliest first.")
+    words: list[Word] | None = Field(description="Of the question; with `attention`.")
+
+
+class AnswerReply(BaseModel):
+    """Answers to questions about a picture, in their order."""
+
+    answers: list[Answer]
+    width: int = Field(description="Of the picture, upright.")
+    height: int
+    seconds: float = Field(description="Without waiting.")
+
+
 class CodeReply(BaseModel):
     """What a code of the codebook looks like."""
 
@@ -142,6 +185,7 @@ class Limits(BaseModel):
 
     letters: int
     samples: int
+    questions: int
     steps: int
     pictures: int = Field(description="In one reply, steps included.")
     upload_bytes: int
@@ -158,9 +202,11 @@ class ModelReply(BaseModel):
     codebook_size: int
     has_scorer: bool = Field(description="Whether it can rerank.")
     has_examples: bool = Field(description="Whether it knows what its codes look like.")
+    can_answer: bool = Field(description="Whether it answers questions about pictures.")
     painting: PaintingDefaults
     words: list[str] | None = Field(description="All words that it knows, where they are few.")
     examples: list[str] = Field(description="Sentences to begin with.")
+    questions: list[str] = Field(description="Questions to begin with.")
     limits: Limits
     waiting: int = Field(description="Requests in the queue, that which is worked on included.")
 

@@ -1,4 +1,5 @@
-// The page of the demo: painting with steps, samples and locked cells; captions with attention; from each to the other.
+// The page of the demo: what its sides share, and painting with steps, samples and locked cells. The other sides are
+// caption.js and answer.js.
 "use strict";
 
 const GRID = 8;
@@ -66,9 +67,10 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-// --- the two views
+// --- the views
 
-const tabs = [$("paint-tab"), $("caption-tab")];
+const tabs = [$("paint-tab"), $("caption-tab"), $("answer-tab")];
+const shown = () => tabs.find((tab) => tab.getAttribute("aria-selected") === "true").getAttribute("aria-controls");
 
 function show(name) {
   for (const tab of tabs) {
@@ -84,7 +86,9 @@ for (const tab of tabs) {
   tab.addEventListener("click", () => show(tab.getAttribute("aria-controls")));
   tab.addEventListener("keydown", (event) => {
     if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
-    const other = tabs[1 - tabs.indexOf(tab)];
+    const seen = tabs.filter((one) => !one.hidden);
+    const way = event.key === "ArrowRight" ? 1 : seen.length - 1;
+    const other = seen[(seen.indexOf(tab) + way) % seen.length];
     show(other.getAttribute("aria-controls"));
     other.focus();
   });
@@ -107,15 +111,43 @@ async function meet() {
   $("steps").value = model.painting.steps;
   $("temperature").value = model.painting.temperature;
   document.querySelectorAll("output").forEach(refresh);
-  for (const text of model.examples) $("examples").append(element("button", { type: "button", textContent: text }));
-  $("examples").hidden = model.examples.length === 0;
-  if (!$("sentence").value && model.examples.length) $("sentence").value = model.examples[0];
+  begin($("sentence"), model.examples, $("examples"), $("vocabulary"), checkWords);
+  meetAnswers();
+}
+
+/** Offer texts to begin with, and the words that the model knows. */
+function begin(field, texts, examples, vocabulary, check) {
+  for (const text of texts) examples.append(element("button", { type: "button", textContent: text }));
+  examples.hidden = texts.length === 0;
+  if (!field.value && texts.length) field.value = texts[0];
   if (model.words) {
-    $("vocabulary").hidden = false;
+    vocabulary.hidden = false;
     const chips = model.words.map((word) => element("button", { type: "button", textContent: word }));
-    $("vocabulary").lastElementChild.append(...chips);
+    vocabulary.lastElementChild.append(...chips);
   }
-  checkWords();
+  check();
+}
+
+/** Examples, words and the enter key do what they say on the field of a form. */
+function help(field, examples, vocabulary, form, check) {
+  field.addEventListener("input", check);
+  field.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    form.requestSubmit();
+  });
+  examples.addEventListener("click", (event) => {
+    if (event.target.tagName !== "BUTTON") return;
+    field.value = event.target.textContent;
+    check();
+    form.requestSubmit();
+  });
+  vocabulary.addEventListener("click", (event) => {
+    if (event.target.tagName !== "BUTTON") return;
+    const before = field.value.trimEnd();
+    field.value = (before && before + " ") + event.target.textContent;
+    check();
+  });
 }
 
 function refresh(output) {
@@ -143,30 +175,17 @@ function tie(count, temperature, warm) {
 tie($("samples"), $("temperature"), 1);
 tie($("caption-samples"), $("caption-temperature"), 0.5);
 
-function checkWords() {
-  const unknown = model && model.words ? words($("sentence").value).filter((word) => !model.words.includes(word)) : [];
+function sayUnknown(field, notice) {
+  const unknown = model && model.words ? words(field.value).filter((word) => !model.words.includes(word)) : [];
   const names = [...new Set(unknown)].slice(0, 6).join(", ");
-  say($("unknown"), names && `The model does not know: ${names}`);
+  say(notice, names && `The model does not know: ${names}`);
 }
 
-$("sentence").addEventListener("input", checkWords);
-$("sentence").addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-  event.preventDefault();
-  $("paint-form").requestSubmit();
-});
-$("examples").addEventListener("click", (event) => {
-  if (event.target.tagName !== "BUTTON") return;
-  $("sentence").value = event.target.textContent;
-  checkWords();
-  $("paint-form").requestSubmit();
-});
-$("vocabulary").addEventListener("click", (event) => {
-  if (event.target.tagName !== "BUTTON") return;
-  const before = $("sentence").value.trimEnd();
-  $("sentence").value = (before && before + " ") + event.target.textContent;
-  checkWords();
-});
+function checkWords() {
+  sayUnknown($("sentence"), $("unknown"));
+}
+
+help($("sentence"), $("examples"), $("vocabulary"), $("paint-form"), checkWords);
 
 // --- painting
 
@@ -410,145 +429,13 @@ $("lock-none").addEventListener("click", () => setLocked(new Set()));
 $("lock-swap").addEventListener("click", () => setLocked(new Set([...cells.keys()].filter((cell) => !locked.has(cell)))));
 $("repaint").addEventListener("click", () => paint({ codes: current.codes, locked: [...locked] }));
 
-$("caption-painting").addEventListener("click", () => {
+/** The painting that is shown, as the file that the server is sent. */
+function paintedFile() {
   const bytes = Uint8Array.from(atob(current.image.split(",")[1]), (letter) => letter.charCodeAt(0));
+  return new Blob([bytes], { type: "image/png" });
+}
+
+$("caption-painting").addEventListener("click", () => {
   show("caption");
-  describe(new Blob([bytes], { type: "image/png" }), caption);
+  describe(paintedFile(), caption);
 });
-
-// --- captions
-
-let picture = null; // the Blob that was captioned
-let origin = ""; // the sentence that it was painted from
-let address = null; // of the picture that is shown
-
-$("heat").append(...Array.from({ length: GRID * GRID }, () => element("div")));
-
-function describe(content, paintedFrom) {
-  if (!content) return;
-  return during($("choose"), $("caption-notice"), $("photo"), async () => {
-    if (model && content.size > model.limits.upload_bytes) {
-      const mebibytes = (bytes) => `${Number((bytes / 2 ** 20).toPrecision(2))} MiB`;
-      throw new Refusal(
-        `The picture has ${mebibytes(content.size)}, at most ${mebibytes(model.limits.upload_bytes)} are taken.`,
-      );
-    }
-    const query = new URLSearchParams({ attention: "true", samples: $("caption-samples").value });
-    if (Number($("caption-temperature").value) > 0) query.set("temperature", $("caption-temperature").value);
-    const type = /^image\//.test(content.type) ? content.type : "application/octet-stream";
-    const reply = await ask("api/caption?" + query, {
-      method: "POST",
-      headers: { "Content-Type": type },
-      body: content,
-    });
-    picture = content;
-    origin = paintedFrom;
-    if (address) URL.revokeObjectURL(address);
-    address = URL.createObjectURL(content);
-    $("shown").src = address;
-    $("shown").alt = reply.captions[0].text;
-    $("shown").hidden = $("heat").hidden = false;
-    $("photo-empty").hidden = true;
-    say($("origin"), origin && `Painted from: ${origin}`);
-    $("captions").replaceChildren(...reply.captions.map(captionItem));
-    $("written").hidden = false;
-    $("caption-again").disabled = false;
-    lookAt(null);
-    if (innerWidth <= 768) scrollTo({ top: 0 });
-  });
-}
-
-function captionItem(found) {
-  const line = element("p", { className: "words" });
-  found.words.forEach((one, number) => {
-    const word = element("button", { type: "button", textContent: one.word });
-    const look = () => lookAt(word, one.cells);
-    word.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && look());
-    word.addEventListener("focus", look);
-    word.addEventListener("click", look);
-    if (number && /[\p{L}\p{N}]/u.test(one.word)) line.append(" ");
-    line.append(word);
-  });
-  line.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && lookAt(null));
-  const again = element("button", { type: "button", className: "strong paint-caption", textContent: "Paint this caption" });
-  again.addEventListener("click", () => {
-    $("sentence").value = found.text;
-    checkWords();
-    show("paint");
-    paint({});
-  });
-  return element("li", {}, line, again);
-}
-
-/** Darken the picture where the word did not look; null shows all of it. */
-function lookAt(word, weights = null) {
-  for (const other of $("captions").querySelectorAll(".chosen")) other.classList.remove("chosen");
-  if (word) word.classList.add("chosen");
-  const most = weights ? Math.max(...weights) : 1;
-  [...$("heat").children].forEach((cell, number) => {
-    const dark = weights ? 0.75 * (1 - weights[number] / most) : 0;
-    cell.style.backgroundColor = `rgba(12, 16, 24, ${dark.toFixed(3)})`;
-  });
-}
-
-$("choose").addEventListener("click", () => $("file").click());
-for (const input of [$("file"), $("snapshot")]) {
-  input.addEventListener("change", () => {
-    describe(input.files[0], "");
-    input.value = "";
-  });
-}
-$("caption-again").addEventListener("click", () => describe(picture, origin));
-
-for (const name of ["dragover", "dragleave", "drop"]) {
-  document.addEventListener(name, (event) => {
-    event.preventDefault();
-    $("drop").classList.toggle("over", name === "dragover");
-    if (name !== "drop" || !event.dataTransfer.files.length) return;
-    show("caption");
-    describe(event.dataTransfer.files[0], "");
-  });
-}
-document.addEventListener("paste", (event) => {
-  const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
-  if (!file) return;
-  show("caption");
-  describe(file, "");
-});
-
-// --- the camera: the phone's own where there is one to tap for, else a viewfinder here
-
-let stream = null;
-
-$("camera").addEventListener("click", async () => {
-  if (!navigator.mediaDevices || matchMedia("(pointer: coarse)").matches) {
-    $("snapshot").click();
-    return;
-  }
-  try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
-  } catch {
-    say($("caption-notice"), "The camera cannot be used. Allow it in the browser, or choose a picture.");
-    return;
-  }
-  say($("caption-notice"), "");
-  $("video").srcObject = stream;
-  $("viewfinder").showModal();
-});
-$("shoot").addEventListener("click", () => {
-  const video = $("video");
-  if (!video.videoWidth) return;
-  const canvas = element("canvas", { width: video.videoWidth, height: video.videoHeight });
-  canvas.getContext("2d").drawImage(video, 0, 0);
-  canvas.toBlob((content) => {
-    $("viewfinder").close();
-    describe(content, "");
-  }, "image/jpeg", 0.92);
-});
-$("close-camera").addEventListener("click", () => $("viewfinder").close());
-$("viewfinder").addEventListener("close", () => {
-  if (stream) for (const track of stream.getTracks()) track.stop();
-  stream = null;
-});
-
-meet();

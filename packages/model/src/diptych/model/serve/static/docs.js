@@ -64,6 +64,9 @@ function command(method, path, call) {
   if (path.endsWith("caption")) {
     return `curl -H "Content-Type: image/jpeg" --data-binary @photo.jpg "${address}?attention=true"`;
   }
+  if (path.endsWith("answer")) {
+    return `curl -H "Content-Type: image/jpeg" --data-binary @photo.jpg "${address}?question=what+is+there?"`;
+  }
   return `curl --json '{"caption": "two red kites above the sea.", "seed": 1}' ${address}`;
 }
 
