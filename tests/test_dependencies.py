@@ -201,15 +201,19 @@ def test_digests_do_not_depend_on_the_python() -> None:
         assert done.stdout.strip() == repr(expected), f"{python}: {done.stderr[-2000:]}"
 
 
+QUESTIONS = "data/dataset/questions/vqa.parquet"
+
+
 @pytest.mark.parametrize(
     ("item", "stages", "own"),
     [
-        ("token", ["train_token"], set()),
+        # no row of a paper's table asks questions
+        ("token", ["train_token"], {QUESTIONS}),
         # no evaluation meanwhile, which alone reads the detector
-        ("sequence", ["train_sequence"], {"models/token", "models/detector"}),
-        ("features", ["train_sequence"], {"models/token", "models/detector"}),
-        ("measured", ["generate", "evaluate"], {"models/sequence", "data/generated"}),
-        ("sampler", ["generate", "evaluate"], {"data/generated"}),
+        ("sequence", ["train_sequence"], {"models/token", "models/detector", QUESTIONS}),
+        ("features", ["train_sequence"], {"models/token", "models/detector", QUESTIONS}),
+        ("measured", ["generate", "evaluate"], {"models/sequence", "data/generated", QUESTIONS}),
+        ("sampler", ["generate", "evaluate"], {"data/generated", QUESTIONS}),
     ],
 )
 def test_an_item_of_table1_lists_the_files_that_its_stages_read(

@@ -14,6 +14,7 @@ from pipelines.tables.item import TableItem, only_one_in, run
 from pipelines.train_sequence import TrainSequenceParams
 
 if TYPE_CHECKING:
+    from diptych.model.training.sequence import SequenceTrainingConfig
     from pipelines.tables.params import TransformerTableParams
     from pipelines.tables.table import Table
 
@@ -34,12 +35,13 @@ def main(item: TableItem, section: TransformerTableParams) -> None:
 def sequence_params(
     table: Table, row: str, params: TrainSequenceParams, steps: int | None, seed: int
 ) -> TrainSequenceParams:
-    """The section train_sequence as this row's stage 2 takes it. steps: of ours, null those of the section.
+    """The section train_sequence as this row's stage 2 takes it, without steps that answer: the papers' tables have none.
+    steps: of ours, null those of the section.
 
     Nothing is measured meanwhile, and so nothing ends a training early: all rows take the steps that they are
     said to take. Raises ParameterError where these are too few for the row's task.
     """
-    changes, section = read_changes(table, row), params.training
+    changes, section = read_changes(table, row), without_answers(params.training)
     ours = steps_of_ours(table, "sequence", steps, section.steps)
     own = replace(section, steps=ours.count, seed=seed, evaluation=None)
     if changes.tasks != "both":
@@ -55,6 +57,13 @@ def sequence_params(
     if changes.painting_loss:
         own = replace(own, painting_loss=changes.painting_loss)
     return replace(params, training=own)
+
+
+def without_answers(training: SequenceTrainingConfig) -> SequenceTrainingConfig:
+    """The same with as many steps of the other tasks, and none that answers."""
+    others = [tasks != ("answer",) for tasks in training.turns]
+    cycles, rest = divmod(training.steps, len(others))
+    return replace(training, steps=cycles * sum(others) + sum(others[:rest]), answer_steps=0)
 
 
 if __name__ == "__main__":
