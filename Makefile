@@ -45,6 +45,7 @@ bench: $(VENV)/.complete-tools
 	python -m benchmarks.features
 	python -m benchmarks.model
 	python -m benchmarks.scst
+	python -m benchmarks.pretraining
 	python -m benchmarks.image_generator
 	python -m benchmarks.eval
 

@@ -31,6 +31,8 @@ _LABELS = {
     "caption.div_2": "Div-2: different pairs of words per pair",
     "caption.repeated_words": "Words that repeat one of their caption",
     "caption.novel": "Captions that no training picture has",
+    "answer.accuracy": "Answers, VQA accuracy",
+    "words_alone.accuracy": "Answers from the question alone, VQA accuracy",
     "fid": "FID",
     "fid_pytorch": "FID as by pytorch-fid",
     "inception_score": "Inception Score",
@@ -42,8 +44,10 @@ _LABELS = {
     "second_class": "Second object: class right",
     "second_color": "Second object: colour right",
 }
-# Names that end with the network that measures.
+# Names that end with the kind of question, or with the network that measures.
 _BY_NETWORK = (
+    (r"answer\.accuracy_(\w+)", "Answers, VQA accuracy, {0}"),
+    (r"words_alone\.accuracy_(\w+)", "Answers from the question alone, VQA accuracy, {0}"),
     (r"r_precision_hard_(nouns|verbs|colors|numbers)_(\w+)", "R-precision-hard, {0}, by the {1}"),
     (r"r_precision_hard_(\w+)", "R-precision-hard by the {0}"),
     (r"r_precision_(\w+)", "R-precision by the {0}"),
