@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -242,6 +243,22 @@ def test_words_are_marked(inputs: ReportInputs, tmp_path: Path) -> None:
     assert page.count('<s class="said">&lt;script&gt;') == 1
     # the picture with a wrong word is not among those that the filter hides
     assert page.count("card caption-card is-right") == 1 and page.count('class="card is-right"') == 1
+
+
+def test_questions_are_shown_with_right_and_wrong_answers(inputs: ReportInputs, tmp_path: Path) -> None:
+    said = {"answers": ["red", "blue"], "probabilities": [0.8, 0.15], "references": "red (9), <b>", "kind": "color"}
+    rows = [
+        {"image_id": str(score), "real": encoded("red"), "question": "what color?", "score": score, **said}
+        for score in (1.0, 0.3)
+    ]
+    values = {"answer.accuracy": 0.91, "answer.accuracy_color": 0.8}
+    values |= {"words_alone.accuracy": 0.31, "words_alone.accuracy_color": 0.2}
+    figures = json.loads(figures_json([Figure(name, value, 20) for name, value in values.items()]))
+    page = written(replace(inputs, answers={"random": rows}, figures=[*inputs.figures, *figures]), tmp_path)
+    text = text_of(page)
+    assert "what color? red ✓" in text and "what color? red ✗" in text
+    assert "red 80 %" in text and "people: red (9), &lt;b&gt;" in page
+    assert "all questions 91.0 % 31.0 % 20" in text and "colour 80.0 % 20.0 % 20" in text
 
 
 def test_galleries_are_plain_lists_without_style_and_tabs_with_it(

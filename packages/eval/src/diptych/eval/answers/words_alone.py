@@ -21,7 +21,7 @@ def answers_from_words(
     by_kind: defaultdict[str, Counter[str]] = defaultdict(Counter)
     everything: Counter[str] = Counter()
     for words, kind, answers in training:
-        given = Counter(map(normalise_answer, answers))
+        given = Counter(filter(None, map(normalise_answer, answers)))
         by_words[words].update(given)
         by_kind[kind].update(given)
         everything.update(given)

@@ -45,7 +45,7 @@ _LABELS = {
     "second_color": "Second object: colour right",
 }
 # Names that end with the kind of question, or with the network that measures.
-_BY_NETWORK = (
+_PATTERNS = (
     (r"answer\.accuracy_(\w+)", "Answers, VQA accuracy, {0}"),
     (r"words_alone\.accuracy_(\w+)", "Answers from the question alone, VQA accuracy, {0}"),
     (r"r_precision_hard_(nouns|verbs|colors|numbers)_(\w+)", "R-precision-hard, {0}, by the {1}"),
@@ -74,7 +74,7 @@ def label(metric: str) -> str:
         # names of metrics keep their capital
         first = inner[0].lower() if inner.startswith(("Main", "Second")) else inner[0]
         return f"{_VIEW_NAMES[view]} · {first}{inner[1:]}"
-    for pattern, text in _BY_NETWORK:
+    for pattern, text in _PATTERNS:
         if found := re.fullmatch(pattern, metric):
             return text.format(*(group.replace("color", "colour") for group in found.groups()))
     return metric
