@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 STAGES = list(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])
 PROMISED = [
     "caption.cider_d", "caption.bleu_4", "caption.rouge_l", "caption.div_1", "caption.novel", "caption.main_fact", "caption.main_fact_unseen", "painted.main_object_unseen",
+    "answer.accuracy", "answer.accuracy_place", "words_alone.accuracy", "words_alone.accuracy_place",
     *(
         f"{kind}.{name}"
         for kind in ("real", "reconstruction", "painted")
@@ -104,7 +105,12 @@ seeds = list(range(8))
 captions = d.caption([row["real"] for row in rows], seed=seeds)
 paintings = d.paint([row["prompt"] for row in rows], seed=seeds)
 examples = [len(d.examples(code)) for code in range(d.codebook_size)]
+answered = pq.read_table(sys.argv[3]).to_pylist()[:24]
+asked = {row["question_id"]: row["question"] for row in pq.read_table(sys.argv[4]).to_pylist()}
+real = {row["image_id"]: row["real"] for row in pq.read_table(sys.argv[2]).to_pylist()}
+answers = d.answer([real[row["image_id"]] for row in answered], [asked[row["question_id"]] for row in answered])
 print(json.dumps({
+    "answers": [one.text == row["answers"][0] for one, row in zip(answers, answered)],
     "captions": [one.text == row["caption"] for one, row in zip(captions, rows)],
     "codes": [one.codes.numpy().astype("<u2").tobytes() == row["codes"] for one, row in zip(paintings, rows)],
     "examples": max(examples),
@@ -116,17 +122,20 @@ print(json.dumps({
     made = exact.run("python", "-m", "pipelines.generate")
     assert made.returncode == 0, made.stderr[-3000:]
     generated = exact.folder / "data/generated/test.parquet"
-    done = finished_clone.run("python", "-c", script, str(package), str(generated))
+    others = (generated.with_name("test_answers.parquet"), exact.folder / "data/dataset/questions/vqa.parquet")
+    done = finished_clone.run("python", "-c", script, str(package), str(generated), *map(str, others))
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     # a near tie may fall otherwise in a batch of another size
     assert sum(found["captions"]) >= 7 and sum(found["codes"]) >= 7 and found["examples"] == 2
+    assert len(found["answers"]) == 24 and sum(found["answers"]) >= 23
     figures = read(finished_clone, "package")
     assert figures["export.captions"] == 1 and figures["export.cells"] > 0.999
     assert {path.name for path in (package / "exported").iterdir()} == {
         "captioner.pt2", "image_generator.pt2", "painter.pt2",
     }  # fmt: skip
     card = (package / "README.md").read_text()
+    assert "| answers: VQA's accuracy |" in card
     assert "| CLIPScore by the judge, painted captions |" in card and '"guidance": 2.0' in card
     commit = finished_clone.run("git", "rev-parse", "--short", "HEAD").stdout.strip()
     assert commit in card
@@ -143,6 +152,12 @@ def test_another_grammar_does_not_reach_the_detector(finished_clone: Clone, tmp_
     clone.set_params("dataset.toybox.captions.where=0.5")
     assert clone.repro("detector", "extract", "cluster") == ["dataset"]
     assert "shard" in clone.run("dvc", "status", "shard").stdout, "the captions did change"
+
+
+def test_other_questions_reach_who_asks_them(finished_clone: Clone, tmp_path: Path) -> None:
+    clone = finished_clone.copy(tmp_path / "clone")
+    clone.set_params("dataset.toybox.questions.per_picture=6")
+    assert clone.repro("shard", "judge", "train_token") == ["dataset", "train_token"]
 
 
 def test_other_machine_settings_run_nothing(finished_clone: Clone, tmp_path: Path) -> None:
