@@ -45,6 +45,16 @@ class AnswerTable:
         total = sum(known.values())
         return {number: count / total for number, count in known.items()}
 
+    def scores(self, answers: Sequence[str]) -> dict[int, float]:
+        """Return what each known answer is worth by VQA's accuracy, by its row: in (0, 1]. Where one person or file gave the
+        one true answer, that is worth 1."""
+        from diptych.eval.answers.normalisation import normalise_answer
+        from diptych.eval.answers.soft_scores import answer_scores
+
+        scores = answer_scores(answers).scores if len(answers) > 1 else dict.fromkeys(answers, 1.0)
+        normal = {normalise_answer(answer): score for answer, score in scores.items()}
+        return {self._numbers[answer]: score for answer, score in normal.items() if answer in self._numbers}
+
     def save(self, folder: Path) -> None:
         """Write ``answers.json`` into ``folder``."""
         (folder / ANSWERS_FILE).write_text(

@@ -44,5 +44,7 @@ def import_checkpoint(
     from diptych.model.importers.__main__ import ImportRequest, import_into
     from diptych.model.importers.detect import detect_format
 
-    request = ImportRequest(form or detect_format(source), source, out, codebook, tokenizer, size, seed, answers)
+    request = ImportRequest(
+        form or detect_format(source), source, out, codebook, tokenizer, size, seed, answers
+    )
     typer.echo(f"{out}: {import_into(request)}")

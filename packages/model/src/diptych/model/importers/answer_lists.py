@@ -37,7 +37,9 @@ def read_answer_list(path: Path, rows: int) -> AnswerTable:
     first: dict[str, int] = {}
     for entry, answer in enumerate(answers):
         if first.setdefault(answer, entry) != entry:
-            raise UserError(f"{path}: entry {entry} repeats {answer!r} of entry {first[answer]}; each answer once")
+            raise UserError(
+                f"{path}: entry {entry} repeats {answer!r} of entry {first[answer]}; each answer once"
+            )
     if len(answers) != rows:
         raise UserError(
             f"{path}: {len(answers)} answers, but the answer head has {rows}; give those that it was trained with"

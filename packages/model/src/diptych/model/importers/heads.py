@@ -55,9 +55,7 @@ def find_heads(path: Path, tensors: dict[str, tuple[str, Tensor]], answers: Path
     return FoundHeads(f"{MATCHING_HEAD}.weight" in tensors, f"{PAIR_HEAD}.0.weight" in tensors, table)
 
 
-def name_fine_tuned_head(
-    path: Path, tensors: dict[str, tuple[str, Tensor]]
-) -> dict[str, tuple[str, Tensor]]:
+def name_fine_tuned_head(path: Path, tensors: dict[str, tuple[str, Tensor]]) -> dict[str, tuple[str, Tensor]]:
     """Give the head of a fine-tuned LXMERT its common name. All tasks call theirs ``logit_fc``: that of VQA and GQA reads
     one pooled state and is an answer head, that of NLVR2 reads two and stays.
 

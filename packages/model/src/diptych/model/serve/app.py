@@ -241,7 +241,9 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
         return CodeReply(code=code, examples=[data_url(image) for image in diptych.examples(code)])
 
     # last: what ends in a slash and is nothing by itself
-    app.add_api_route("/{path:path}/", without_slash, methods=["GET", "HEAD", "POST"], include_in_schema=False)
+    app.add_api_route(
+        "/{path:path}/", without_slash, methods=["GET", "HEAD", "POST"], include_in_schema=False
+    )
     return SecurityHeaders(WithoutPrefix(app, options.root_path), HEADERS)
 
 

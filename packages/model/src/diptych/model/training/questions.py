@@ -75,6 +75,7 @@ class QuestionTable:
         self.left_out = 0
         self.texts: list[str] = []
         shares: list[dict[int, float]] = []
+        scores: list[dict[int, float]] = []
         of_image: dict[int, list[int]] = {}
         for row in rows:
             image = index_of.get(row["image_ids"][0]) if len(row["image_ids"]) == 1 else None
@@ -85,6 +86,7 @@ class QuestionTable:
             of_image.setdefault(image, []).append(len(self.texts))
             self.texts.append(row["question"])
             shares.append(known)
+            scores.append(table.scores(row["answers"]))
         if not self.texts:
             raise UserError(
                 "no question about the training images has an answer of the answer table; check the questions"
@@ -98,9 +100,11 @@ class QuestionTable:
         most = max(map(len, shares))
         self._answers = torch.zeros(len(shares) + 1, most, dtype=torch.long)
         self._shares = torch.zeros(len(shares) + 1, most)
+        self._scores = torch.zeros(len(shares) + 1, most)
         for number, known in enumerate(shares):
             self._answers[number, : len(known)] = torch.tensor(list(known))
             self._shares[number, : len(known)] = torch.tensor(list(known.values()))
+            self._scores[number, : len(known)] = torch.tensor([scores[number][answer] for answer in known])
 
     def contents(self) -> tuple[object, ...]:
         """What determines a training on these questions, for :func:`diptych.model.training.state.fingerprint`."""
@@ -122,8 +126,16 @@ class QuestionTable:
 
     def shares(self, questions: Tensor) -> Tensor:
         """Return the shares of the answers of ``questions`` int64 ``[...]``: float32 ``[..., A]``."""
+        return self._dense(questions, self._shares)
+
+    def scores(self, questions: Tensor) -> Tensor:
+        """Return what each answer is worth to ``questions`` int64 ``[...]`` by VQA's accuracy: float32 ``[..., A]`` in
+        0..1."""
+        return self._dense(questions, self._scores)
+
+    def _dense(self, questions: Tensor, values: Tensor) -> Tensor:
         empty = torch.zeros(*questions.shape, self.size)
-        return empty.scatter_add(-1, self._answers[questions], self._shares[questions])
+        return empty.scatter_add(-1, self._answers[questions], values[questions])
 
 
 def answer_pieces(
