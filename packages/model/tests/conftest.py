@@ -31,7 +31,7 @@ CAPTIONS = [
     ["two blue boats rest on the sea.", "some boats of blue."],
     ["a green house stands alone.", "one green house."],
 ]
-QUESTIONS = ["is there a red kite?", "how many boats are there?", "what colour is the house?"]
+QUESTIONS = ["is there a red kite?", "how many boats are there?", "what color is the house?"]
 ANSWERS = AnswerTable(["yes", "no", "2", "red", "the sea", "kite"])
 
 

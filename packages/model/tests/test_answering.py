@@ -17,7 +17,7 @@ pytestmark = pytest.mark.parametrize("parts", ["prefix", "masked"], indirect=Tru
 QUESTIONS = [
     "is there a red kite?",
     "how many boats are there?",
-    "what colour is the house?",
+    "what color is the house?",
 ]  # as in conftest.py
 ANSWERS = ["yes", "no", "2", "red", "the sea", "kite"]
 
@@ -133,7 +133,7 @@ def test_attention_is_that_of_the_network(answering: Diptych, pictures) -> None:
     question = QUESTIONS[2]
     [answer] = answering.answer(pictures[2], question, return_attention=True)
     attention = answer.attention
-    assert attention is not None and attention.words == ("what", "colour", "is", "the", "house", "?")
+    assert attention is not None and attention.words == ("what", "color", "is", "the", "house", "?")
     assert attention.weights.shape == (6, 64)
     assert torch.allclose(attention.weights.sum(1), torch.ones(6), atol=1e-5)
     expected = direct_attention(answering, answering.features(pictures[2]), question)
