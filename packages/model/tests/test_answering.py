@@ -178,7 +178,7 @@ def test_statements_about_two_pictures(answering: Diptych, pictures) -> None:
         ("", "has no word"),
         (" ?! ", "has no word"),
         ("is there a zeppelin?", "never read: zeppelin"),
-        ("is there a zeppelin over the quagmire?", "zeppelin, .*quagmire"),
+        ("is there a zeppelin on the quagmire?", "zeppelin, quagmire"),
         ("is there a \u98a8?", "never read"),
         ("is there " + "a red kite " * 6 + "?", "word pieces, this model reads 18"),
     ],

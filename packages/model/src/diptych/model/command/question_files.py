@@ -86,7 +86,7 @@ def _entry(row: Any, number: int, path: Path) -> FileQuestion:
     """Entry ``number`` of a file; without an id its number is one."""
     if not isinstance(row, dict):
         raise UserError(f"{path}: entry {number} is no object; expected {FORMS}")
-    question_id: int | str = row.get("question_id", row.get("id", number))
+    question_id: Any = row.get("question_id", row.get("id", number))
     image = row.get("image", row.get("image_id"))
     for key, value in (("question_id", question_id), ("image or image_id", image)):
         try:
