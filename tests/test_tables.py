@@ -38,8 +38,9 @@ MATRICES = YAML(typ="safe").load(REPOSITORY / TABLE.pipeline)["stages"]
 
 @pytest.fixture
 def sections(tmp_path: Path) -> tuple[TrainTokenParams, TrainSequenceParams]:
-    """train_token and train_sequence of the default profile with the papers' two tasks, as every row has them."""
-    write_profile("toybox", tmp_path / "params.yaml")
+    """train_token and train_sequence of a profile with questions, and then with the papers' two tasks, as every row has
+    them."""
+    write_profile("answers", tmp_path / "params.yaml")
     params = read_params(tmp_path / "params.yaml")
     provided = provided_by(read_section(Machine, "machine", params), 0)
     token = read_section(TrainTokenParams, "train_token", params, provided=provided)
