@@ -102,4 +102,4 @@ $(VENV)/.complete-tools: $(VENV)/.complete
 	@touch $(VENV)/.complete $@
 
 clean:
-	rm -rf $(VENV) code data/{dataset,features,codebook,shards,generated,evaluation.parquet} models plots report ablations comparison metrics/stages .cache/training .cache/unfinished .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) code data/{dataset,features,codebook,shards,generated,evaluation.parquet,evaluation_answers.parquet} models plots report ablations comparison metrics/stages .cache/training .cache/unfinished .mypy_cache .pytest_cache .ruff_cache
