@@ -214,6 +214,20 @@ def test_missing_java_ends_before_the_trainings(stand_in: Path) -> None:
 def test_a_killed_item_is_named(finished_clone: Clone, tmp_path: Path) -> None:
     """Where memory runs out, the kernel kills: what is left of the item is a progress bar and DVC's line."""
     clone = finished_clone.copy(tmp_path / "clone")
+    pipeline = clone.folder / TABLE.pipeline
+    cmd = "cmd: python -m pipelines.tables.token table1 ${item.row} ${item.seed}"
+    text = pipeline.read_text()
+    assert cmd in text
+    pipeline.write_text(text.replace(cmd, "cmd: 'echo \"rows: 45%|###\"; kill -9 $$'"))
+    done = clone.run("python", "-c", ONE_ITEM)
+    assert "token@ours-0: killed by signal 9; where memory ran out, run fewer items" in done.stderr, (
+        done.stderr
+    )
+
+
+def test_a_locked_repository_costs_no_work(finished_clone: Clone, tmp_path: Path) -> None:
+    """An item whose end meets the lock of another command waits for it."""
+    clone = finished_clone.copy(tmp_path / "clone")
     # waits in its beginning and tells its end; the command itself names the item, and stays
     program = clone.folder / "pipelines/tables/token.py"
     text, start = program.read_text(), 'if __name__ == "__main__":\n'
