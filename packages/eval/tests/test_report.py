@@ -257,7 +257,7 @@ def test_questions_are_shown_with_right_and_wrong_answers(inputs: ReportInputs, 
     page = written(replace(inputs, answers={"random": rows}, figures=[*inputs.figures, *figures]), tmp_path)
     text = text_of(page)
     assert "what color? red ✓" in text and "what color? red ✗" in text
-    assert "red 80 %" in text and "people: red (9), &lt;b&gt;" in page
+    assert "red · 80 %" in text and "people: red (9), &lt;b&gt;" in page
     assert "all questions 91.0 % 31.0 % 20" in text and "colour 80.0 % 20.0 % 20" in text
 
 
