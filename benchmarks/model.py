@@ -40,7 +40,7 @@ from diptych.model.decoding.decisions import REFERENCE
 from diptych.model.decoding.paint import paint_codes
 from diptych.model.importers.checkpoint import build
 from diptych.model.importers.names import common_names
-from diptych.model.importers.x_lxmert import GENERATE_IT_NAMES
+from diptych.model.importers.x_lxmert import GENERATE_IT_NAMES, UNTRAINED
 from diptych.model.inference import transformer as inference
 from diptych.model.inference.transformer import InferenceTransformer
 from diptych.model.networks.attention import Attention
@@ -98,7 +98,7 @@ class Sides:
         self.codebook = torch.randn(config.codebook_size, config.feature_dim)
         self.reference = ReferenceModel(config, self.codebook).eval()
         tensors = {name: tensor.clone() for name, tensor in self.reference.state_dict().items()}
-        imported = build(Path("reference"), common_names(tensors, GENERATE_IT_NAMES), config, None)
+        imported = build(Path("reference"), common_names(tensors, GENERATE_IT_NAMES), config, None, unused=UNTRAINED)
         self.ours = imported.model
         self.fast = InferenceTransformer(self.ours)
         trained = [parameter for parameter in self.reference.parameters() if parameter.requires_grad]
@@ -311,7 +311,7 @@ def gradient_difference(sides: Sides, losses: dict[str, Callable[[], Tensor]]) -
         for name, parameter in sides.reference.named_parameters()
     }
     gradients["cluster_codebook.weight"] = sides.codebook
-    mapped = build(Path("gradients"), common_names(gradients, GENERATE_IT_NAMES), sides.config, None).model
+    mapped = build(Path("gradients"), common_names(gradients, GENERATE_IT_NAMES), sides.config, None, unused=UNTRAINED).model
     theirs, worst, largest = dict(mapped.named_parameters()), 0.0, 0.0
     for name, parameter in sides.ours.named_parameters():
         ours = torch.zeros_like(parameter.detach()) if parameter.grad is None else parameter.grad

@@ -28,6 +28,10 @@ def overrides() -> list[str]:
         "judge.inspector=null",
         # other pictures are painted than captioned, as the papers do
         "~generate.sets.compositional",
+        # nobody has asked about them
+        "train_token.training.questions=null",
+        "train_sequence.training.answer_steps=0",
+        "generate.sets.test.answer=null",
         "generate.sets.test.paint={splits: [val, test], limit: 60}",
         # half a minute that test_pipeline.py spends already
         "package.export=none",

@@ -17,7 +17,7 @@ from diptych.model.decoding.decisions import PAPER, REFERENCE
 from diptych.model.decoding.paint import paint_codes
 from diptych.model.importers.checkpoint import build
 from diptych.model.importers.names import common_names
-from diptych.model.importers.x_lxmert import GENERATE_IT_NAMES
+from diptych.model.importers.x_lxmert import GENERATE_IT_NAMES, UNTRAINED
 from diptych.model.inference.transformer import InferenceTransformer
 from diptych.model.objectives.token import (
     masked_caption_loss,
@@ -46,7 +46,7 @@ def build_pair(tiny, seed):
         if isinstance(table, torch.nn.Embedding):
             table.padding_idx = None  # their first row never trains; ours does
     tensors = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
-    imported = build(Path("reference"), common_names(tensors, GENERATE_IT_NAMES), config, None)
+    imported = build(Path("reference"), common_names(tensors, GENERATE_IT_NAMES), config, None, unused=UNTRAINED)
     return SimpleNamespace(
         reference=reference.double(),
         model=imported.model.double(),
@@ -112,7 +112,7 @@ def assert_same_gradients(pair):
     """Bring the reference's gradients to our names by importing them as if they were weights."""
     theirs = {name: tensor.float() for name, tensor in gradients(pair.reference).items()}
     theirs["cluster_codebook.weight"] = pair.codebook.float()
-    imported = build(Path("gradients"), common_names(theirs, GENERATE_IT_NAMES), pair.model.config, None)
+    imported = build(Path("gradients"), common_names(theirs, GENERATE_IT_NAMES), pair.model.config, None, unused=UNTRAINED)
     expected = dict(imported.model.named_parameters())
     nonzero = 0
     for name, gradient in gradients(pair.model).items():

@@ -20,7 +20,7 @@ from diptych.model.decoding.paint import paint_codes
 from diptych.model.errors import UserError
 from diptych.model.importers.checkpoint import build
 from diptych.model.importers.names import common_names
-from diptych.model.importers.x_lxmert import GENERATE_IT_NAMES
+from diptych.model.importers.x_lxmert import GENERATE_IT_NAMES, UNTRAINED
 from diptych.model.objectives.sequence import PROMPT, clip_loss, relaxed_painting
 from diptych.model.training.optimisation import add_gradients
 from diptych.model.training.sequence import SequenceSteps, SequenceTrainingConfig, train_sequence
@@ -82,7 +82,7 @@ def build_pair(tiny, seed=1):
         if isinstance(table, torch.nn.Embedding):
             table.padding_idx = None  # their first row never trains; ours does
     tensors = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
-    imported = build(Path("reference"), common_names(tensors, GENERATE_IT_NAMES), config, None)
+    imported = build(Path("reference"), common_names(tensors, GENERATE_IT_NAMES), config, None, unused=UNTRAINED)
     tiny.generator.requires_grad_(False)
     tiny.scorer.requires_grad_(False)
     return SimpleNamespace(reference=reference, model=imported.model.eval(), codebook=imported.codebook)
@@ -140,7 +140,7 @@ def assert_same_gradients(pair, least):
     """The reference's gradients come to our names by importing them as if they were weights."""
     theirs = {name: tensor.clone() for name, tensor in gradients(pair.reference).items()}
     theirs["cluster_codebook.weight"] = pair.codebook
-    imported = build(Path("gradients"), common_names(theirs, GENERATE_IT_NAMES), pair.model.config, None)
+    imported = build(Path("gradients"), common_names(theirs, GENERATE_IT_NAMES), pair.model.config, None, unused=UNTRAINED)
     expected = dict(imported.model.named_parameters())
     ours = gradients(pair.model)
     largest = max(float(gradient.abs().max()) for gradient in ours.values())

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.parametrize("parts", ["prefix"], indirect=True)
 QUESTIONS = [
     "is there a red kite?",
     "how many boats are there?",
-    "what colour is the house?",
+    "what color is the house?",
 ]  # as in conftest.py
 
 

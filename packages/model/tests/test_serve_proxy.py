@@ -59,7 +59,7 @@ def test_pages_ask_below_the_path(client: TestClient) -> None:
         asked |= {urljoin(page, name.replace("${code}", "0")) for name in named}
     paths = {urlsplit(address).path.removeprefix(PREFIX) for address in asked}
     assert paths == {
-        "/", "/docs", "/demo.css", "/demo.js", "/docs.js", "/icon.svg", "/openapi.json",
+        "/", "/docs", "/demo.css", "/demo.js", "/caption.js", "/answer.js", "/docs.js", "/icon.svg", "/openapi.json",
         "/api/model", "/api/paint", "/api/caption", "/api/codes/0",
     }  # fmt: skip
     for address in asked:

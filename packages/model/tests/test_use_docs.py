@@ -94,7 +94,7 @@ def test_answers(
     (_, code), (_, script) = ABOUT_ANSWERS
     monkeypatch.setenv("DIPTYCH_MODEL", str(answering_package))
     (place / "questions.txt").write_text("is there a red kite?\nhow many boats are there?\n")
-    rows = [{"question_id": 7, "image": "one.jpg", "question": "what colour is the house?"}]
+    rows = [{"question_id": 7, "image": "one.jpg", "question": "what color is the house?"}]
     (place / "questions.json").write_text(json.dumps(rows))
     opened = f"from diptych.model import Diptych\nd = Diptych.from_pretrained({str(answering_package)!r})\n"
     (place / "answers.py").write_text(f'{opened}pictures = ["photo.jpg", "photos/one.jpg"]\n{code}')
