@@ -228,12 +228,12 @@ def test_a_killed_item_is_named(finished_clone: Clone, tmp_path: Path) -> None:
 def test_a_locked_repository_costs_no_work(finished_clone: Clone, tmp_path: Path) -> None:
     """An item whose end meets the lock of another command waits for it."""
     clone = finished_clone.copy(tmp_path / "clone")
-    pipeline = clone.folder / TABLE.pipeline
-    cmd = "cmd: python -m pipelines.tables.token table1 ${item.row} ${item.seed}"
-    text = pipeline.read_text()
-    assert cmd in text
-    held = cmd.replace("cmd: ", "cmd: 'until [ -e go ]; do sleep 0.05; done; ") + " && touch ended'"
-    pipeline.write_text(text.replace(cmd, held))
+    # waits in its beginning and tells its end; the command itself names the item, and stays
+    program = clone.folder / "pipelines/tables/token.py"
+    text, start = program.read_text(), 'if __name__ == "__main__":\n'
+    assert start in text
+    waiting = "    import pathlib, time\n    while not pathlib.Path('go').exists():\n        time.sleep(0.05)\n"
+    program.write_text(text.replace(start, start + waiting) + "    pathlib.Path('ended').touch()\n")
     holder = """
 import sys, time, zc.lockfile
 while True:
