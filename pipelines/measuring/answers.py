@@ -13,7 +13,7 @@ from diptych.eval.figures import Figure
 from diptych.features.questions import questions_of, read_questions
 from diptych.features.shards.reading import ShardDataset
 from diptych.model.answer_table import AnswerTable
-from diptych.model.decoding.answer import question_states, rank_answers
+from diptych.model.decoding.answer import answer_logits, equally_asked, rank_answers
 from diptych.model.decoding.caption import encode_images
 from diptych.model.image_features import caption_input, caption_rows
 from diptych.model.precision import autocast_context
@@ -55,38 +55,28 @@ def answered_rows(
             of_picture.setdefault(row["image_ids"][0], []).append(row)
     device = codebook.device
     for split, dataset in shards.items():
-        wanted = [index for index, key in enumerate(dataset.keys) if key in of_picture]
-        # pictures with equally many questions go together
-        wanted.sort(key=lambda index: len(of_picture[dataset.keys[index]]))
-        bar = tqdm(total=len(wanted), desc=f"{split}, answers", unit="picture", mininterval=1)
-        start = 0
-        while start < len(wanted):
-            count = len(of_picture[dataset.keys[wanted[start]]])
-            indices = [
-                index
-                for index in wanted[start : start + batch_size]
-                if len(of_picture[dataset.keys[index]]) == count
-            ]
-            asked = [row for index in indices for row in of_picture[dataset.keys[index]]]
-            ids = tokenizer.encode_questions([row["question"] for row in asked], length).to(device)
-            features = torch.from_numpy(caption_rows(model.config, dataset)(indices)).to(device)
-            with torch.inference_mode(), autocast_context(device, stage.machine.precision):
-                images = encode_images(model, caption_input(model.config, codebook, features))
-                states = question_states(model, tokenizer, images, ids.view(len(indices), count, -1))
-                ranked = rank_answers(model.answer_logits(states), table.answers, RANKED)
-            yield [
-                {
-                    "question_id": row["question_id"],
-                    "split": split,
-                    "image_id": row["image_ids"][0],
-                    "answers": [one.answer for one in own],
-                    "probabilities": [one.probability for one in own],
-                }
-                for row, own in zip(asked, ranked, strict=True)
-            ]
-            start += len(indices)
-            bar.update(len(indices))
-        bar.close()
+        asked = [(index, of_picture[key]) for index, key in enumerate(dataset.keys) if key in of_picture]
+        asked.sort(key=lambda pair: len(pair[1]))  # those with equally many questions go together
+        with tqdm(total=len(asked), desc=f"{split}, answers", unit="picture", mininterval=1) as bar:
+            for indices, own, _ in equally_asked(asked, batch_size):
+                rows = [row for several in own for row in several]
+                ids = tokenizer.encode_questions([row["question"] for row in rows], length).to(device)
+                features = torch.from_numpy(caption_rows(model.config, dataset)(indices)).to(device)
+                with torch.inference_mode(), autocast_context(device, stage.machine.precision):
+                    images = encode_images(model, caption_input(model.config, codebook, features))
+                    logits = answer_logits(model, tokenizer, images, ids.view(len(indices), len(own[0]), -1))
+                    ranked = rank_answers(logits, table.answers, RANKED)
+                yield [
+                    {
+                        "question_id": row["question_id"],
+                        "split": split,
+                        "image_id": row["image_ids"][0],
+                        "answers": [one.answer for one in likeliest],
+                        "probabilities": [one.probability for one in likeliest],
+                    }
+                    for row, likeliest in zip(rows, ranked, strict=True)
+                ]
+                bar.update(len(indices))
 
 
 def answers_schema() -> pa.Schema:
@@ -122,7 +112,8 @@ def measured_answers(path: Path, seed: int) -> tuple[list[Figure], list[dict[str
         return [], []
     known = read_questions(QUESTIONS)
     training = questions_of(known, ["train"], QUESTIONS)
-    facts = {row["question_id"]: row for row in known.to_pylist()}
+    splits = sorted({row["split"] for row in rows})
+    facts = {row["question_id"]: row for row in questions_of(known, splits, QUESTIONS)}
     for row in rows:
         fact = facts[row["question_id"]]
         row |= {"question": fact["question"], "kind": fact["kind"], "references": fact["answers"]}

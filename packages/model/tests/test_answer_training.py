@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from diptych.model.answer_table import AnswerTable, build_answer_table, load_answer_table
+from diptych.model.decoding.answer import answer_logits
 from diptych.model.decoding.caption import encode_images
 from diptych.model.errors import UserError
-from diptych.model.objectives.answers import answer_logits, answer_loss, answer_score_loss
+from diptych.model.objectives.answers import answer_loss, answer_score_loss
 from diptych.model.training.initial import with_heads
 from diptych.model.training.optimisation import add_gradients
 from diptych.model.training.questions import QuestionSettings, QuestionTable
@@ -188,6 +189,8 @@ def test_the_share_of_captioning_steps_asks(tiny, share: float) -> None:
     assert Counter(steps.asks(step) for step in captioning)[True] == share * len(captioning)
     with pytest.raises(UserError, match="without the task questions is null"):
         dataclasses.replace(settings, share=0.0)
+    with pytest.raises(UserError, match=r"questions\.weight must be above 0"):
+        dataclasses.replace(settings, weight=0.0)
 
 
 def test_answers_are_learned(asked, tiny) -> None:

@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from diptych.features.contract_tables import check_columns, read_table, write_table
 from diptych.features.errors import UserError
-from diptych.features.files import atomic_path
 
 VERSION = b"1"
 _VERSION_KEY = b"diptych.manifest"
@@ -75,30 +74,19 @@ def write_manifest(rows: Iterable[dict[str, Any]], path: Path) -> pa.Table:
         seen.add(row["image_id"])
     table = pa.table([_column(field, rows, path) for field in MANIFEST], schema=MANIFEST)
     _check_objects(table, path)
-    _write(table, path)
+    write_table(table, path)
     return table
 
 
 def write_scenes(table: pa.Table, path: Path) -> None:
     """Write a manifest's table without its captions."""
-    _write(table.drop_columns(["captions"]), path)
+    write_table(table.drop_columns(["captions"]), path)
 
 
 def read_manifest(path: Path) -> pa.Table:
     """Read a manifest or scenes table. Raises UserError when it is missing, foreign or of another version."""
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; `dvc repro dataset` makes it") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error}); run `dvc repro dataset`") from error
-    version = (table.schema.metadata or {}).get(_VERSION_KEY)
-    if version != VERSION:
-        found = version.decode() if version else "none"
-        raise UserError(f"{path}: manifest version {found}, this version of diptych reads {VERSION.decode()}")
-    for field in MANIFEST if "captions" in table.column_names else SCENES:
-        if field.name not in table.column_names or table.schema.field(field.name).type != field.type:
-            raise UserError(f"{path}: column {field.name} is missing or not of type {field.type}")
+    table = read_table(path, "manifest", _VERSION_KEY, VERSION)
+    check_columns(table, MANIFEST if "captions" in table.column_names else SCENES, path)
     return table
 
 
@@ -150,8 +138,3 @@ def _check_objects(table: pa.Table, path: Path) -> None:
                     raise UserError(
                         f"{path}: image {row} has the object {thing}: a label and four finite corners are needed"
                     )
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")

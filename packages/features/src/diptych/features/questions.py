@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from diptych.features.contract_tables import check_columns, read_table, write_table
 from diptych.features.errors import UserError
-from diptych.features.files import atomic_path
 from diptych.features.ids import LONGEST, read_id
 
 VERSION = b"1"
@@ -76,28 +75,14 @@ def write_questions(
             raise UserError(f"{path}: question {row['question_id']} occurs twice; ids must be unique")
         seen.add(row["question_id"])
     table = pa.table([_column(field, rows, path) for field in QUESTIONS], schema=QUESTIONS)
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    write_table(table, path)
     return table
 
 
 def read_questions(path: Path) -> pa.Table:
     """Read questions. Raises UserError when the file is missing, foreign or of another version."""
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; `dvc repro dataset` makes it") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error}); run `dvc repro dataset`") from error
-    version = (table.schema.metadata or {}).get(_VERSION_KEY)
-    if version != VERSION:
-        found = version.decode() if version else "none"
-        raise UserError(
-            f"{path}: questions version {found}, this version of diptych reads {VERSION.decode()}"
-        )
-    for field in QUESTIONS:
-        if field.name not in table.column_names or table.schema.field(field.name).type != field.type:
-            raise UserError(f"{path}: column {field.name} is missing or not of type {field.type}")
+    table = read_table(path, "questions", _VERSION_KEY, VERSION)
+    check_columns(table, QUESTIONS, path)
     return table
 
 

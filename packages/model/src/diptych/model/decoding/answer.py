@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import TypeVar
 
 from torch import Tensor
 
 from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer
+
+Subject = TypeVar("Subject")
+Question = TypeVar("Question")
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,28 @@ def question_states(
         return model.question_states(ids, visible, model.visual_keys_values(images))
     visual = images[0].repeat_interleave(c, 0) if c > 1 else images[0]
     return model.masked_text_states(ids, visible, visual, ids.new_zeros(n * c))
+
+
+def answer_logits(
+    model: UnifiedTransformer, tokenizer: CaptionTokenizer, images: list[Tensor], ids: Tensor
+) -> Tensor:
+    """Logits ``[n * c, A]`` of the answers to questions ids int64 ``[n, c, t]``, c about each of n images
+    (:func:`diptych.model.decoding.caption.encode_images`)."""
+    return model.answer_logits(question_states(model, tokenizer, images, ids))
+
+
+def equally_asked(
+    asked: Iterable[tuple[Subject, list[Question]]], size: int
+) -> Iterator[tuple[list[Subject], list[list[Question]], int]]:
+    """Neighbouring pictures with equally many questions, ``size`` at a time, as :func:`answer_logits` takes them, and the
+    number of the first among all. Pictures without questions are passed over."""
+    number = 0
+    for count, group in groupby(asked, key=lambda pair: len(pair[1])):
+        rows = list(group)
+        for start in range(0, len(rows) if count else 0, size):
+            part = rows[start : start + size]
+            yield [picture for picture, _ in part], [own for _, own in part], number + start
+        number += len(rows)
 
 
 def rank_answers(logits: Tensor, answers: Sequence[str], most: int) -> list[list[RankedAnswer]]:

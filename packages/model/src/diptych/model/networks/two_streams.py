@@ -235,6 +235,21 @@ class UnifiedTransformer(nn.Module):
         keys and values, ``[n, heads, v, d]`` each."""
         return self.cross_layers[0].cross_attention.project(visual)
 
+    def before_last(
+        self,
+        text: Tensor,
+        text_bias: Tensor | None,
+        visual: Tensor,
+        visual_projection: tuple[Tensor, ...] | None = None,
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...] | None]:
+        """Run all cross-modality layers but the last, of which callers need a part only: text ``[n, t, h]``, visual
+        ``[n, v, h]``, and the projection of ``visual`` if it is still the one given (:meth:`visual_projection`)."""
+        *layers, _ = self.cross_layers
+        for layer in layers:
+            text, visual = layer(text, text_bias, visual, visual_projection)
+            visual_projection = None
+        return text, visual, visual_projection
+
     def paint_logits(
         self,
         text: Tensor,
@@ -263,10 +278,8 @@ class UnifiedTransformer(nn.Module):
         visual_projection: tuple[Tensor, ...] | None = None,
     ) -> Tensor:
         """Return the final states of chosen cells, ``[m, h]`` or ``[n, p, h]``; arguments as of :meth:`paint_logits`."""
-        *layers, last = self.cross_layers
-        for layer in layers:
-            text, visual = layer(text, text_bias, visual, visual_projection)
-            visual_projection = None
+        text, visual, visual_projection = self.before_last(text, text_bias, visual, visual_projection)
+        last = self.cross_layers[-1]
         states = last.visual_attentions(text, text_bias, visual, visual_projection)
         if positions.dtype == torch.bool:
             states = states[positions]
@@ -280,10 +293,8 @@ class UnifiedTransformer(nn.Module):
         """Return logits ``[m, V]`` of the words at ``chosen`` (bool ``[n, t]``) positions, m of them in row-major order;
         the rest as of :meth:`masked_caption_logits`."""
         text, bias = self.encode_text(ids, visible)
-        *layers, last = self.cross_layers
-        for layer in layers:
-            text, visual = layer(text, bias, visual)
-        return self.word_logits(last.text_chosen(text, bias, visual, chosen))
+        text, visual, _ = self.before_last(text, bias, visual)
+        return self.word_logits(self.cross_layers[-1].text_chosen(text, bias, visual, chosen))
 
     # Masked layout: captioning as in the papers
 
@@ -318,11 +329,8 @@ class UnifiedTransformer(nn.Module):
         """Return the state float ``[n, h]`` of one position of each text, where both streams see each other; arguments as
         of :meth:`masked_caption_logits`. Position 0, that of [CLS], stands for the whole text with its image."""
         text, bias = self.encode_text(ids, visible)
-        *layers, last = self.cross_layers
-        for layer in layers:
-            text, visual = layer(text, bias, visual, visual_projection)
-            visual_projection = None
-        return last.text_at(text, bias, visual, positions, visual_projection)
+        text, visual, visual_projection = self.before_last(text, bias, visual, visual_projection)
+        return self.cross_layers[-1].text_at(text, bias, visual, positions, visual_projection)
 
     # Prefix layout: captioning
 
@@ -393,11 +401,9 @@ class UnifiedTransformer(nn.Module):
         Raises:
             UserError: the transformer has no answer head.
         """
-        if self.pooler is None or self.answer_head is None:
-            raise UserError(
-                "this transformer has no answer head: it was trained without questions; train it with some"
-            )
-        return self.answer_head(self.pooler(states))
+        return self._pooled(
+            self.answer_head, "answer head: it was trained without questions; train it with some", states
+        )
 
     def matching_logits(self, states: Tensor) -> Tensor:
         """Return logits ``[..., 2]`` of (another picture's text, this picture's text) of states of [CLS] ``[..., h]``.
@@ -405,11 +411,8 @@ class UnifiedTransformer(nn.Module):
         Raises:
             UserError: the transformer has no matching head.
         """
-        if self.pooler is None or self.matching_head is None:
-            raise UserError(
-                "this transformer has no matching head: it was not pretrained to match texts and pictures"
-            )
-        return self.matching_head(self.pooler(states))
+        lacking = "matching head: it was not pretrained to match texts and pictures"
+        return self._pooled(self.matching_head, lacking, states)
 
     def pair_logits(self, left: Tensor, right: Tensor) -> Tensor:
         """Return logits ``[..., 2]`` of (false, true) of the states of [CLS] ``[..., h]`` of a statement with its left and
@@ -418,8 +421,12 @@ class UnifiedTransformer(nn.Module):
         Raises:
             UserError: the transformer has no head for pairs.
         """
-        if self.pooler is None or self.pair_head is None:
-            raise UserError(
-                "this transformer has no head for pairs of pictures: it was not fine-tuned on statements"
-            )
-        return self.pair_head(torch.cat([self.pooler(left), self.pooler(right)], -1))
+        lacking = "head for pairs of pictures: it was not fine-tuned on statements"
+        return self._pooled(self.pair_head, lacking, left, right)
+
+    def _pooled(self, head: nn.Module | None, lacking: str, *states: Tensor) -> Tensor:
+        """What ``head`` makes of pooled states side by side; ``lacking`` names it and why there may be none."""
+        if self.pooler is None or head is None:
+            raise UserError(f"this transformer has no {lacking}")
+        pooled = [self.pooler(state) for state in states]
+        return head(torch.cat(pooled, -1) if len(pooled) > 1 else pooled[0])

@@ -5,17 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from diptych.model.decoding.answer import question_states
+from diptych.model.decoding.answer import answer_logits
 from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer
-
-
-def answer_logits(
-    model: UnifiedTransformer, tokenizer: CaptionTokenizer, images: list[Tensor], ids: Tensor
-) -> Tensor:
-    """Logits ``[n * c, A]`` of the answers to questions ids int64 ``[n, c, t]``, c about each of n images
-    (:func:`diptych.model.decoding.caption.encode_images`)."""
-    return model.answer_logits(question_states(model, tokenizer, images, ids))
 
 
 def answer_loss(

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.model.answer_table import AnswerTable
-from diptych.model.decoding.answer import RankedAnswer, rank_answers
+from diptych.model.decoding.answer import RankedAnswer, equally_asked, rank_answers
 from diptych.model.errors import UserError
 from diptych.model.packaged.arguments import listed_captions
 from diptych.model.packaged.attention import WordAttention
@@ -119,7 +119,7 @@ class AnsweringPart:
             self._check(text)
         return [
             answer
-            for batch in batches(asked, batch_size)
+            for batch in equally_asked(asked, batch_size)
             for answer in self._batch(*batch, most, return_attention)
         ]
 
@@ -186,7 +186,6 @@ class AnsweringPart:
         """Raise a UserError unless the model can read a question."""
         if not isinstance(text, str):
             raise UserError(f"{what}s have to be text, {text!r:.60} is none")
-        words = self.tokenizer.group_pieces(self.tokenizer.pieces([text])[0])
         if not any(character.isalnum() for character in text):
             raise UserError(f"the {what} {text!r} has no word; write at least one")
         if unknown := self.tokenizer.unknown_words(text):
@@ -194,7 +193,7 @@ class AnsweringPart:
                 f"the {what} {text!r:.120} has words that the model has never read: {', '.join(unknown)}; use the words of "
                 "its training captions and questions"
             )
-        pieces = sum(count for _, count in words)
+        pieces = len(self.tokenizer.pieces([text])[0])
         if pieces > self.length - 2:
             raise UserError(
                 f"the {what} {text!r:.60} has {pieces} word pieces, this model reads {self.length - 2}; shorten it"
@@ -240,20 +239,6 @@ def two_of(pair: object) -> tuple[Picture, Picture]:
 def id_of(picture: Picture) -> object:
     """What tells pictures apart without reading them: a file's name, or the object itself."""
     return str(picture) if isinstance(picture, str | Path) else id(picture)
-
-
-def batches(
-    asked: list[tuple[Picture, list[str]]], size: int
-) -> Iterator[tuple[list[Picture], list[list[str]], int]]:
-    """Neighbouring pictures with equally many questions, ``size`` at a time, and the number of the first."""
-    number = 0
-    for _, group in groupby(asked, key=lambda pair: len(pair[1])):
-        rows = list(group)
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            if part[0][1]:
-                yield [picture for picture, _ in part], [texts for _, texts in part], number + start
-        number += len(rows)
 
 
 def in_order(parts: list[list[Item]], pictures: int) -> list[Item]:

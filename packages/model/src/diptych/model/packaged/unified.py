@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diptych.features.assignment import nearest_codes
 from diptych.features.precision import autocast_context as detector_context
-from diptych.model.decoding.answer import question_states
+from diptych.model.decoding.answer import answer_logits, question_states
 from diptych.model.decoding.caption import Captions, encode_images
 from diptych.model.decoding.decode import caption_images, paint_captions
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
@@ -150,7 +150,7 @@ class UnifiedAnswerDecoder:
 
     def answer(self, seen: list[Tensor], ids: Tensor) -> Tensor:
         """Logits of the answer head (:func:`diptych.model.decoding.answer.question_states`)."""
-        return self.transformer.answer_logits(question_states(self.transformer, self.tokenizer, seen, ids))
+        return answer_logits(self.transformer, self.tokenizer, seen, ids)
 
     def verify(self, left: list[Tensor], right: list[Tensor], ids: Tensor) -> Tensor:
         """Logits of the head for pairs, which reads a pass with each of both pictures."""

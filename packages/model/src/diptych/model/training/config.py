@@ -76,6 +76,13 @@ class SampleConfig(WatchConfig):
             raise UserError(f"evaluation.samples must be from 0 to images ({self.images}), is {self.samples}")
 
 
+def check_share(settings: object, *names: str) -> None:
+    """Raise a UserError where one of the ``settings`` is no share."""
+    for name in names:
+        if not 0 <= getattr(settings, name) <= 1:
+            raise UserError(f"{name} must be in [0, 1], is {getattr(settings, name)}")
+
+
 def check_at_least_one(settings: object, *names: str, section: str = "") -> None:
     """Raise a UserError where one of the ``settings`` of a ``section`` is below 1."""
     for name in names:

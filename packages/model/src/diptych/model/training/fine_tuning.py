@@ -16,16 +16,15 @@ from diptych.model.decoding.caption import encode_images
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input, caption_rows
 from diptych.model.networks.two_streams import UnifiedTransformer
-from diptych.model.objectives.answers import answer_logits, answer_score_loss
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import check_codebook
 from diptych.model.tokenizer import CaptionTokenizer
-from diptych.model.training.config import LoopConfig, check_at_least_one
+from diptych.model.training.config import LoopConfig, check_at_least_one, check_share
 from diptych.model.training.contracts import Checkpoints, Piece, Record, Steps
 from diptych.model.training.data import TrainingShards, on_device, read_rows
 from diptych.model.training.loop import run_training
 from diptych.model.training.processes import current_processes
-from diptych.model.training.questions import QuestionTable
+from diptych.model.training.questions import QuestionTable, answer_pieces
 from diptych.model.training.schedules import warmup_linear
 from diptych.model.training.state import fingerprint
 
@@ -52,8 +51,7 @@ class FineTuningConfig(LoopConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(self, "batch_size", "questions_per_image")
-        if not 0 <= self.warmup_share <= 1:
-            raise UserError(f"warmup_share must be in [0, 1], is {self.warmup_share}")
+        check_share(self, "warmup_share")
 
 
 class StatementTable:
@@ -127,22 +125,19 @@ class QuestionSteps:
 
     def pieces(self, step: int, data: list[Tensor]) -> list[Piece]:
         """Draw questions."""
-        config, device = self.config, self.codebook.device
-        chosen = self.questions.choose(self.plan(step), config.questions_per_image)
-        ids, scores = self.questions.ids[chosen], self.questions.scores(chosen)
-
-        def piece(rows: slice, part: Tensor) -> Piece:
-            def loss() -> tuple[Tensor, dict[str, Tensor]]:
-                seen = caption_input(self.model.config, self.codebook, on_device(part, device))
-                with autocast_context(device, config.precision):
-                    images = encode_images(self.model, seen)
-                    logits = answer_logits(self.model, self.tokenizer, images, ids[rows].to(device))
-                mean = answer_score_loss(logits, scores[rows].flatten(0, 1).to(device))
-                return mean, {"answer_loss": mean.detach()}
-
-            return Piece(len(part) / len(chosen), chosen[rows].numel(), loss)
-
-        return [piece(rows, part) for rows, part in zip(self.rows, data, strict=True)]
+        config = self.config
+        return answer_pieces(
+            self.model,
+            self.tokenizer,
+            self.codebook,
+            self.questions,
+            self.plan(step),
+            config.questions_per_image,
+            self.rows,
+            data,
+            config.precision,
+            scored=True,
+        )
 
 
 class StatementSteps:

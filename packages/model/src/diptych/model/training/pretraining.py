@@ -26,7 +26,7 @@ from diptych.model.objectives.token import paint_loss, sample_mask
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import check_codebook
 from diptych.model.tokenizer import CaptionTokenizer
-from diptych.model.training.config import LoopConfig, check_at_least_one
+from diptych.model.training.config import LoopConfig, check_at_least_one, check_share
 from diptych.model.training.contracts import Checkpoints, Piece, Record
 from diptych.model.training.data import TrainingShards, on_device, read_rows
 from diptych.model.training.loop import run_training
@@ -68,8 +68,7 @@ class PretrainingConfig(LoopConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(self, "batch_size")
-        if not 0 <= self.warmup_share <= 1:
-            raise UserError(f"warmup_share must be in [0, 1], is {self.warmup_share}")
+        check_share(self, "warmup_share")
 
 
 def masked_in(step: int, seed: int) -> Masked:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from diptych.model.answer_table import AnswerTable
+from diptych.model.decoding.answer import answer_logits
 from diptych.model.decoding.caption import encode_images
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input
 from diptych.model.networks.two_streams import UnifiedTransformer
-from diptych.model.objectives.answers import answer_loss
+from diptych.model.objectives.answers import answer_loss, answer_score_loss
 from diptych.model.precision import autocast_context
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.training.config import check_at_least_one
@@ -45,6 +46,8 @@ class QuestionSettings:
             raise UserError(
                 f"questions.share must be in (0, 1], is {self.share}; without the task questions is null"
             )
+        if not self.weight > 0:
+            raise UserError(f"questions.weight must be above 0, is {self.weight}")
 
 
 class QuestionTable:
@@ -108,7 +111,7 @@ class QuestionTable:
 
     def contents(self) -> tuple[object, ...]:
         """What determines a training on these questions, for :func:`diptych.model.training.state.fingerprint`."""
-        return self.images, self.ids, self._answers, self._shares
+        return self.images, self.ids, self._answers, self._shares, self._scores
 
     def of_image(self, image: int) -> Tensor:
         """Return the numbers of the questions about an image, int64 ``[q]``."""
@@ -148,26 +151,31 @@ def answer_pieces(
     pieces: list[slice],
     data: list[Tensor],
     precision: str,
+    scored: bool = False,
 ) -> list[Piece]:
     """A step that answers: ``per_image`` questions about each of ``images``, all of which have some; the loss is the mean
-    over all of them.
+    over all of them: :func:`answer_loss`, or if ``scored`` that of fine-tuning, :func:`answer_score_loss`.
 
     ``pieces`` are this process's rows of the batch, ``data`` the rows of :func:`diptych.model.image_features.caption_rows`
     read for them.
     """
     questions = table.choose(images, per_image)
-    ids, shares, device = table.ids[questions], table.shares(questions), codebook.device
+    targets = table.scores(questions) if scored else table.shares(questions)
+    ids, device = table.ids[questions], codebook.device
 
     def piece(rows: slice, features: Tensor) -> Piece:
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
             seen = caption_input(model.config, codebook, on_device(features, device))
             with autocast_context(device, precision):
                 seen_images = encode_images(model, seen)
-                asked, answers = ids[rows].to(device), shares[rows].flatten(0, 1).to(device)
-                mean = answer_loss(model, tokenizer, seen_images, asked, answers)
+                asked, wanted = ids[rows].to(device), targets[rows].flatten(0, 1).to(device)
+                if scored:
+                    mean = answer_score_loss(answer_logits(model, tokenizer, seen_images, asked), wanted)
+                else:
+                    mean = answer_loss(model, tokenizer, seen_images, asked, wanted)
             return mean, {"answer_loss": mean.detach()}
 
-        asked = questions[rows].numel()
-        return Piece(asked / questions.numel(), asked, loss)
+        count = questions[rows].numel()
+        return Piece(count / questions.numel(), count, loss)
 
     return [piece(rows, part) for rows, part in zip(pieces, data, strict=True)]

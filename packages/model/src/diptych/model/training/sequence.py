@@ -27,7 +27,7 @@ from diptych.model.objectives.sequence import (
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import check_codebook
 from diptych.model.tokenizer import CaptionTokenizer
-from diptych.model.training.config import LoopConfig, check_at_least_one
+from diptych.model.training.config import LoopConfig, check_at_least_one, check_share
 from diptych.model.training.contracts import Checkpoints, Piece, Record
 from diptych.model.training.data import CaptionTable, TrainingShards, on_device, read_rows
 from diptych.model.training.loop import run_training
@@ -150,8 +150,7 @@ class SequenceTrainingConfig(LoopConfig):
             "samples_per_image",
         )
         check_masking(self)
-        if not 0 <= self.warmup_share <= 1:
-            raise UserError(f"warmup_share must be in [0, 1], is {self.warmup_share}")
+        check_share(self, "warmup_share")
         for name in ("scst_weight", "clip_weight"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be at least 0, is {getattr(self, name)}")

@@ -22,7 +22,7 @@ from diptych.model.objectives.token import (
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import check_codebook
 from diptych.model.tokenizer import CaptionTokenizer
-from diptych.model.training.config import LoopConfig, check_at_least_one
+from diptych.model.training.config import LoopConfig, check_at_least_one, check_share
 from diptych.model.training.contracts import Checkpoints, Piece, Record
 from diptych.model.training.data import CaptionTable, TrainingShards, on_device, read_rows
 from diptych.model.training.loop import run_training
@@ -74,8 +74,7 @@ class TokenTrainingConfig(LoopConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(self, "caption_batch_size", "captions_per_image", "paint_batch_size")
-        if not 0 <= self.caption_share <= 1:
-            raise UserError(f"caption_share must be in [0, 1], is {self.caption_share}")
+        check_share(self, "caption_share")
         check_masking(self)
 
 
@@ -114,8 +113,7 @@ def check_masking(config: PaintSettings) -> None:
     """Raise a UserError where shares of masked cells or paintings are not such."""
     if not 0 <= config.least_masked < 1:
         raise UserError(f"least_masked must be in [0, 1), is {config.least_masked}")
-    if not 0 <= config.all_masked <= 1:
-        raise UserError(f"all_masked must be in [0, 1], is {config.all_masked}")
+    check_share(config, "all_masked")
 
 
 def paint_pieces(
