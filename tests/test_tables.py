@@ -19,12 +19,13 @@ from table_measurements import SAMPLERS, TABLE
 from waiting import HANG_SECONDS, wait_until
 
 from pipelines.measuring.figures import EvaluateParams, caption_figures, with_mends
+from pipelines.runner.items import find_item, read_items
 from pipelines.runner.params import Machine, ParameterError, provided_by, read_params, read_section
 from pipelines.runner.profile import write_profile
 from pipelines.runner.stage import Stage
 from pipelines.tables.changes import Changes, read_changes, tasks_of
-from pipelines.tables.item import DRIVER_VARIABLE, find_item, only_one_in
-from pipelines.tables.items import SHARED, TableItems, read_items, table_items
+from pipelines.tables.item import DRIVER_VARIABLE, only_one_in
+from pipelines.tables.items import SHARED, TableItems, table_items
 from pipelines.tables.jobs import rounds
 from pipelines.tables.params import TransformerTableParams
 from pipelines.tables.sequence import sequence_params, without_answers
@@ -157,9 +158,10 @@ def test_what_an_item_needs_is_what_it_reads(tmp_path: Path, monkeypatch) -> Non
     assert plan.shared == [
         "code", "dataset", "detector", "cluster", "shard", "image_generator", "scorer", "judge", "train_sequence",
     ]  # fmt: skip
+    command = ["python", "-m", "pipelines.tables.sequence", "table1"]
     for row, token in (("features", "ours"), ("dense", "dense")):
         params = read_params(tmp_path / "params.yaml") | {"table1": {"seeds": [0, 5]}}
-        started = find_item("sequence", TABLE, {"row": row, "seed": "5"}, params)
+        started = find_item(TABLE.pipeline, command, {"row": row, "seed": "5"}, params)
         assert only_one_in(started.deps, "ablations/models") == Path(f"ablations/models/token_{token}-5")
     measured = next(item for item in plan.work if item.name == "measured@token_ours-0")
     assert plan.shown(measured) == ["ablations/measured/token_ours-0"], "and not its cost"

@@ -3,7 +3,6 @@ it computes."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +12,11 @@ from typing import Any, TypeVar
 
 from pipelines.runner import stage as stages
 from pipelines.runner.errors import Mends, one_line_errors
+from pipelines.runner.items import find_item, listed_values
 from pipelines.runner.params import Machine, ParameterError, read_params, read_section
 from pipelines.runner.stage import UNFINISHED_STORE, Stage
 from pipelines.runner.threads import end_when, prepare_process
 from pipelines.runner.writing import remove
-from pipelines.tables.items import Item, read_items, value_of
 from pipelines.tables.table import Table, data_of, read_table
 
 T = TypeVar("T")
@@ -106,7 +105,8 @@ def has_ended(number: int) -> Callable[[], bool]:
 def read_item(kind: str, table: Table, values: Mapping[str, str], params: Mapping[str, Any]) -> TableItem:
     """The item whose command has these values. Raises ParameterError where one of them, such as the name of a
     row, or the parameter file is wrong."""
-    item = find_item(kind, table, values, params)
+    command = ["python", "-m", f"pipelines.tables.{kind}", table.name]
+    item = find_item(table.pipeline, command, values, params)
     seed = int(values["seed"]) if "seed" in values else read_section(int, "seed", params)
     stage = Stage(
         f"{table.folder}/{item.name}",
@@ -117,40 +117,6 @@ def read_item(kind: str, table: Table, values: Mapping[str, str], params: Mappin
         item.values,
     )
     return TableItem(table, stage, values, item.deps)
-
-
-def find_item(kind: str, table: Table, values: Mapping[str, str], params: Mapping[str, Any]) -> Item:
-    """The item of the table's pipeline that `python -m pipelines.tables.KIND TABLE VALUE ...` runs.
-
-    Raises ParameterError that names the first value that no such item has.
-    """
-    start = ["python", "-m", f"pipelines.tables.{kind}", table.name]
-    known = {
-        tuple(words[len(start) :]): item
-        for item in read_items(table.pipeline, params)
-        if (words := item.command.split())[: len(start)] == start
-    }
-    for place, (key, value) in enumerate(values.items()):
-        found = list(dict.fromkeys(of_item[place] for of_item in known))
-        if value not in found:
-            raise ParameterError(f"{value}: no such {key} (known: {', '.join(found)})")
-    if (wanted := tuple(values.values())) not in known:
-        raise ParameterError(f"{table.pipeline}: no item {kind} {'-'.join(wanted)}".strip())
-    return known[wanted]
-
-
-def listed_values(item: Item, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of all parameters that an item's pipeline file lists: of params.yaml, and literals of Python
-    files, which DVC reads as parameters, too."""
-    found: dict[str, Any] = {}
-    for listed in item.params:
-        if isinstance(listed, str):
-            found[listed] = value_of(params, listed)
-            continue
-        for file, keys in listed.items():
-            module = importlib.import_module(".".join(Path(file).with_suffix("").parts))
-            found |= {f"{file}:{key}": value_of(vars(module), key, file) for key in keys}
-    return found
 
 
 def read_entry(kind: type[T], table: Table, name: str, key: str) -> T:

@@ -14,11 +14,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipelines.runner.items import Item
 from pipelines.runner.memory import memory
 from pipelines.runner.params import Machine, ParameterError
 from pipelines.runner.threads import CORES_VARIABLE, available_cores
 from pipelines.tables.item import DRIVER_VARIABLE, mends
-from pipelines.tables.items import Item, TableItems
+from pipelines.tables.items import TableItems
 from pipelines.tables.table import Table
 
 # `dvc repro` takes the repository's lock before the item's command and after it, and without the option gives
