@@ -43,11 +43,18 @@ def sections_of_tables() -> dict[str, type]:
     return {name: importlib.import_module(module).TABLE.section for name, module in modules.items()}
 
 
+def sections_of_systems() -> dict[str, type]:
+    """The sections of params.yaml that other systems have, a folder of pipelines/ with a dvc.yaml and params.py each, and
+    their types."""
+    folders = sorted(path.parent.name for path in Path(__file__).parents[1].glob("*/dvc.yaml"))
+    return {name: importlib.import_module(f"pipelines.{name}.params").Params for name in folders}
+
+
 def check_params(params: Mapping[str, Any], stages: list[str], path: Path = PARAMS_FILE) -> None:
     """Raise ParameterError for the first section that is unknown, missing or wrong."""
-    tables = sections_of_tables()
+    further = sections_of_tables() | sections_of_systems()
     for name in params:
-        if name not in (known := (*stages, *SHARED, *tables)):
+        if name not in (known := (*stages, *SHARED, *further)):
             raise ParameterError(f"{path}: {name}: unknown section (known: {', '.join(known)})")
     machine = read_section(Machine, "machine", params, path)
     seed = read_section(int, "seed", params, path)
@@ -57,7 +64,7 @@ def check_params(params: Mapping[str, Any], stages: list[str], path: Path = PARA
     for stage in stages:
         kind = get_type_hints(importlib.import_module(f"pipelines.{stage}").main)["params"]
         read_section(kind, stage, params, path, provided)
-    for name, section in tables.items():
+    for name, section in further.items():
         read_section(section, name, params, path, provided)
 
 

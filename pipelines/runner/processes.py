@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from diptych.model.errors import UserError
 from pipelines.runner import stage as stages
-from pipelines.runner.errors import explain
+from pipelines.runner.errors import Mends, explain
 from pipelines.runner.memory import memory
 from pipelines.runner.params import ParameterError
 from pipelines.runner.stage import Stage
@@ -33,10 +33,10 @@ PROCESSES_ON_CPU = 2
 GIB_PER_PROCESS = 4
 
 
-def run(name: str, kind: type[T], main: Callable[[Stage, T], None]) -> None:
+def run(name: str, kind: type[T], main: Callable[[Stage, T], None], matrix: tuple[str, ...] = ()) -> None:
     """As `pipelines.runner.stage.run`, on as many processes as `machine.processes` says."""
     if "RANK" in os.environ:  # torchrun has started this process
-        _run_one_of_several(name, kind, main)
+        _run_one_of_several(name, kind, main, matrix)
         return
 
     def share(stage: Stage, params: T) -> None:
@@ -46,7 +46,7 @@ def run(name: str, kind: type[T], main: Callable[[Stage, T], None]) -> None:
         else:
             _start_and_wait(name, count)
 
-    stages.run(name, kind, share)
+    stages.run(name, kind, share, matrix)
 
 
 def process_count(stage: Stage) -> int:
@@ -82,18 +82,20 @@ def training_device(stage: Stage) -> Iterator[str]:
         yield device
 
 
-def _run_one_of_several(name: str, kind: type[T], main: Callable[[Stage, T], None]) -> None:
+def _run_one_of_several(
+    name: str, kind: type[T], main: Callable[[Stage, T], None], matrix: tuple[str, ...]
+) -> None:
     """Run `main` in a process that torchrun has started; leave the error message to the process that waits."""
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes; one of them says so
     end_with_parent()
     try:
-        stage, params = stages.read_stage(name, kind)
+        stage, params = stages.read_stage(name, kind, matrix)
         prepare_process(max(1, stage.threads // int(os.environ["LOCAL_WORLD_SIZE"])))
         main(stage, params)
     except Exception as error:  # noqa: BLE001 - the process that waits raises it
-        message = explain(error, name)
+        message = explain(error, name, stages.mends_of(name.rpartition("/")[0]))
         get_error_handler().record_exception(error if message is None else UserError(message))
         if "TORCHELASTIC_ERROR_FILE" not in os.environ:
             traceback.print_exc()
@@ -114,23 +116,23 @@ def _start_and_wait(name: str, count: int) -> None:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=count,
-        run_id=f"{name}-{os.getpid()}",
+        run_id=f"{name.replace('/', '-')}-{os.getpid()}",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.2,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", f"pipelines.{name}")
+        elastic_launch(config, sys.executable)("-m", stages.module_of(name), *sys.argv[1:])
     except SignalException as error:
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None
         sys.exit(128 + error.sigval)
     except ChildFailedError as error:
-        raise _failure(error.failures) from None
+        raise _failure(error.failures, stages.mends_of(name.rpartition("/")[0])) from None
 
 
-def _failure(failures: dict[int, Any]) -> Exception:
+def _failure(failures: dict[int, Any], mends: Mends | None = None) -> Exception:
     """The error that says why the processes of these ranks failed: a user's slip, a signal, or a defect."""
     for _, failure in sorted(failures.items()):
         said = failure.error_file_data["message"]
@@ -141,8 +143,8 @@ def _failure(failures: dict[int, Any]) -> Exception:
         # SIGTERM last: by it torchrun itself ends those that are left when one has failed
         rank = min(ended, key=lambda rank: (ended[rank].exitcode == -signal.SIGTERM, rank))
         return UserError(
-            f"process {rank} was ended by {ended[rank].signal_name()} (SIGKILL is also what "
-            "the system sends when memory runs out); `dvc repro` goes on from the last checkpoint"
+            f"process {rank} was ended by {ended[rank].signal_name()} (SIGKILL is also what the system sends when memory "
+            f"runs out); `{mends.command if mends else 'dvc repro'}` goes on from the last checkpoint"
         )
     rank, failure = min(failures.items())
     said = failure.error_file_data["message"]

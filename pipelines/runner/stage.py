@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.runner import code
-from pipelines.runner.errors import one_line_errors
-from pipelines.runner.params import Machine, provided_by, read_params, read_section
+from pipelines.runner.errors import Mends, one_line_errors
+from pipelines.runner.items import find_item, listed_values
+from pipelines.runner.params import Machine, ParameterError, provided_by, read_params, read_section
 from pipelines.runner.places import check_places
 from pipelines.runner.threads import at_most_given, available_cores, prepare_process
 from pipelines.runner.writing import remove, writing
@@ -150,24 +151,60 @@ class Stage:
         return self.training_store / _key_of_inputs(self)
 
 
-def run(name: str, kind: type[T], main: Callable[[Stage, T], None]) -> None:
-    """Run stage `name`: its section of params.yaml, as `kind`, goes to `main`."""
-    with one_line_errors(name):
-        check_places(pipelines=("dvc.yaml",))
-        stage, params = read_stage(name, kind)
+def run(name: str, kind: type[T], main: Callable[[Stage, T], None], matrix: tuple[str, ...] = ()) -> None:
+    """Run stage `name` of dvc.yaml, or `FOLDER/NAME` of pipelines/FOLDER/dvc.yaml: the section of params.yaml that is called
+    as the stage or the folder goes to `main`, as `kind`.
+
+    matrix: keys of a stage that is one; the command line has a value for each, as `python -m pipelines.x_lxmert.fine_tune vqa`.
+    """
+    folder = name.rpartition("/")[0]
+    with one_line_errors(" ".join((name, *sys.argv[1 : 1 + len(matrix)])), mends_of(folder)):
+        check_places(pipelines=(str(pipeline_of(folder)),))
+        stage, params = read_stage(name, kind, matrix)
         prepare_process(stage.threads)
         main(stage, params)
         if stage.training_store.exists():  # hashing the inputs again only where a training left something
             remove(stage.training_folder)
-        stage.write_metrics(f"metrics/stages/{name}.json", cost_so_far())
+        stage.write_metrics(f"metrics/stages/{stage.name.replace('@', '_')}.json", cost_so_far())
 
 
-def read_stage(name: str, kind: type[T]) -> tuple[Stage, T]:
-    """Stage `name` and its section of params.yaml as `kind`. Raises ParameterError where a key is wrong."""
+def read_stage(name: str, kind: type[T], matrix: tuple[str, ...] = ()) -> tuple[Stage, T]:
+    """Stage `name` and its section of params.yaml as `kind`, as :func:`run` says. Raises ParameterError where a key or a
+    value of the command line is wrong."""
     params = read_params()
+    folder = name.rpartition("/")[0]
     machine, seed = read_section(Machine, "machine", params), read_section(int, "seed", params)
-    section = read_section(kind, name, params, provided=provided_by(machine, seed))
-    return Stage(name, seed, machine, {key: params[key] for key in ("seed", name)}), section
+    section = read_section(kind, folder or name, params, provided=provided_by(machine, seed))
+    if not folder:
+        return Stage(name, seed, machine, {key: params[key] for key in ("seed", name)}), section
+    values = sys.argv[1:]
+    if len(values) != len(matrix):
+        raise ParameterError(f"usage: python -m {module_of(name)} {' '.join(matrix).upper()}".rstrip())
+    pipeline = pipeline_of(folder)
+    command = ["python", "-m", module_of(name)]
+    item = find_item(pipeline, command, dict(zip(matrix, values, strict=True)), params)
+    listed = listed_values(item, params)
+    return Stage(f"{folder}/{item.name}", seed, machine, listed, pipeline, item.values), section
+
+
+def pipeline_of(folder: str) -> Path:
+    """The pipeline file of a folder of pipelines/, or of the repository where it is empty."""
+    return Path("pipelines", folder, "dvc.yaml") if folder else Path("dvc.yaml")
+
+
+def module_of(name: str) -> str:
+    """The module that runs a stage."""
+    return f"pipelines.{name.replace('/', '.')}"
+
+
+def mends_of(folder: str) -> Mends | None:
+    """What messages about the stages of a folder tell to do; None for the repository's own, whose is the default."""
+    if not folder:
+        return None
+    return Mends(
+        f"make {folder.replace('_', '-')}",
+        f"lower the batch size in the section {folder} of params.yaml, or close other programs",
+    )
 
 
 def commit() -> str:
