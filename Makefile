@@ -6,6 +6,7 @@
 # make compare-generators  the image generator with and without the adversarial game, in comparison/ (after make run)
 # make compare-stages      stage 2 against stage 1 over three seeds, in metrics/ (after make run)
 # make table1   the paper's table 1 in miniature, every row over five seeds: ablations/table1/index.html (docs/ablations.md)
+# make x-lxmert  X-LXMERT: pretraining, fine-tuning on VQA, GQA and NLVR2: ablations/x_lxmert/index.html (docs/x-lxmert.md)
 # make compare-attentions  masked against prefix captions over three seeds, in benchmarks/results (after make run)
 # make doctor   what this machine and clone lack to run, and what to do
 # make team-cache  share outputs and features with other clones: make team-cache DIRECTORY=/srv/diptych (docs/team-cache.md)
@@ -26,7 +27,7 @@ PIPELINE := dvc dvc-ssh hydra-core ruamel.yaml psutil
 TOOLS := ruff mypy import-linter pytest pytest-xdist h5py selenium httpx2 torch-fidelity
 PIP_INSTALL := python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test smoke profile bench table1 compare-generators compare-stages compare-attentions doctor team-cache clean lint setup
+.PHONY: run test smoke profile bench table1 compare-generators compare-stages x-lxmert compare-attentions doctor team-cache clean lint setup
 
 run: $(VENV)/.complete
 	@python -m pipelines.runner.check
@@ -62,6 +63,11 @@ table1:
 $(TABLES): $(VENV)/.complete
 	@python -m pipelines.runner.check
 	@python -m pipelines.tables $@ $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS))
+
+x-lxmert: $(VENV)/.complete
+	@python -m pipelines.runner.check
+	dvc repro pipelines/x_lxmert/dvc.yaml
+	@echo "Page: $(CURDIR)/ablations/x_lxmert/index.html"
 
 compare-attentions: $(VENV)/.complete
 	python -m benchmarks.attention
@@ -102,4 +108,4 @@ $(VENV)/.complete-tools: $(VENV)/.complete
 	@touch $(VENV)/.complete $@
 
 clean:
-	rm -rf $(VENV) code data/{dataset,features,codebook,shards,generated,evaluation.parquet,evaluation_answers.parquet} models plots report ablations comparison metrics/stages .cache/training .cache/unfinished .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) code data/{dataset,features,codebook,shards,generated,evaluation.parquet,evaluation_answers.parquet,x_lxmert} models plots report ablations comparison metrics/stages .cache/training .cache/unfinished .mypy_cache .pytest_cache .ruff_cache

@@ -64,14 +64,19 @@ def _questions(
 ) -> Iterator[tuple[str, Iterable[dict[str, Any]]]]:
     """The names of the tables of questions and their rows. pictures: image_id to split."""
     if params.toybox is not None:
-        yield "vqa", build_questions(params.toybox, seed)
-        yield "gqa", build_graph_questions(params.toybox, seed)
-        yield "nlvr2", build_statements(params.toybox, seed)
+        yield from toybox_questions(params.toybox, seed)
         return
     assert params.coco is not None
     files = params.coco.questions or QuestionFilesConfig()
     for name, sources in (("vqa", files.vqa), ("gqa", files.gqa), ("nlvr2", files.nlvr2)):
         yield name, read_question_files(sources, pictures)
+
+
+def toybox_questions(toybox: ToyboxConfig, seed: int) -> Iterator[tuple[str, Iterable[dict[str, Any]]]]:
+    """The tables of what Toybox asks: their names and rows."""
+    yield "vqa", build_questions(toybox, seed)
+    yield "gqa", build_graph_questions(toybox, seed)
+    yield "nlvr2", build_statements(toybox, seed)
 
 
 if __name__ == "__main__":

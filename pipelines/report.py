@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from diptych.eval.report.sheet import contact_sheet
 from diptych.features.codebook.reading import load_cluster_sizes
 from pipelines.reporting.answers import answer_galleries
 from pipelines.reporting.failures import failures, shares_by_class
+from pipelines.reporting.histories import read_history
 from pipelines.reporting.pictures import clusters, generator_samples, step_by_step, training_samples
 from pipelines.reporting.test_set import (
     add_caption_scores,
@@ -143,12 +143,6 @@ def read_curves() -> dict[str, list[dict[str, float]]]:
     for path in stage_files("plots/*.csv"):
         curves.setdefault(path.stem.removesuffix("_val"), []).extend(read_history(path))
     return curves
-
-
-def read_history(path: Path) -> list[dict[str, float]]:
-    """A training history, without the cells that are empty."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diptych.eval.answers.questions import Question, Settings
+from diptych.eval.answers.questions import Choices, Question, Settings
 from diptych.eval.answers.vqa import measure_vqa
 from diptych.eval.answers.words_alone import answers_from_words
 from diptych.eval.figures import Figure
@@ -37,22 +37,21 @@ def answered_rows(
     codebook: Tensor,
     table: AnswerTable,
     shards: Mapping[str, ShardDataset],
-    pictures: set[str],
+    questions: Iterable[Mapping[str, Any]],
     length: int,
     batch_size: int,
 ) -> Iterator[list[dict[str, Any]]]:
     """Rows of `question_id`, `split`, `image_id`, and the likeliest answers as `answers` and `probabilities`: of every question about
-    these pictures, a batch of pictures at a time, each seen once.
+    a picture of the shards, a batch of pictures at a time, each seen once.
 
     length: most tokens of a question.
     """
     import torch
     from tqdm import tqdm
 
-    of_picture: dict[str, list[dict[str, Any]]] = {}
-    for row in questions_of(read_questions(QUESTIONS), tuple(shards), QUESTIONS):
-        if row["image_ids"][0] in pictures:
-            of_picture.setdefault(row["image_ids"][0], []).append(row)
+    of_picture: dict[str, list[Mapping[str, Any]]] = {}
+    for row in questions:
+        of_picture.setdefault(row["image_ids"][0], []).append(row)
     device = codebook.device
     for split, dataset in shards.items():
         asked = [(index, of_picture[key]) for index, key in enumerate(dataset.keys) if key in of_picture]
@@ -117,14 +116,8 @@ def measured_answers(path: Path, seed: int) -> tuple[list[Figure], list[dict[str
     for row in rows:
         fact = facts[row["question_id"]]
         row |= {"question": fact["question"], "kind": fact["kind"], "references": fact["answers"]}
-    questions = [
-        Question(row["question_id"], tuple(row["references"]), row["kind"], (row["image_id"],))
-        for row in rows
-    ]
-    guesses = answers_from_words(
-        ((row["question"], row["kind"], row["answers"]) for row in training),
-        ((row["question"], row["kind"]) for row in rows),
-    )
+    questions = [question_of(facts[row["question_id"]]) for row in rows]
+    guesses = guesses_from_words(training, rows)
     each: dict[str, dict[str, float]] = {}
     figures = measure_vqa(
         by_id(rows, [row["answers"][0] for row in rows]), questions, settings("answer", seed), each
@@ -134,6 +127,33 @@ def measured_answers(path: Path, seed: int) -> tuple[list[Figure], list[dict[str
     for row in rows:
         row["score"] = scores[row["question_id"]]
     return figures, rows
+
+
+def question_of(row: Mapping[str, Any]) -> Question:
+    """A row of the contract Questions as metrics take it."""
+    choices = row["choices"] and Choices(
+        frozenset(row["choices"]["valid"]), frozenset(row["choices"]["plausible"])
+    )
+    return Question(
+        row["question_id"],
+        tuple(row["answers"]),
+        row["kind"],
+        tuple(row["image_ids"]),
+        row["group"],
+        tuple(row["entailed"] or ()),
+        choices,
+        row["balanced"] is not False,
+    )
+
+
+def guesses_from_words(
+    training: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """What each of the `asked` is answered by who has read the `training` questions and sees no picture."""
+    return answers_from_words(
+        ((row["question"], row["kind"], row["answers"]) for row in training),
+        ((row["question"], row["kind"]) for row in asked),
+    )
 
 
 def by_id(rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> dict[str, str]:

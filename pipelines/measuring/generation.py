@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diptych.features.images import read_image
+from diptych.features.questions import questions_of, read_questions
 from diptych.features.shards.reading import ShardDataset
 from diptych.model.answer_table import load_answer_table
 from diptych.model.decoding.clip_rerank import rerank_captions, rerank_paintings
@@ -21,7 +22,7 @@ from diptych.model.networks.image_generator import load_image_generator
 from diptych.model.pixels import png, to_uint8
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import load_transformer
-from pipelines.measuring.answers import answered_rows, answers_schema
+from pipelines.measuring.answers import QUESTIONS, answered_rows, answers_schema
 from pipelines.measuring.clips import read_clip
 from pipelines.runner.params import at_least
 from pipelines.runner.stage import Stage
@@ -120,8 +121,10 @@ def write_answers(
             )
         shards = {split: ShardDataset(Path("data/shards"), split) for split in wanted.splits}
         pictures = draw(wanted, {split: dataset.keys for split, dataset in shards.items()}, stage.seed)
+        known = questions_of(read_questions(QUESTIONS), wanted.splits, QUESTIONS)
+        asked = [row for row in known if row["image_ids"][0] in pictures]
         options = params.answer.length, params.batch_size
-        for rows in answered_rows(stage, model, tokenizer, codebook, table, shards, pictures, *options):
+        for rows in answered_rows(stage, model, tokenizer, codebook, table, shards, asked, *options):
             writer.write_table(pa.Table.from_pylist(rows, schema))
 
 

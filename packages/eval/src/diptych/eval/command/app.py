@@ -182,7 +182,10 @@ A run that was stopped goes on where it was: the same command again.
     )
     images.add_argument("--batch-size", type=int, default=64, help="pictures at a time (default 64)")
     images.add_argument(
-        "--threads", type=int, default=None, help="that decode pictures (default: one a core that a container's quota allows, at most 16)"
+        "--threads",
+        type=int,
+        default=None,
+        help="that decode pictures (default: one a core that a container's quota allows, at most 16)",
     )
     images.add_argument("--device", default="auto", help="cpu, cuda, ... (default auto)")
     images.add_argument(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from diptych.eval.report.charts import curves
 from diptych.eval.report.rendering import write_page
 
 Cell = tuple[str, str]
@@ -46,8 +47,12 @@ class ComparisonTable:
 
 @dataclass(frozen=True)
 class ClaimsPage:
-    """What the page shows; what is empty is left out. gallery: a prompt and, for each of `gallery_columns`, its name and a
-    picture as PNG or JPEG, or None."""
+    """What the page shows; what is empty is left out.
+
+    gallery: a text, such as a prompt, and for each of `gallery_columns` its name and a picture as PNG or JPEG, a text, or None.
+    gallery_title, gallery_head: above the gallery and its first column. curves: names, and the rows of a training's history
+    (`step` and what was recorded).
+    """
 
     title: str
     note: str
@@ -55,9 +60,12 @@ class ClaimsPage:
     claims: Sequence[JudgedClaim] = ()
     gallery_note: str = ""
     gallery_columns: Sequence[str] = ()
-    gallery: Sequence[tuple[str, Sequence[tuple[str, bytes | None]]]] = ()
+    gallery: Sequence[tuple[str, Sequence[tuple[str, bytes | str | None]]]] = ()
+    gallery_title: str = "Paintings side by side"
+    gallery_head: str = "caption"
+    curves: Sequence[tuple[str, Sequence[Mapping[str, float]]]] = ()
 
 
 def write_claims_page(page: ClaimsPage, path: Path) -> None:
     """Write the self-contained page to `path`, whole or not at all; all text from outside is escaped."""
-    write_page(path, "diptych.eval.comparisons", "claims_page.html.j2", {}, page=page)
+    write_page(path, "diptych.eval.comparisons", "claims_page.html.j2", {"curves": curves}, page=page)

@@ -205,7 +205,10 @@ def make_app(study: Study, prefix: str = "") -> SecurityHeaders:
             static_file("study.js", "text/javascript"),
             static_file("admin.js", "text/javascript"),
             static_file("study.svg", "image/svg+xml"),
-            *(Route(f"{path}/", without_slash) for path in ("/s/{token}", "/s/{token}/question", "/a/{token}")),
+            *(
+                Route(f"{path}/", without_slash)
+                for path in ("/s/{token}", "/s/{token}/question", "/a/{token}")
+            ),
         ],
         exception_handlers={HTTPException: known_error, Exception: failure},
     )

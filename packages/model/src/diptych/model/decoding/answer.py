@@ -51,6 +51,15 @@ def answer_logits(
     return model.answer_logits(question_states(model, tokenizer, images, ids))
 
 
+def statement_logits(
+    model: UnifiedTransformer, tokenizer: CaptionTokenizer, images: list[Tensor], ids: Tensor
+) -> Tensor:
+    """Logits ``[n, 2]`` of (false, true) of statements ids int64 ``[n, t]``, the first about the first two of 2 n images, left
+    and right, and so on (LXMERT's NLVR2: a pass with either image)."""
+    states = question_states(model, tokenizer, images, ids.repeat_interleave(2, 0)[:, None])
+    return model.pair_logits(states[::2], states[1::2])
+
+
 def equally_asked(
     asked: Iterable[tuple[Subject, list[Question]]], size: int
 ) -> Iterator[tuple[list[Subject], list[list[Question]], int]]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diptych.features.order import batch_indices
-from diptych.model.decoding.answer import question_states
+from diptych.model.decoding.answer import statement_logits
 from diptych.model.decoding.caption import encode_images
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input, caption_rows
@@ -177,12 +177,9 @@ class StatementSteps:
         def piece(rows: slice, part: Tensor) -> Piece:
             def loss() -> tuple[Tensor, dict[str, Tensor]]:
                 seen = caption_input(self.model.config, self.codebook, on_device(part, device))
-                texts = ids[rows].to(device).repeat_interleave(2, 0)[:, None]
                 with autocast_context(device, config.precision):
-                    states = question_states(
-                        self.model, self.tokenizer, encode_images(self.model, seen), texts
-                    )
-                    logits = self.model.pair_logits(states[::2], states[1::2])
+                    images = encode_images(self.model, seen)
+                    logits = statement_logits(self.model, self.tokenizer, images, ids[rows].to(device))
                 mean = F.cross_entropy(logits.float(), true[rows].to(device))
                 return mean, {"statement_loss": mean.detach()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,15 +29,23 @@ def random_transformer(
     codebook: Tensor,
     seed: int,
     answers: int = 0,
+    **heads: Any,
 ) -> tuple[UnifiedTransformer, CaptionTokenizer]:
     """Build the named size ``network`` for a codebook float32 ``[K, D]`` and a vocabulary from the training captions, with
-    ``answers`` in its answer table also from the training questions (:func:`diptych.model.tokenizer.build_tokenizer`)."""
+    ``answers`` in its answer table also from the training questions (:func:`diptych.model.tokenizer.build_tokenizer`).
+    ``heads``: other heads, as :class:`TransformerConfig` names them."""
     tokenizer = build_tokenizer(texts, min_count)
     codes, width = codebook.shape
     torch.manual_seed(seed)
     config = named_config(network, vocab_size=len(tokenizer), codebook_size=codes, feature_dim=width)
     model = UnifiedTransformer(
-        replace(config, caption_attention=caption_attention, image_features=image_features, answers=answers)
+        replace(
+            config,
+            caption_attention=caption_attention,
+            image_features=image_features,
+            answers=answers,
+            **heads,
+        )
     )
     model.set_codebook(codebook)
     return model, tokenizer

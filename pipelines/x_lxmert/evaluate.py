@@ -1,0 +1,199 @@
+"""Measure the fine-tuned models on the test split: VQA's, GQA's and NLVR2's metrics, and what pretraining is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from diptych.eval.answers.gqa import measure_gqa
+from diptych.eval.answers.nlvr2 import measure_nlvr2, truth
+from diptych.eval.answers.questions import Measuring, Question, Settings, units_of
+from diptych.eval.answers.vqa import measure_vqa
+from diptych.eval.figures import Figure, flat_values, table, write_figures
+from diptych.features.shards.reading import ShardDataset
+from diptych.model.answer_table import load_answer_table
+from diptych.model.decoding.answer import statement_logits
+from diptych.model.decoding.caption import encode_images
+from diptych.model.image_features import caption_input, caption_rows
+from diptych.model.precision import autocast_context
+from diptych.model.pretrained import load_transformer
+from pipelines.measuring.answers import answered_rows, guesses_from_words, question_of
+from pipelines.runner.stage import Stage, run
+from pipelines.x_lxmert.params import (
+    ANSWERED,
+    FIGURES,
+    SHARDS,
+    FineTuneParams,
+    Params,
+    Task,
+    model_folder,
+    questions_file,
+    questions_in,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch import Tensor
+
+    from diptych.model.networks.two_streams import UnifiedTransformer
+    from diptych.model.tokenizer import CaptionTokenizer
+
+SPLIT = "test"
+
+
+Each = dict[str, dict[str, float]]
+
+
+def main(stage: Stage, params: Params) -> None:
+    """Write metrics/x_lxmert.json, its records metrics/x_lxmert_figures.json, and all answers to data/x_lxmert/answers.parquet:
+    `task, start, question_id, image_ids, question, kind, references, answer, right` (0..1)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    figures: list[Figure] = []
+    answered: list[dict[str, Any]] = []
+    for task in params.tasks:
+        asked = questions_in(task, SPLIT)
+        measured = MeasuredTask(task, [question_of(row) for row in asked], stage.seed)
+        for start in params.starts:
+            answers = answers_of(stage, params, task, start, asked)
+            scores = measured.add(answers, "" if start == "pretrained" else f"{start}.")
+            answered += [
+                {
+                    "task": task,
+                    "start": start,
+                    "question_id": row["question_id"],
+                    "image_ids": row["image_ids"],
+                    "question": row["question"],
+                    "kind": row["kind"],
+                    "references": row["answers"],
+                    "answer": answers[row["question_id"]],
+                    "right": scores.get(row["question_id"]),
+                }
+                for row in asked
+            ]
+        guesses = guesses_from_words(questions_in(task, "train"), asked)
+        ids = [row["question_id"] for row in asked]
+        measured.add(dict(zip(ids, guesses, strict=True)), "words_alone.")
+        figures += measured.figures
+        if set(params.starts) == {"pretrained", "random"}:
+            figures += measured.gains()
+    print(table(figures))
+    with stage.write(str(ANSWERED)) as path:
+        pq.write_table(pa.Table.from_pylist(answered, answered_schema()), path)
+    with stage.write(str(FIGURES)) as path:
+        write_figures(figures, path)
+    stage.write_metrics("metrics/x_lxmert.json", flat_values(figures))
+
+
+def answered_schema() -> pa.Schema:
+    """Of data/x_lxmert/answers.parquet."""
+    import pyarrow as pa
+
+    texts = pa.list_(pa.string())
+    return pa.schema(
+        [
+            ("task", pa.string()),
+            ("start", pa.string()),
+            ("question_id", pa.string()),
+            ("image_ids", texts),
+            ("question", pa.string()),
+            ("kind", pa.string()),
+            ("references", texts),
+            ("answer", pa.string()),
+            ("right", pa.float32()),
+        ]
+    )
+
+
+class MeasuredTask:
+    """The figures of a task, of one system's answers after the other's."""
+
+    def __init__(self, task: Task, questions: Sequence[Question], seed: int) -> None:
+        self.task, self.questions = task, questions
+        self.settings = Settings(
+            split=SPLIT, seed=seed, predictions="the answers", questions=str(questions_file(task))
+        )
+        self.figures: list[Figure] = []
+        self.each: Each = {}
+
+    def add(self, answers: Mapping[str, str], prefix: str) -> dict[str, float]:
+        """Measure answers by question id. prefix: of the figures' names, before that of the task. Returns how right each is,
+        0..1, by question id."""
+        settings = replace(self.settings, prefix=f"{prefix}{self.task}")
+        if self.task == "nlvr2":
+            judged = {name: bool(truth(answer)) for name, answer in answers.items()}
+            self.figures += measure_nlvr2(judged, self.questions, settings, self.each)
+        else:
+            measure = measure_vqa if self.task == "vqa" else measure_gqa
+            self.figures += measure(answers, self.questions, settings, self.each)
+        return self.each[f"{settings.prefix}.accuracy"]
+
+    def gains(self) -> list[Figure]:
+        """`gain.TASK.accuracy`: by how much the pretrained model is better than the one from random weights, with an interval
+        over pictures; one training of each is compared."""
+        pretrained, random = (self.each[f"{prefix}{self.task}.accuracy"] for prefix in ("", "random."))
+        questions = [question for question in self.questions if question.question_id in pretrained]
+        differences = [pretrained[one.question_id] - random[one.question_id] for one in questions]
+        settings = replace(self.settings, prefix=f"gain.{self.task}")
+        measuring = Measuring.of("gain", questions, settings, "as the two figures'")
+        return [measuring.mean("accuracy", differences, *units_of(questions), "one training of each")]
+
+
+def answers_of(
+    stage: Stage, params: Params, task: Task, start: str, asked: Sequence[Mapping[str, Any]]
+) -> dict[str, str]:
+    """The likeliest answer of a fine-tuned model to each question, by its id; "true" or "false" to statements."""
+    folder, wanted = model_folder(task, start), params.fine_tuning[task]
+    model, tokenizer, codebook = load_transformer(folder, stage.device)
+    shards = ShardDataset(SHARDS, SPLIT)
+    answers = load_answer_table(folder, model.config.answers)
+    if answers is None:
+        judge = StatementJudge(stage, wanted, model, tokenizer, codebook, shards)
+        return judge.judged(asked, params.batch_size)
+    options = wanted.length, params.batch_size
+    batches = answered_rows(stage, model, tokenizer, codebook, answers, {SPLIT: shards}, asked, *options)
+    return {row["question_id"]: row["answers"][0] for rows in batches for row in rows}
+
+
+@dataclass(frozen=True)
+class StatementJudge:
+    """A model that says whether statements about two pictures are true."""
+
+    stage: Stage
+    wanted: FineTuneParams
+    model: UnifiedTransformer
+    tokenizer: CaptionTokenizer
+    codebook: Tensor
+    shards: ShardDataset
+
+    def judged(self, asked: Sequence[Mapping[str, Any]], batch_size: int) -> dict[str, str]:
+        """Of each statement, by its id, whether it is "true" or "false"."""
+        from tqdm import tqdm
+
+        number = {key: index for index, key in enumerate(self.shards.keys)}
+        read: Callable[[list[int]], Any] = caption_rows(self.model.config, self.shards)
+        found = {}
+        for start in tqdm(range(0, len(asked), batch_size), desc="statements", unit="batch", mininterval=1):
+            rows = asked[start : start + batch_size]
+            pictures = read([number[image] for row in rows for image in row["image_ids"]])
+            for row, is_true in zip(rows, self._true(rows, pictures), strict=True):
+                found[row["question_id"]] = "true" if is_true else "false"
+        return found
+
+    def _true(self, rows: Sequence[Mapping[str, Any]], pictures: Any) -> list[bool]:
+        """pictures: what the network sees of the left and the right one of each row, `[2 n, ...]`."""
+        import torch
+
+        device = self.codebook.device
+        ids = self.tokenizer.encode_questions([row["question"] for row in rows], self.wanted.length)
+        seen = torch.from_numpy(pictures).to(device)
+        with torch.inference_mode(), autocast_context(device, self.stage.machine.precision):
+            images = encode_images(self.model, caption_input(self.model.config, self.codebook, seen))
+            logits = statement_logits(self.model, self.tokenizer, images, ids.to(device))
+        return (logits[:, 1] > logits[:, 0]).tolist()
+
+
+if __name__ == "__main__":
+    run("x_lxmert/evaluate", Params, main)

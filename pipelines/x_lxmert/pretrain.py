@@ -1,0 +1,91 @@
+"""X-LXMERT's pretraining: masked codes, masked words, matching and questions (X-LXMERT 5.1, C.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diptych.features.codebook.reading import load_codebook
+from diptych.features.detector import load_detector
+from diptych.features.shards.reading import ShardDataset
+from diptych.model.answer_table import build_answer_table
+from diptych.model.pretrained import save_transformer
+from diptych.model.training.initial import random_transformer
+from diptych.model.training.pretraining import pretrain
+from diptych.model.training.processes import current_processes
+from diptych.model.training.questions import QuestionTable
+from pipelines.runner.processes import run, training_device
+from pipelines.runner.stage import Stage
+from pipelines.x_lxmert.params import CODEBOOK, PRETRAINED, SHARDS, Params, questions_in
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DETECTOR = Path("models/detector")
+
+
+def main(stage: Stage, params: Params) -> None:
+    """Train on the train split; write the model directory models/x_lxmert/pretrained and the history."""
+    import torch
+
+    with training_device(stage) as device:
+        wanted = params.pretraining
+        train = ShardDataset(SHARDS, "train")
+        codebook = torch.from_numpy(load_codebook(CODEBOOK))
+        asked = [row for task in wanted.questions for row in questions_in(task, "train")]
+        table = build_answer_table([row["answers"] for row in asked], wanted.answers.min_count)
+        objects = None if wanted.training.discrete else object_logits(device)
+        model, tokenizer = random_transformer(
+            params.network,
+            "masked",
+            "two_level",
+            words_of_all_tasks(params, train),
+            params.tokenizer.min_count,
+            codebook,
+            stage.seed,
+            len(table),
+            matching=True,
+            regresses=not wanted.training.discrete,
+            object_classes=objects(codebook[:1].to(device)).shape[-1] if objects else 0,
+        )
+        questions = QuestionTable(asked, train.keys, tokenizer, table, wanted.training.text_length)
+        record = pretrain(
+            wanted.training,
+            model,
+            tokenizer,
+            codebook,
+            train,
+            questions,
+            stage.checkpoints(),
+            device,
+            objects,
+        )
+        if current_processes().rank > 0:
+            return
+        with stage.write(str(PRETRAINED)) as folder:
+            save_transformer(folder, model, tokenizer, codebook, table)
+        stage.write_history("plots/x_lxmert/pretrain.csv", record.history)
+
+
+def words_of_all_tasks(params: Params, train: ShardDataset) -> list[str]:
+    """What the vocabulary is made from: all that is learned of the train split, so that each task finds its words."""
+    captions = [caption for index in range(len(train)) for caption in train.captions(index)]
+    tasks = dict.fromkeys((*params.pretraining.questions, *params.tasks))
+    return captions + [row["question"] for task in tasks for row in questions_in(task, "train")]
+
+
+def object_logits(device: str) -> Callable[[Tensor], Tensor] | None:
+    """The detector's logits of what grid features show; None where it has none for them, and LXMERT's pretraining regresses
+    features alone."""
+    detector = load_detector(DETECTOR, device)
+    classes = getattr(detector, "grid_class", None)
+    if classes is None:
+        print(
+            f"{DETECTOR}: this detector does not classify grid features; they are regressed alone (MVFR without MOC)"
+        )
+    return classes
+
+
+if __name__ == "__main__":
+    run("x_lxmert/pretrain", Params, main)
