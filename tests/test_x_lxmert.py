@@ -1,0 +1,122 @@
+"""X-LXMERT's pipeline with smoke parameters: it runs from the finished clone, measures, and reruns no more than it must."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from pipeline_clone import Clone
+from waiting import wait_until
+
+from diptych.model.networks.config import read_config
+from diptych.model.pretrained import load_transformer
+
+PIPELINE = "pipelines/x_lxmert/dvc.yaml"
+TASKS = "x_lxmert.tasks=[gqa,nlvr2]"
+
+
+def repro(clone: Clone) -> list[str]:
+    """The stages of X-LXMERT's pipeline that ran; its parents have."""
+    done = clone.run("dvc", "repro", PIPELINE)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+    return re.findall(rf"^Running stage '(?:{PIPELINE}:)?([\w@-]+)'", done.stdout, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def answered(finished_clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone after `make x-lxmert`."""
+    clone = finished_clone.copy(tmp_path_factory.mktemp("x_lxmert") / "clone")
+    clone.set_params(TASKS)
+    ran = repro(clone)
+    assert ran[:2] == ["questions", "pretrain"] and ran[-2:] == ["evaluate", "report"]
+    assert sorted(ran[2:-2]) == [
+        f"fine_tune@{task}-{start}" for task in ("gqa", "nlvr2") for start in ("pretrained", "random")
+    ]
+    return clone
+
+
+def test_it_measures_what_it_promises(answered: Clone) -> None:
+    figures = json.loads((answered.folder / "metrics/x_lxmert.json").read_text())
+    for task, names in (("gqa", ("accuracy", "consistency", "validity")), ("nlvr2", ("accuracy", "consistency"))):
+        for name in names:
+            for prefix in ("", "random.", "words_alone."):
+                # nobody may be right about what entails others
+                assert 0 <= figures.get(f"{prefix}{task}.{name}", 0) <= 1
+        gain = figures[f"{task}.accuracy"] - figures[f"random.{task}.accuracy"]
+        assert figures[f"gain.{task}.accuracy"] == pytest.approx(gain, abs=2e-6)
+    records = {one["name"]: one for one in json.loads((answered.folder / "metrics/x_lxmert_figures.json").read_text())}
+    assert records["gain.gqa.accuracy"]["low"] <= records["gain.gqa.accuracy"]["high"]
+    rows = pq.read_table(answered.folder / "data/x_lxmert/answers.parquet").to_pylist()
+    right = [row["right"] for row in rows if row["task"] == "nlvr2" and row["start"] == "random"]
+    assert sum(right) / len(right) == pytest.approx(figures["random.nlvr2.accuracy"], abs=1e-6)
+    page = (answered.folder / "ablations/x_lxmert/index.html").read_text()
+    assert "GQA" in page and "data:image/" in page and "<svg" in page and 'src="http' not in page
+
+
+def test_the_heads_are_those_of_the_task(answered: Clone) -> None:
+    models = answered.folder / "models/x_lxmert"
+    pretrained = read_config(models / "pretrained/config.json")
+    assert pretrained.matching and pretrained.answers and not pretrained.pairs and not pretrained.regresses
+    assert pretrained.caption_attention == "masked"
+    statements = read_config(models / "nlvr2_pretrained/config.json")
+    assert statements.pairs and statements.answers == 0
+    assert json.loads((models / "gqa_random/answers.json").read_text())
+
+
+def test_a_task_s_parameter_runs_that_task_alone(answered: Clone, tmp_path: Path) -> None:
+    clone = answered.copy(tmp_path / "clone")
+    assert repro(clone) == []
+    clone.set_params(TASKS, "x_lxmert.fine_tuning.gqa.training.batch_size=4")
+    ran = repro(clone)
+    assert sorted(ran) == ["evaluate", "fine_tune@gqa-pretrained", "fine_tune@gqa-random", "report"]
+
+
+def test_a_killed_pretraining_goes_on(answered: Clone, tmp_path: Path) -> None:
+    """And ends as the undisturbed one did; LXMERT's objectives in the place of codes train as well."""
+    clone = answered.copy(tmp_path / "clone")
+    clone.set_params(TASKS, "machine.checkpoint_seconds=0", "machine.processes=1")
+    model = clone.folder / "models/x_lxmert/pretrained/model.safetensors"
+    command = ("python", "-m", "pipelines.x_lxmert.pretrain")
+    assert clone.run(*command).returncode == 0
+    undisturbed = model.read_bytes()
+    with clone.held_trainings(4):
+        running = subprocess.Popen(**clone.command(*command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        store = clone.folder / ".cache/training/x_lxmert/pretrain"
+        wait_until(lambda: list(store.rglob("held")), running)
+        running.kill()
+        running.wait()
+    done = clone.run(*command)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert model.read_bytes() == undisturbed
+    clone.set_params(TASKS, "x_lxmert.pretraining.training.discrete=false", "machine.processes=1")
+    assert clone.run(*command).returncode == 0
+    loaded, _, _ = load_transformer(model.parent)
+    assert loaded.config.regresses and loaded.config.object_classes > 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("x_lxmert.tasks=[vqa,puzzles]", "params.yaml: x_lxmert.tasks"),
+        ("x_lxmert.fine_tuning.nlvr2.answers={min_count: 1}", "fine_tuning.nlvr2.answers: null for nlvr2"),
+        ("x_lxmert.questions.toybox=null", "give one of toybox and files"),
+        ("x_lxmert.pretraining.training.batch_size=0", "batch_size must be at least 1"),
+    ],
+)
+def test_a_slip_is_one_line(clone: Clone, override: str, message: str) -> None:
+    clone.set_params(override)
+    done = subprocess.run(
+        **clone.command(sys.executable, "-m", "pipelines.runner.check"), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_an_unknown_item_is_one_line(clone: Clone) -> None:
+    done = clone.run("python", "-m", "pipelines.x_lxmert.fine_tune", "vqa", "scratch")
+    assert done.returncode == 1 and "scratch: no such start (known: pretrained, random)" in done.stderr
+    assert "Traceback" not in done.stderr
