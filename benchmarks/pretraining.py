@@ -62,11 +62,12 @@ class PretrainingStep:
         model, tokenizer, seen = self.model, self.tokenizer, self.codebook[self.codes]
 
         def words() -> Tensor:
-            visual = model.encode_visual(seen)
-            return masked_word_loss(model, tokenizer, visual, self.changed, self.ids, self.words)
+            texts = (part[:, None] for part in (self.changed, self.ids, self.words))
+            return masked_word_loss(model, tokenizer, encode_images(model, seen), *texts)
 
         def nothing() -> Tensor:
-            matching, states = matching_loss(model, tokenizer, encode_images(model, seen), self.ids, self.own)
+            images = encode_images(model, seen)
+            matching, states = matching_loss(model, tokenizer, images, self.ids[:, None], self.own[:, None])
             return matching + F.cross_entropy(model.answer_logits(states[self.own]), self.answers[self.own])
 
         return {

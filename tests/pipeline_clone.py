@@ -95,7 +95,7 @@ def make_clone(folder: Path) -> Clone:
         cwd=REPOSITORY, capture_output=True, text=True, check=True,
     ).stdout.split("\0")  # fmt: skip
     for name in filter(None, listed):
-        if (REPOSITORY / name).is_file() and name != "dvc.lock":
+        if (REPOSITORY / name).is_file() and Path(name).name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, folder / name)
     shutil.rmtree(folder / "metrics", ignore_errors=True)

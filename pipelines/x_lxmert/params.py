@@ -40,11 +40,13 @@ class QuestionsParams:
 
 @dataclass(frozen=True)
 class PretrainParams:
-    """questions: the tables that pretraining asks from; answers: its answer table; training: its schedule.
+    """attention: masked, LXMERT's, or prefix, by which one pass sees the picture for all its sentences (docs/attention.md).
+    questions: the tables that pretraining asks from; answers: its answer table; training: its schedule.
 
     Without `training.discrete`, which is LXMERT's, the detector says what the objects of masked cells are.
     """
 
+    attention: Literal["masked", "prefix"]
     questions: tuple[Literal["vqa", "gqa"], ...]
     answers: AnswersParams
     training: PretrainingConfig
@@ -52,8 +54,7 @@ class PretrainParams:
 
 @dataclass(frozen=True)
 class FineTuneParams:
-    """attention: masked, LXMERT's, where the picture's cells read the question, or prefix, by which one pass sees the picture
-    for all its questions (docs/attention.md). length: tokens of a question, [CLS] and [SEP] included. answers: the answer
+    """attention: as of the pretraining. length: tokens of a question, [CLS] and [SEP] included. answers: the answer
     table; null for statements, which are true or false. training: the schedule."""
 
     attention: Literal["masked", "prefix"]

@@ -38,7 +38,7 @@ def main(stage: Stage, params: Params) -> None:
         objects = None if wanted.training.discrete else object_logits(device)
         model, tokenizer = random_transformer(
             params.network,
-            "masked",
+            wanted.attention,
             "two_level",
             words_of_all_tasks(params, train),
             params.tokenizer.min_count,

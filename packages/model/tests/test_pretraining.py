@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from diptych.model.answer_table import AnswerTable
+from diptych.model.decoding.answer import question_states
 from diptych.model.decoding.caption import encode_images
 from diptych.model.errors import UserError
 from diptych.model.networks.two_streams import UnifiedTransformer
@@ -105,13 +106,16 @@ def test_losses_are_those_of_a_whole_forward_pass(tiny, pretrained) -> None:
     visible = tiny.ids != tiny.tokenizer.pad
     text, _ = model(changed, visible, features)
     words = F.cross_entropy(model.word_logits(text)[chosen], tiny.ids[chosen])
-    ours = masked_word_loss(model, tiny.tokenizer, model.encode_visual(features), changed, tiny.ids, chosen)
+    texts = [part[:, None] for part in (changed, tiny.ids, chosen)]
+    ours = masked_word_loss(model, tiny.tokenizer, encode_images(model, features), *texts)
     assert ours.item() == pytest.approx(words.item(), rel=1e-5)
 
     own = torch.tensor([True, False, True])
     text, _ = model(tiny.ids, visible, features)
     matching = F.cross_entropy(model.matching_logits(text[:, 0]), own.long())
-    ours, states = matching_loss(model, tiny.tokenizer, encode_images(model, features), tiny.ids, own)
+    ours, states = matching_loss(
+        model, tiny.tokenizer, encode_images(model, features), tiny.ids[:, None], own[:, None]
+    )
     assert ours.item() == pytest.approx(matching.item(), rel=1e-5)
     assert torch.allclose(states, text[:, 0], atol=1e-5)
 
@@ -149,14 +153,19 @@ def test_without_questions_only_captions_are_read(tiny) -> None:
 
 
 @pytest.mark.parametrize("task", ["cells", "words", "nothing"])
-@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize(
+    ("discrete", "attention", "sentences"), [(True, "masked", 1), (False, "masked", 1), (True, "prefix", 3)]
+)
 def test_pieces_add_up_to_the_gradient_of_the_whole_batch(
-    tiny, pretrained, task: str, discrete: bool
+    tiny, pretrained, task: str, discrete: bool, attention: str, sentences: int
 ) -> None:
     model, questions = pretrained
+    model.config = dataclasses.replace(model.config, caption_attention=attention)
     gradients, detector = [], torch.nn.Linear(10, 4)
     for accumulation in (1, 3):
-        config = dataclasses.replace(CONFIG, accumulation=accumulation, discrete=discrete)
+        config = dataclasses.replace(
+            CONFIG, accumulation=accumulation, discrete=discrete, sentences_per_image=sentences
+        )
         steps = PretrainingSteps(
             config, model, tiny.tokenizer, tiny.codebook, tiny.train, questions, detector
         )
@@ -174,9 +183,9 @@ def test_codes_are_predicted_from_captions_only(tiny, pretrained, monkeypatch: p
     asked: list[bool] = []
     choose = SentenceTable.choose
 
-    def watched(self, images, captions_only=False):
+    def watched(self, images, captions_only=False, per_image=1):
         asked.append(captions_only)
-        return choose(self, images, captions_only)
+        return choose(self, images, captions_only, per_image)
 
     monkeypatch.setattr(SentenceTable, "choose", watched)
     for captions_only in (True, False):
@@ -188,10 +197,17 @@ def test_codes_are_predicted_from_captions_only(tiny, pretrained, monkeypatch: p
     assert asked == [True, False, False, False, False, False]
 
 
-@pytest.mark.parametrize("discrete", [True, False])
-def test_pretraining_learns_every_task(tiny, pretrained, discrete: bool) -> None:
+@pytest.mark.parametrize(
+    ("discrete", "attention", "sentences"), [(True, "masked", 1), (False, "masked", 1), (True, "prefix", 3)]
+)
+def test_pretraining_learns_every_task(
+    tiny, pretrained, discrete: bool, attention: str, sentences: int
+) -> None:
     model, questions = pretrained
-    config = dataclasses.replace(CONFIG, steps=400, discrete=discrete)
+    model.config = dataclasses.replace(model.config, caption_attention=attention)
+    config = dataclasses.replace(
+        CONFIG, steps=400, discrete=discrete, masked_words=0.4, sentences_per_image=sentences
+    )
     objects = torch.nn.Linear(10, 4)
     torch.nn.init.normal_(objects.weight)  # sure enough of its classes to be learned from
     record = pretrain(
@@ -211,11 +227,32 @@ def test_pretraining_learns_every_task(tiny, pretrained, discrete: bool) -> None
         assert last < 0.95 * first, (name, first, last)
 
 
-def test_pretraining_is_where_text_and_picture_see_each_other(tiny, pretrained) -> None:
+def test_by_prefix_words_are_read_from_the_states_that_questions_have(tiny, pretrained) -> None:
+    """Two texts about each picture, and no cell sees them."""
+    model = pretrained[0]
+    model.config = dataclasses.replace(model.config, caption_attention="prefix")
+    images = encode_images(model, torch.from_numpy(tiny.train.grid([0, 1, 2])).float())
+    ids = torch.stack([tiny.ids, tiny.ids.roll(1, 0)], 1)
+    first = torch.zeros_like(ids, dtype=torch.bool)
+    first[..., 0] = True
+    loss = masked_word_loss(model, tiny.tokenizer, images, ids, ids, first)
+    states = question_states(model, tiny.tokenizer, images, ids)
+    wanted = F.cross_entropy(model.word_logits(states), ids[..., 0].flatten())
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    matching, own = matching_loss(model, tiny.tokenizer, images, ids, torch.ones(3, 2, dtype=torch.bool))
+    assert own.equal(states) and matching.item() > 0
+
+
+def test_heads_that_are_missing_are_named(tiny) -> None:
     model = with_heads(tiny.model, 0, answers=TABLE, matching=True)
-    with pytest.raises(UserError, match="caption_attention must be masked"):
-        pretrain(CONFIG, model, tiny.tokenizer, tiny.codebook, tiny.train, pretrained[1], None, "cpu")
     with pytest.raises(UserError, match="no head that regresses features"):
         feature_regression_loss(
             model, tiny.tokenizer, tiny.features, tiny.ids, torch.ones(3, 16, dtype=torch.bool)
         )
+
+
+def test_shares_of_masked_words_are_checked() -> None:
+    with pytest.raises(UserError, match=r"masked_words must be in \(0, 1\], is 0"):
+        dataclasses.replace(CONFIG, masked_words=0.0)
+    with pytest.raises(UserError, match="sentences_per_image must be at least 1"):
+        dataclasses.replace(CONFIG, sentences_per_image=0)

@@ -385,6 +385,16 @@ class UnifiedTransformer(nn.Module):
             text = layer.text_from_visual(text, bias, pair)
         return last[0].first_from_visual(text, bias, last[1])
 
+    def question_word_logits(
+        self, ids: Tensor, visible: Tensor | None, keys_values: list[tuple[Tensor, Tensor]], chosen: Tensor
+    ) -> Tensor:
+        """Return logits ``[m, V]`` of the words at ``chosen`` (bool ``[n * c, t]``) positions, m of them in row-major order;
+        the rest as of :meth:`question_states`."""
+        text, bias = self.encode_text(ids, visible)
+        for layer, pair in zip(self.cross_layers, keys_values, strict=True):
+            text = layer.text_from_visual(text, bias, pair)
+        return self.word_logits(text[chosen])
+
     def caption_caches(self, length: int) -> list[KeyValueCache]:
         """Return empty caches for captions of up to ``length`` tokens."""
         return [KeyValueCache(length) for _ in range(len(self.language_layers) + len(self.cross_layers))]

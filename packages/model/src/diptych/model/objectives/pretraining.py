@@ -53,7 +53,7 @@ def bernoulli_mask(n: int, cells: int, share: float = MASKED_SHARE) -> Tensor:
 def masked_word_loss(
     model: UnifiedTransformer,
     tokenizer: CaptionTokenizer,
-    visual: Tensor,
+    images: list[Tensor],
     ids: Tensor,
     targets: Tensor,
     chosen: Tensor,
@@ -61,12 +61,17 @@ def masked_word_loss(
     """MLM: cross-entropy of the ``chosen`` words, their mean; 0 where there is none.
 
     Args:
-        visual: from ``model.encode_visual``, ``[n, cells, h]``.
-        ids, chosen: of :func:`mask_words`; targets: the ids before, all ``[n, t]``.
+        images: n of them (:func:`diptych.model.decoding.caption.encode_images`), each seen once for all its texts.
+        ids, chosen: of :func:`mask_words`; targets: the ids before, all ``[n, c, t]``, c texts of each image.
     """
-    longest = int((targets != tokenizer.pad).sum(1).max())
-    ids, targets, chosen = (part[:, :longest] for part in (ids, targets, chosen))
-    logits = model.masked_word_logits(ids, targets != tokenizer.pad, visual, chosen)
+    per_image = ids.shape[1]
+    longest = int((targets != tokenizer.pad).sum(-1).max())
+    ids, targets, chosen = (part[..., :longest].flatten(0, 1) for part in (ids, targets, chosen))
+    visible = targets != tokenizer.pad
+    if model.config.caption_attention == "prefix":
+        logits = model.question_word_logits(ids, visible, model.visual_keys_values(images), chosen)
+    else:
+        logits = model.masked_word_logits(ids, visible, images[0].repeat_interleave(per_image, 0), chosen)
     return F.cross_entropy(logits.float(), targets[chosen], reduction="sum") / chosen.sum().clamp(min=1)
 
 
@@ -77,14 +82,15 @@ def matching_loss(
 
     Args:
         images: n of them (:func:`diptych.model.decoding.caption.encode_images`).
-        ids: int64 ``[n, t]``, a text each.
-        own: bool ``[n]``, false where the text is another picture's.
+        ids: int64 ``[n, c, t]``, c texts for each.
+        own: bool ``[n, c]``, false where the text is another picture's.
 
     Returns:
-        The mean loss; and the states of [CLS] ``[n, h]``, from which questions are answered in the same pass.
+        The mean loss; and the states of [CLS] ``[n * c, h]``, from which questions are answered in the same pass.
     """
-    states = question_states(model, tokenizer, images, ids[:, None])
-    return F.cross_entropy(model.matching_logits(states).float(), own.long()), states
+    states = question_states(model, tokenizer, images, ids)
+    matching = F.cross_entropy(model.matching_logits(states).float(), own.flatten().long())
+    return matching, states
 
 
 def feature_regression_loss(

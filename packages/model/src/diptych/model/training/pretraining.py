@@ -16,6 +16,7 @@ from diptych.model.decoding.caption import encode_images
 from diptych.model.errors import UserError
 from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.objectives.pretraining import (
+    MASKED_SHARE,
     bernoulli_mask,
     feature_regression_loss,
     mask_words,
@@ -46,13 +47,17 @@ class PretrainingConfig(LoopConfig):
 
     Attributes:
         steps: of all tasks together; each masks cells, words or nothing, drawn with equal chances.
-        batch_size: images, each with one sentence [920].
+        batch_size: images in a step [920].
+        sentences_per_image: sentences of each where words are masked, or nothing [1]. By ``prefix`` attention a picture is
+            seen once for all of them.
         text_length: tokens of a sentence, ``[CLS]`` and ``[SEP]`` included [20].
         learning_rate: peak [1e-5]; linear warm-up, then linear to 0.
         warmup_share: share of the steps that warm up [0.05].
         discrete: masked cells are predicted as codes (CCC), and pictures seen as codebook vectors [true]. Without, as
             LXMERT: grid features are seen, regressed (MVFR) and, with object classes, classified (MOC).
         uniform_masking: masks of cells with a ratio drawn from (0, 1] [true]; without, each cell with a chance of 15%.
+        masked_words: share of the words that are predicted where words are masked [0.15]. The texts of a small world are
+            short, and a picture says more of their words.
         captions_only: masked cells are predicted from captions only, never from questions [true: "data alignment"].
         weight_decay [1e-2], clip_norm [1.0], ema_decay [0], accumulation, precision, seed, checkpoint_seconds: as in
             :class:`diptych.model.training.config.LoopConfig`.
@@ -63,12 +68,16 @@ class PretrainingConfig(LoopConfig):
     warmup_share: float
     discrete: bool = True
     uniform_masking: bool = True
+    masked_words: float = MASKED_SHARE
+    sentences_per_image: int = 1
     captions_only: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least_one(self, "batch_size")
+        check_at_least_one(self, "batch_size", "sentences_per_image")
         check_share(self, "warmup_share")
+        if not 0 < self.masked_words <= 1:
+            raise UserError(f"masked_words must be in (0, 1], is {self.masked_words}")
 
 
 def masked_in(step: int, seed: int) -> Masked:
@@ -158,31 +167,33 @@ class PretrainingSteps:
     def word_pieces(self, indices: list[int], data: list[Tensor]) -> list[Piece]:
         """MLM; the mean over the chosen words of the whole batch."""
         config, device = self.config, self.codebook.device
-        ids = self.sentences.choose(indices).ids
-        changed, chosen = mask_words(self.tokenizer, ids)
+        ids = self.sentences.choose(indices, per_image=config.sentences_per_image).ids
+        changed, chosen = mask_words(self.tokenizer, ids, config.masked_words)
+        texts = [part.unflatten(0, (len(indices), -1)) for part in (changed, ids, chosen)]
         count = max(1, int(chosen.sum()))
 
         def piece(rows: slice, part: Tensor) -> Piece:
             def loss() -> tuple[Tensor, dict[str, Tensor]]:
                 with autocast_context(device, config.precision):
-                    visual = self.model.encode_visual(self.seen(part))
-                    texts = (tensor[rows].to(device) for tensor in (changed, ids, chosen))
-                    mean = masked_word_loss(self.model, self.tokenizer, visual, *texts)
+                    images = encode_images(self.model, self.seen(part))
+                    own = (tensor[rows].to(device) for tensor in texts)
+                    mean = masked_word_loss(self.model, self.tokenizer, images, *own)
                 return mean, {"word_loss": mean.detach()}
 
-            return Piece(int(chosen[rows].sum()) / count, len(part), loss)
+            return Piece(int(texts[2][rows].sum()) / count, len(part) * config.sentences_per_image, loss)
 
         return [piece(rows, part) for rows, part in zip(self.rows, data, strict=True)]
 
     def matching_pieces(self, indices: list[int], data: list[Tensor]) -> list[Piece]:
         """ITM, and QA where the sentence is a question about the picture: the mean over all texts and that over the
         questions are added (X-LXMERT C.5)."""
-        config, device = self.config, self.codebook.device
-        chosen = self.sentences.choose(indices)
-        other = self.sentences.choose_any(len(indices))
-        own = torch.rand(len(indices)) < 0.5
-        ids = torch.where(own[:, None], chosen.ids, other)
+        config, device, per_image = self.config, self.codebook.device, self.config.sentences_per_image
+        chosen = self.sentences.choose(indices, per_image=per_image)
+        other = self.sentences.choose_any(len(chosen.ids))
+        own = torch.rand(len(chosen.ids)) < 0.5
+        ids = torch.where(own[:, None], chosen.ids, other).unflatten(0, (len(indices), -1))
         asked = own & chosen.shares.any(1)
+        own, asked, shares = (part.unflatten(0, (len(indices), -1)) for part in (own, asked, chosen.shares))
         count = int(asked.sum())
 
         def piece(rows: slice, part: Tensor) -> Piece:
@@ -202,11 +213,11 @@ class PretrainingSteps:
                         return matching, reported
                     answers = matching.new_zeros(())
                     if weight:
-                        logits = self.model.answer_logits(states[questions]).float()
-                        answers = weight * F.cross_entropy(logits, chosen.shares[rows].to(device)[questions])
+                        logits = self.model.answer_logits(states[questions.flatten()]).float()
+                        answers = weight * F.cross_entropy(logits, shares[rows].to(device)[questions])
                 return matching + answers, {**reported, "answer_loss": answers.detach()}
 
-            return Piece(share, len(part), loss)
+            return Piece(share, len(part) * per_image, loss)
 
         return [piece(rows, part) for rows, part in zip(self.rows, data, strict=True)]
 
@@ -226,8 +237,10 @@ def pretrain(
     (:func:`diptych.model.training.processes.joined_processes`).
 
     Args:
-        model: one that knows the codebook, captions by ``masked`` attention, and has a matching head; an answer head where
-            there are ``questions``; without ``discrete`` a head that regresses features.
+        model: one that knows the codebook and has a matching head; an answer head where there are ``questions``; without
+            ``discrete`` a head that regresses features. Its config's ``caption_attention`` says how sentences are read:
+            ``masked`` as LXMERT, where cells see words, too, or ``prefix``, where each picture is seen once for all its
+            sentences (beyond the papers). Cells are predicted from what both streams see of each other either way.
         codebook: float32 ``[K, D]``.
         questions: about the images of ``train``; None: captions alone are read, and no answer is learned.
         objects: as in :func:`diptych.model.objectives.pretraining.feature_regression_loss`.
@@ -237,10 +250,6 @@ def pretrain(
         gradient_norm.
     """
     check_codebook(model, codebook, "codebook")
-    if model.config.caption_attention != "masked":
-        raise UserError(
-            "pretraining is LXMERT's, where text and picture see each other: caption_attention must be masked"
-        )
     model.to(device)
     codebook = codebook.to(device)
     steps = PretrainingSteps(config, model, tokenizer, codebook, train, questions, objects)

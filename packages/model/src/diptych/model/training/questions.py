@@ -33,6 +33,8 @@ class QuestionSettings:
         questions_per_image: questions about each of these images.
         length: tokens of a question, ``[CLS]`` and ``[SEP]`` included [20 in X-LXMERT].
         weight: of the loss of answers beside that of captions [1 in X-LXMERT].
+        vision: whether answering trains what sees the picture, too [true]. Without, it trains the words' side, for fewer
+            operations, and captions and paintings alone say what is seen.
         kind_weights: of the loss of questions of these kinds beside that of others, whose is 1.
     """
 
@@ -40,6 +42,7 @@ class QuestionSettings:
     questions_per_image: int
     length: int
     weight: float = 1.0
+    vision: bool = True
     kind_weights: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -97,9 +100,10 @@ class QuestionTable:
                 continue
             of_image.setdefault(image, []).append(len(self.texts))
             self.texts.append(row["question"])
-            weight = (kind_weights or {}).get(row["kind"], 1.0)
+            kind = row.get("kind", "")
+            weight = (kind_weights or {}).get(kind, 1.0)
             shares.append({answer: weight * share for answer, share in known.items()})
-            kinds.add(row["kind"])
+            kinds.add(kind)
             scores.append(table.scores(row["answers"]))
         if not self.texts:
             raise UserError(

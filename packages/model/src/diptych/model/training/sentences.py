@@ -53,8 +53,10 @@ class SentenceTable:
         """What determines a training on these sentences, for :func:`diptych.model.training.state.fingerprint`."""
         return self.captions.texts, *(self.questions.contents() if self.questions else ())
 
-    def choose(self, images: Sequence[int], captions_only: bool = False) -> Sentences:
-        """Draw a sentence of each image (torch's global generator); with ``captions_only`` one of its captions."""
+    def choose(self, images: Sequence[int], captions_only: bool = False, per_image: int = 1) -> Sentences:
+        """Draw sentences of each image (torch's global generator), independently, those of an image in turn; with
+        ``captions_only`` of its captions."""
+        images = [image for image in images for _ in range(per_image)]
         numbers = []
         for image in images:
             count = len(self.captions.ids[image])
