@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,12 +25,14 @@ from pipelines.runner.params import Machine, ParameterError, provided_by, read_p
 from pipelines.runner.profile import write_profile
 from pipelines.runner.stage import Stage
 from pipelines.tables.changes import Changes, read_changes, tasks_of
-from pipelines.tables.item import DRIVER_VARIABLE, only_one_in
+from pipelines.tables.item import DRIVER_VARIABLE, only_one_in, run
 from pipelines.tables.items import SHARED, TableItems, table_items
 from pipelines.tables.jobs import rounds
 from pipelines.tables.params import TransformerTableParams
+from pipelines.tables.sampler import main as sampler_main
 from pipelines.tables.sequence import sequence_params, without_answers
 from pipelines.tables.table import data_of, read_table, table_names
+from pipelines.tables.token import main as token_main
 from pipelines.tables.token import token_params
 from pipelines.train_sequence import TrainSequenceParams
 from pipelines.train_token import TrainTokenParams
@@ -286,19 +289,25 @@ def digest(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def test_an_unknown_row_is_named(clone: Clone) -> None:
-    for arguments, message in (
+def test_an_unknown_row_is_named(clone: Clone, run_here) -> None:
+    for name, matrix, main, arguments, message in (
         (
-            ("token", "our", "0"),
+            "token",
+            ("row", "seed"),
+            token_main,
+            ("our", "0"),
             "token our-0: our: no such row (known: ours, captions, paintings, dense, discrete)",
         ),
         (
-            ("sampler", "mask_predict"),
+            "sampler",
+            ("sampler",),
+            sampler_main,
+            ("mask_predict",),
             "sampler mask_predict: mask_predict: no such sampler (known: mask_predict_1,",
         ),
     ):
-        done = clone.run("python", "-m", f"pipelines.tables.{arguments[0]}", "table1", *arguments[1:])
-        assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+        done = run_here(clone.folder, partial(run, name, matrix, main), "table1", *arguments)
+        assert done.status == 1 and message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_row_is_trained_measured_and_compared(finished_clone: Clone, tmp_path: Path) -> None:

@@ -116,23 +116,11 @@ def importing() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
 
 
-def drive_here(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    """`make table1` with arguments, in this process, which has imported everything; its signals are put back."""
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in numbers]
-    monkeypatch.setattr(sys, "argv", ["pipelines.tables", *arguments])
-    try:
-        driver()
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-
-
 # in what rows share, and among the items
 @pytest.mark.parametrize(
     ("finished", "sent"), [(0, signal.SIGINT), (0, signal.SIGTERM), (4, signal.SIGTERM), (4, signal.SIGHUP)]
 )
-def test_a_stopped_driver_goes_on_where_it_was(stand_in: Path, finished: int, sent: signal.Signals, monkeypatch) -> None:
+def test_a_stopped_driver_goes_on_where_it_was(stand_in: Path, finished: int, sent: signal.Signals, run_here) -> None:
     script = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits it ignored
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
@@ -163,7 +151,7 @@ def test_a_stopped_driver_goes_on_where_it_was(stand_in: Path, finished: int, se
     assert all(map(gone, waiting)), "nothing goes on in the background"
     (stand_in / "hold").unlink()
     (stand_in / "ran").unlink()
-    drive_here(monkeypatch, "table1", "--seeds", "0", "--jobs", "2")
+    assert run_here(stand_in, driver, "table1", "--seeds", "0", "--jobs", "2").status == 0
     ran = lines(stand_in / "ran")
     after = done()
     assert len(after) == total() and {f"{name}.done" for name in ran} | before == after
@@ -199,34 +187,27 @@ def test_seeds_are_run_once(stand_in: Path) -> None:
     assert ran[0] == "train_sequence" and ran[-1] == "table1"
 
 
-def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
-    """The one line with which `make table1` with arguments ends, before anything ran."""
-    with pytest.raises(SystemExit) as ended:
-        drive_here(monkeypatch, *arguments)
-    said = capsys.readouterr()
-    assert ended.value.code == 1 and said.out == ""
-    assert not Path("ran").exists()
-    (line,) = said.err.strip().splitlines()
-    return line
-
-
-def test_what_is_asked_wrongly_is_named(stand_in: Path, capsys, monkeypatch) -> None:
+def test_what_is_asked_wrongly_is_named(stand_in: Path, run_here) -> None:
     for arguments, message in (
         (("table0",), "table0: no such table (known: table1"),
         (("table1", "--seeds", "7"), "--seeds: [7] are not among table1.seeds of params.yaml; add them there"),
         (("table1", "--jobs", "0"), "--jobs must be at least 1, is 0"),
     ):
-        assert message in refused(capsys, monkeypatch, *arguments)
+        done = run_here(stand_in, driver, *arguments)
+        assert done.status == 1 and message in done.stderr and done.stderr.strip().count("\n") == 0
+    assert not (stand_in / "ran").exists()
 
 
-def test_missing_java_ends_before_the_trainings(stand_in: Path, capsys, monkeypatch) -> None:
+def test_missing_java_ends_before_the_trainings(stand_in: Path, monkeypatch, run_here) -> None:
     before, section, after = (stand_in / "params.yaml").read_text().partition("table1:")
     wanted = re.sub(r"java: \w+", "java: true", after, count=1)
     (stand_in / "params.yaml").write_text(before + section + wanted)
     monkeypatch.setenv("PATH", str(stand_in / "bin"))
     monkeypatch.setenv("JAVA_HOME", "")
-    said = refused(capsys, monkeypatch, "table1")
-    assert "Java was not found" in said and "set table1.java to null in params.yaml" in said
+    done = run_here(stand_in, driver, "table1")
+    assert done.status == 1 and done.stderr.strip().count("\n") == 0
+    assert "Java was not found" in done.stderr and "set table1.java to null in params.yaml" in done.stderr
+    assert not (stand_in / "ran").exists()
 
 
 def test_a_killed_item_is_named(finished_clone: Clone, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,7 +16,10 @@ from waiting import wait_until
 from diptych.model.networks.config import read_config
 from diptych.model.pretrained import load_transformer
 from pipelines.runner import check
+from pipelines.runner.stage import run
 from pipelines.runner.writing import remove
+from pipelines.x_lxmert import fine_tune
+from pipelines.x_lxmert.params import Params
 
 PIPELINE = "pipelines/x_lxmert/dvc.yaml"
 TASKS = "x_lxmert.tasks=[gqa,nlvr2]"
@@ -110,16 +114,14 @@ def test_a_killed_pretraining_goes_on(answered: Clone, tmp_path: Path) -> None:
         ("x_lxmert.pretraining.training.batch_size=0", "batch_size must be at least 1"),
     ],
 )
-def test_a_slip_is_one_line(clone: Clone, override: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slip_is_one_line(clone: Clone, override: str, message: str, run_here) -> None:
     clone.set_params(override)
-    monkeypatch.chdir(clone.folder)
-    with pytest.raises(SystemExit) as ended:
-        check.main()
-    # what is no number, Python prints on stderr, and ends with status 1
-    assert isinstance(ended.value.code, str) and message in ended.value.code and "\n" not in ended.value.code
+    done = run_here(clone.folder, check.main)
+    assert done.status == 1 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
-def test_an_unknown_item_is_one_line(clone: Clone) -> None:
-    done = clone.run("python", "-m", "pipelines.x_lxmert.fine_tune", "vqa", "scratch")
-    assert done.returncode == 1 and "scratch: no such start (known: pretrained, random)" in done.stderr
+def test_an_unknown_item_is_one_line(clone: Clone, run_here) -> None:
+    command = partial(run, "x_lxmert/fine_tune", Params, fine_tune.main, ("task", "start"))
+    done = run_here(clone.folder, command, "vqa", "scratch")
+    assert done.status == 1 and "scratch: no such start (known: pretrained, random)" in done.stderr
     assert "Traceback" not in done.stderr
