@@ -33,6 +33,8 @@ def overrides() -> list[str]:
         "train_sequence.training.answer_steps=0",
         "generate.sets.test.answer=null",
         "generate.sets.test.paint={splits: [val, test], limit: 60}",
+        # other tests extract through Ray
+        "machine.workers=0",
         # half a minute that test_pipeline.py spends already
         "package.export=none",
     ]
