@@ -85,9 +85,9 @@ lint: $(VENV)/.complete-tools
 	mypy
 	lint-imports
 
-# two processes: most tests wait for something that they started or killed
+# two processes: most tests wait for something that they started or killed; files in the order of tests/conftest.py
 test: lint
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 setup: $(VENV)/.complete
 
