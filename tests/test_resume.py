@@ -38,7 +38,13 @@ def digest(clone: Clone, outs: list[str]) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("stage", CASES)
+# a codebook and the transformer stand for the others, whose trainings are killed in the packages' tests, too
+LONG = ("detector", "judge")
+
+
+@pytest.mark.parametrize(
+    "stage", [pytest.param(stage, marks=pytest.mark.slow) if stage in LONG else stage for stage in CASES]
+)
 def test_a_killed_training_goes_on(stage: str, finished_clone: Clone, tmp_path: Path) -> None:
     outs, killed = CASES[stage], finished_clone.copy(tmp_path / "killed")
     killed.set_params("machine.checkpoint_seconds=0")
