@@ -1,5 +1,6 @@
 # make run      set up .venv and run the pipeline (params.yaml says which profile) to report/index.html
-# make test     set up .venv with the development tools and run every check
+# make test     set up .venv with the development tools and run every check but those that take longest
+# make test-all  run those, too
 # make smoke    the same pipeline with everything tiny, to see that all of it works here
 # make profile  write params.yaml from a profile: make profile PROFILE=coco
 # make bench    measure: ours against the papers' way, both sides in turns, into benchmarks/results
@@ -27,7 +28,7 @@ PIPELINE := dvc dvc-ssh hydra-core ruamel.yaml psutil
 TOOLS := ruff mypy import-linter pytest pytest-xdist h5py selenium httpx2 torch-fidelity
 PIP_INSTALL := python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test smoke profile bench table1 compare-generators compare-stages x-lxmert compare-attentions doctor team-cache clean lint setup
+.PHONY: run test test-all smoke profile bench table1 compare-generators compare-stages x-lxmert compare-attentions doctor team-cache clean lint setup
 
 run: $(VENV)/.complete
 	@python -m pipelines.runner.check
@@ -85,9 +86,15 @@ lint: $(VENV)/.complete-tools
 	mypy
 	lint-imports
 
-# two processes: most tests wait for something that they started or killed
+# two processes: most tests wait for something that they started or killed; files in the order of tests/conftest.py
+PYTEST := pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: lint
-	pytest -n 2 --dist loadfile
+	$(PYTEST)
+
+# an empty selection in the place of pyproject.toml's
+test-all: lint
+	$(PYTEST) -m ""
 
 setup: $(VENV)/.complete
 

@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from pipeline_clone import Clone, make_clone
+
+# Files that take longest, in the order in which processes take them: those that need `finished_clone` behind one that makes
+# it, while another process has work that needs none. All others follow.
+FIRST = (
+    "test_pipeline.py",
+    "test_extract_faults.py",
+    "test_coco_mini.py",
+    "test_tables_driver.py",
+    "test_tables_tiny.py",
+    "test_x_lxmert.py",
+    "test_tables.py",
+    "test_team_cache.py",
+    "test_resume.py",
+    "test_processes.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first, so that no process has a long one left while the others have ended."""
+    places = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(FIRST)))
 
 
 @pytest.fixture
@@ -18,8 +45,53 @@ def clone(tmp_path: Path) -> Clone:
 
 @pytest.fixture(scope="session")
 def finished_clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone after a whole `dvc repro` with the smoke parameters; tests copy it before they change anything."""
-    finished = make_clone(tmp_path_factory.mktemp("finished") / "clone")
-    finished.set_params()
-    finished.repro()
-    return finished
+    """A clone after a whole `dvc repro` with the smoke parameters; tests copy it before they change anything.
+
+    Processes that run the tests side by side make it once: the first one that wants it, while others that do wait. Each
+    has a copy, as DVC's locks would be seen in copies of a clone in which another process runs it.
+    """
+    own = tmp_path_factory.getbasetemp()
+    made = Clone((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "finished_once")
+    with made.folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.folder.exists():
+            making = make_clone(tmp_path_factory.mktemp("making") / "clone")
+            making.set_params()
+            making.repro()
+            making.folder.rename(made.folder)
+    return made.copy(tmp_path_factory.mktemp("finished") / "clone")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended that ran in the tests' own process."""
+
+    status: int
+    stderr: str
+
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """Runs what a command calls in a folder, with arguments: in this process, which has imported everything, where the
+    message and the status matter. An error that is no message is raised, as a process would show a traceback."""
+
+    def run(folder: Path, main: Callable[[], None], *arguments: str) -> Ended:
+        numbers = (signal.SIGTERM, signal.SIGHUP)
+        handlers = [signal.getsignal(number) for number in numbers]
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.chdir(folder)
+            patch.setattr(sys, "argv", ["-", *arguments])
+            try:
+                main()
+                code: str | int | None = 0
+            except SystemExit as ended:
+                code = ended.code
+            finally:
+                for number, handler in zip(numbers, handlers, strict=True):
+                    signal.signal(number, handler)
+        said = capsys.readouterr().err
+        # what is no number, Python prints on stderr, and ends with status 1
+        return Ended(1, f"{said}{code}\n") if isinstance(code, str) else Ended(code or 0, said)
+
+    return run

@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from pipeline_clone import REPOSITORY, make_clone
 
+from diptych.features.shards.reading import ShardDataset
+
 COCO = REPOSITORY.parent / "shared/coco-mini"
 
 
@@ -33,12 +35,33 @@ def overrides() -> list[str]:
         "train_sequence.training.answer_steps=0",
         "generate.sets.test.answer=null",
         "generate.sets.test.paint={splits: [val, test], limit: 60}",
+        # other tests extract through Ray
+        "machine.workers=0",
         # half a minute that test_pipeline.py spends already
         "package.export=none",
     ]
 
 
-@pytest.mark.skipif(not COCO.is_dir(), reason=f"{COCO} is not on this machine")
+needs_coco = pytest.mark.skipif(not COCO.is_dir(), reason=f"{COCO} is not on this machine")
+
+
+@needs_coco
+def test_photographs_become_shards(tmp_path: Path) -> None:
+    """All that the pipeline does with photographs before it trains on shards as on any others."""
+    clone = make_clone(tmp_path / "clone")
+    clone.set_params(*overrides())
+    assert clone.repro("shard") == ["code", "dataset", "detector", "extract", "cluster", "shard"]
+    counts = {}
+    for split in ("train", "val", "test"):
+        dataset = ShardDataset(clone.folder / "data/shards", split)
+        counts[split] = len(dataset)
+        assert dataset.captions(0) and dataset.grid([0]).shape == (1, 64, 32)
+    assert counts == {"train": 80, "val": 40, "test": 39}
+    assert pq.read_table(clone.folder / "data/features/failures.parquet").num_rows == 0
+
+
+@needs_coco
+@pytest.mark.slow
 def test_the_pipeline_runs_on_coco(tmp_path: Path) -> None:
     clone = make_clone(tmp_path / "clone")
     clone.set_params(*overrides())

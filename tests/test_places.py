@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from pipeline_clone import Clone, make_clone
 from pipelines.commands.doctor import clone as of_clone
 from pipelines.commands.doctor.installation import check_ray as doctors_check_ray
 from pipelines.runner.check import check_ray
+from pipelines.runner.check import main as main_check
 from pipelines.runner.params import ParameterError
 from pipelines.runner.places import check_places
 
@@ -84,13 +84,16 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     return made
 
 
-def test_it_is_found_before_work_starts_and_the_mend_helps(clone: Clone) -> None:
+def test_it_is_found_before_work_starts_and_the_mend_helps(clone: Clone, run_here) -> None:
     """`make run`'s check, the first stage, any stage, and the doctor say the same; what they say to do makes DVC work."""
     disk = clone.folder.parent / "disk"
     (disk / "data/coco").mkdir(parents=True)
     (clone.folder / "data").symlink_to(disk / "data")
     said = set()
-    for module in ("runner.check", "code", "dataset", "cluster"):
+    checked = run_here(clone.folder, main_check)
+    assert checked.status == 1 and checked.stderr.count("\n") == 1
+    said.add(checked.stderr.strip())
+    for module in ("code", "cluster"):
         done = clone.run("python", "-m", f"pipelines.{module}")
         assert done.returncode == 1 and done.stdout == "", done
         (line,) = done.stderr.strip().splitlines()
@@ -109,7 +112,7 @@ def test_it_is_found_before_work_starts_and_the_mend_helps(clone: Clone) -> None
     subprocess.run(link_own[1].replace("NAME", "coco"), shell=True, cwd=clone.folder, check=True)
     shared = clone.run("python", "-m", "pipelines.commands.team_cache", directory[1])
     assert shared.returncode == 0, shared.stderr
-    assert clone.run("python", "-m", "pipelines.runner.check").returncode == 0
+    assert run_here(clone.folder, main_check).status == 0
     assert clone.repro("dataset") == ["code", "dataset"]
     assert (clone.folder / "data/coco").is_symlink() and list((disk / "diptych/dvc/files").rglob("*.dir"))
 
@@ -141,10 +144,10 @@ def test_a_long_temporary_folder_is_found(tmp_path: Path, monkeypatch: pytest.Mo
     check_ray(with_params())
 
 
-def test_make_run_says_so(clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_run_says_so(clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_here) -> None:
     other = clone.copy(tmp_path / "other")
     (other.folder / "data").unlink() if (other.folder / "data").is_symlink() else None
     other.set_params()
     monkeypatch.setenv("TMPDIR", str(tmp_path / ("long" * 20)))
-    done = other.run(sys.executable, "-m", "pipelines.runner.check")
-    assert done.returncode == 1 and done.stderr.startswith("TMPDIR=") and done.stderr.count("\n") == 1
+    done = run_here(other.folder, main_check)
+    assert done.status == 1 and done.stderr.startswith("TMPDIR=") and done.stderr.count("\n") == 1

@@ -26,7 +26,7 @@ def losses(clone: Clone) -> list[dict[str, float]]:
 
 def test_two_processes_are_one_stage(finished_clone: Clone, tmp_path: Path) -> None:
     alone, shared = (finished_clone.copy(tmp_path / name) for name in ("alone", "shared"))
-    steps = "train_token.training.steps=60"
+    steps = "train_token.training.steps=16"
     alone.set_params(steps, "machine.precision=float32")
     done = alone.run("python", "-m", "pipelines.train_token")
     assert done.returncode == 0, done.stderr[-3000:]

@@ -20,6 +20,7 @@ from waiting import HANG_SECONDS, wait_until
 from pipelines.runner.params import ParameterError, read_params
 from pipelines.runner.profile import write_profile
 from pipelines.tables.__main__ import leave_out_if_stale
+from pipelines.tables.__main__ import main as driver
 from pipelines.tables.items import SHARED, TableItems, table_items
 from pipelines.tables.jobs import run_items
 from pipelines.tables.verdicts import measured_seeds
@@ -115,9 +116,11 @@ def importing() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
 
 
-@pytest.mark.parametrize("finished", [0, 4])  # in what rows share, and among the items
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_stopped_driver_goes_on_where_it_was(stand_in: Path, sent: signal.Signals, finished: int) -> None:
+# in what rows share, and among the items
+@pytest.mark.parametrize(
+    ("finished", "sent"), [(0, signal.SIGINT), (0, signal.SIGTERM), (4, signal.SIGTERM), (4, signal.SIGHUP)]
+)
+def test_a_stopped_driver_goes_on_where_it_was(stand_in: Path, finished: int, sent: signal.Signals, run_here) -> None:
     script = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits it ignored
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
@@ -148,7 +151,7 @@ def test_a_stopped_driver_goes_on_where_it_was(stand_in: Path, sent: signal.Sign
     assert all(map(gone, waiting)), "nothing goes on in the background"
     (stand_in / "hold").unlink()
     (stand_in / "ran").unlink()
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    assert run_here(stand_in, driver, "table1", "--seeds", "0", "--jobs", "2").status == 0
     ran = lines(stand_in / "ran")
     after = done()
     assert len(after) == total() and {f"{name}.done" for name in ran} | before == after
@@ -173,40 +176,36 @@ def planned_of_three(seed: int) -> TableItems:
     return table_items(TABLE, {**read_params(), "table1": {"seeds": [0, 1, 2]}}, [seed])
 
 
-def drive(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`make table1` with arguments, and what it said."""
-    return subprocess.run(
-        [sys.executable, "-m", "pipelines.tables", *arguments],
-        env={**importing(), **environment},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
 def test_seeds_are_run_once(stand_in: Path) -> None:
-    assert drive("table1", "--seeds", "0", "0", "--jobs", "2").returncode == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.tables", "table1", "--seeds", "0", "0", "--jobs", "2"],
+        env=importing(), check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
     ran = lines(stand_in / "ran")
     assert len(ran) == len(set(ran)) == total()
     assert ran[0] == "train_sequence" and ran[-1] == "table1"
 
 
-def test_what_is_asked_wrongly_is_named(stand_in: Path) -> None:
+def test_what_is_asked_wrongly_is_named(stand_in: Path, run_here) -> None:
     for arguments, message in (
         (("table0",), "table0: no such table (known: table1"),
         (("table1", "--seeds", "7"), "--seeds: [7] are not among table1.seeds of params.yaml; add them there"),
         (("table1", "--jobs", "0"), "--jobs must be at least 1, is 0"),
     ):
-        done = drive(*arguments)
-        assert done.returncode == 1 and "Traceback" not in done.stderr
-        assert message in done.stderr
+        done = run_here(stand_in, driver, *arguments)
+        assert done.status == 1 and message in done.stderr and done.stderr.strip().count("\n") == 0
     assert not (stand_in / "ran").exists()
 
 
-def test_missing_java_ends_before_the_trainings(stand_in: Path) -> None:
+def test_missing_java_ends_before_the_trainings(stand_in: Path, monkeypatch, run_here) -> None:
     before, section, after = (stand_in / "params.yaml").read_text().partition("table1:")
     wanted = re.sub(r"java: \w+", "java: true", after, count=1)
     (stand_in / "params.yaml").write_text(before + section + wanted)
-    done = drive("table1", PATH=str(stand_in / "bin"), JAVA_HOME="")
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    monkeypatch.setenv("PATH", str(stand_in / "bin"))
+    monkeypatch.setenv("JAVA_HOME", "")
+    done = run_here(stand_in, driver, "table1")
+    assert done.status == 1 and done.stderr.strip().count("\n") == 0
     assert "Java was not found" in done.stderr and "set table1.java to null in params.yaml" in done.stderr
     assert not (stand_in / "ran").exists()
 

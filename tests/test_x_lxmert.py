@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,6 +15,11 @@ from waiting import wait_until
 
 from diptych.model.networks.config import read_config
 from diptych.model.pretrained import load_transformer
+from pipelines.runner import check
+from pipelines.runner.stage import run
+from pipelines.runner.writing import remove
+from pipelines.x_lxmert import fine_tune
+from pipelines.x_lxmert.params import Params
 
 PIPELINE = "pipelines/x_lxmert/dvc.yaml"
 TASKS = "x_lxmert.tasks=[gqa,nlvr2]"
@@ -82,7 +87,6 @@ def test_a_killed_pretraining_goes_on(answered: Clone, tmp_path: Path) -> None:
     clone.set_params(TASKS, "machine.checkpoint_seconds=0", "machine.processes=1")
     model = clone.folder / "models/x_lxmert/pretrained/model.safetensors"
     command = ("python", "-m", "pipelines.x_lxmert.pretrain")
-    assert clone.run(*command).returncode == 0
     undisturbed = model.read_bytes()
     with clone.held_trainings(4):
         running = subprocess.Popen(**clone.command(*command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -90,6 +94,8 @@ def test_a_killed_pretraining_goes_on(answered: Clone, tmp_path: Path) -> None:
         wait_until(lambda: list(store.rglob("held")), running)
         running.kill()
         running.wait()
+    assert model.read_bytes() == undisturbed
+    remove(model)  # so that what is compared is what the resumed run wrote
     done = clone.run(*command)
     assert done.returncode == 0, done.stderr[-2000:]
     assert model.read_bytes() == undisturbed
@@ -108,15 +114,14 @@ def test_a_killed_pretraining_goes_on(answered: Clone, tmp_path: Path) -> None:
         ("x_lxmert.pretraining.training.batch_size=0", "batch_size must be at least 1"),
     ],
 )
-def test_a_slip_is_one_line(clone: Clone, override: str, message: str) -> None:
+def test_a_slip_is_one_line(clone: Clone, override: str, message: str, run_here) -> None:
     clone.set_params(override)
-    done = subprocess.run(
-        **clone.command(sys.executable, "-m", "pipelines.runner.check"), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+    done = run_here(clone.folder, check.main)
+    assert done.status == 1 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
-def test_an_unknown_item_is_one_line(clone: Clone) -> None:
-    done = clone.run("python", "-m", "pipelines.x_lxmert.fine_tune", "vqa", "scratch")
-    assert done.returncode == 1 and "scratch: no such start (known: pretrained, random)" in done.stderr
+def test_an_unknown_item_is_one_line(clone: Clone, run_here) -> None:
+    command = partial(run, "x_lxmert/fine_tune", Params, fine_tune.main, ("task", "start"))
+    done = run_here(clone.folder, command, "vqa", "scratch")
+    assert done.status == 1 and "scratch: no such start (known: pretrained, random)" in done.stderr
     assert "Traceback" not in done.stderr

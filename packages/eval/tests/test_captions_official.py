@@ -27,8 +27,11 @@ PERFECT = "a red kite flies over the calm sea"
 
 @pytest.fixture(scope="module")
 def meteor() -> Iterator[java_programs.Meteor]:
-    """Ours. The program takes long to start, so it is started once."""
-    with java_programs.Meteor(java_programs.find_java()) as started:
+    """Ours. The program takes long to start, so it is started once, and in German, where a number has a comma."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=de -Duser.country=DE")
+        started = java_programs.Meteor(java_programs.find_java())
+    with started:
         yield started
 
 
@@ -253,11 +256,9 @@ def test_words_with_a_no_break_space_measure_as_in_coco_s_evaluation(official_me
 
 
 @needs_java
-def test_meteor_speaks_english_wherever_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_meteor_speaks_english_wherever_it_runs(meteor: java_programs.Meteor) -> None:
     """In German a number has a comma, and METEOR could not read what it had written."""
-    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=de -Duser.country=DE")
-    with java_programs.Meteor(java_programs.find_java()) as german:
-        assert german.score(german.statistics(PERFECT, [PERFECT])) == 1.0
+    assert meteor.score(meteor.statistics(PERFECT, [PERFECT])) == 1.0
 
 
 def test_what_meteor_answers_besides_counts_is_a_reason(tmp_path: Path) -> None:
