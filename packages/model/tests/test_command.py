@@ -188,9 +188,12 @@ def test_results_may_be_cut_off(package: Path, photos: Path) -> None:
     assert done.returncode in (0, 1) and done.stderr == f"diptych: {photos}: left out 1 .txt\n"
 
 
-def test_doctor(run, package: Path, tmp_path: Path) -> None:
+def test_doctor(run, package: Path, answering_package: Path, tmp_path: Path) -> None:
     status, lines, _ = run("doctor", "--device", "cpu")
     assert status == 0 and lines[-1].startswith("ok") and "complete, loaded in" in lines[-1]
+    assert "no answer head" in lines[-1] and "answers in" not in lines[-1]
+    status, lines, _ = run("doctor", "--model", str(answering_package), "--device", "cpu")
+    assert status == 0 and "answers in" in lines[-1] and "no answer head" not in lines[-1]
     broken = tmp_path / "broken"
     shutil.copytree(package, broken)
     (broken / "model.safetensors").write_bytes(b"")

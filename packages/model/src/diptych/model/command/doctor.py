@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
 from diptych.model.command.options import MODEL_VARIABLE, Device, Json, Model, Precision
 from diptych.model.errors import UserError
+
+if TYPE_CHECKING:
+    from diptych.model import Diptych
 
 OLDEST_PYTHON = (3, 11)
 NEEDED = ("torch", "torchvision", "numpy", "pillow", "safetensors", "tokenizers", "diptych-features")
@@ -128,7 +132,7 @@ def check_device(device: str | None, precision: str) -> Finding:
 
 
 def check_model(model: str | None, device: str | None, precision: str) -> Finding:
-    """The model loads, paints and captions what it painted."""
+    """The model loads, paints, captions what it painted, and answers where it has a head for that."""
     if not model:
         return Finding("model", "note", f"none is named; give --model, or set {MODEL_VARIABLE}")
     from diptych.model import Diptych
@@ -137,17 +141,34 @@ def check_model(model: str | None, device: str | None, precision: str) -> Findin
     d = Diptych.from_pretrained(model, device, precision)
     loaded = time.perf_counter() - start
     image = d.draw([[0] * d.grid_size**2])[0]
-    d.caption(image)
-    start = time.perf_counter()
     caption = d.caption(image)[0].text
-    captioned = time.perf_counter() - start
-    start = time.perf_counter()
-    d.paint(caption)
-    painted = time.perf_counter() - start
-    without = [name for name, there in (("scorer", d.has_scorer), ("examples", d.has_examples)) if not there]
+    timed = {"captions": lambda: d.caption(image), "paints": lambda: d.paint(caption)}
+    if d.can_answer and (word := known_word(d, caption)):
+        d.answer(image, word)
+        timed["answers"] = lambda: d.answer(image, word)
+    done = [f"{what} in {seconds_of(work):.2f} s" for what, work in timed.items()]
+    there = {
+        "answer head": d.can_answer,
+        "head for pairs of pictures": d.can_verify,
+        "scorer": d.has_scorer,
+        "examples": d.has_examples,
+    }
+    without = [name for name, has in there.items() if not has]
     lacks = f"; it has no {' and no '.join(without)}" if without else ""
-    return Finding(
-        "model",
-        "ok",
-        f"{d.folder}: complete, loaded in {loaded:.1f} s, captions in {captioned:.2f} s, paints in {painted:.2f} s{lacks}",
-    )
+    return Finding("model", "ok", f"{d.folder}: complete, loaded in {loaded:.1f} s, {', '.join(done)}{lacks}")
+
+
+def known_word(d: Diptych, caption: str) -> str | None:
+    """A word that the model takes for a question, which is enough to see it answer; None where the caption has none."""
+    for word in caption.split():
+        with contextlib.suppress(UserError):
+            d.check_question(word)
+            return word
+    return None
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Wall seconds of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
