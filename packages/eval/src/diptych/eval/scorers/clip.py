@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -152,6 +151,8 @@ def _word_tokenizer(captions: Sequence[Sequence[str]], context_length: int) -> T
 
 def _assemble(config: ClipConfig, tokenizer: Tokenizer, seed: int) -> Clip:
     residual = not isinstance(config.vision_layers, int)
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
     vision = CLIPVisionCfg(
         layers=config.vision_layers,  # type: ignore[arg-type]
         width=config.vision_width,
