@@ -34,6 +34,21 @@ def test_round_trip(tiny, folder):
     assert not list(folder.glob("*.pt")) and not list(folder.glob("*.bin"))
 
 
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("[" * 100_000, "config.json: not valid JSON"),
+        ('{"intermediate_size": ' + "9" * 30 + "}", "intermediate_size must be a whole number from 1 to 2147483647"),
+    ],
+)
+def test_an_absurd_config_is_one_line(folder, written: str, message: str):
+    file = folder / "config.json"
+    text = written if written.startswith("[") else json.dumps(json.loads(file.read_text()) | json.loads(written))
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_transformer(folder)
+
+
 def test_missing_file_is_named(folder):
     (folder / "codebook.safetensors").unlink()
     with pytest.raises(UserError, match="codebook.safetensors"):

@@ -99,7 +99,7 @@ def load_answer_table(folder: Path, rows: int) -> AnswerTable | None:
         written = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; a model with an answer head needs its answer table") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: not valid JSON ({error})") from None
     if not isinstance(written, list):
         raise UserError(f"{file}: holds a {type(written).__name__}, not a list of answers")

@@ -26,7 +26,7 @@ def read_description(folder: Path, form: str, beside: tuple[str, ...]) -> dict[s
     path = folder / CONFIG
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); copy it again, or train it again") from None
     found = content.get("format") if isinstance(content, dict) else None
     if found != form:

@@ -36,7 +36,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         content = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         weights = read_safetensors(folder / _WEIGHTS)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{folder}: the detector is damaged ({_CONFIG}: {error}); run `dvc repro -f detector`"
         ) from error

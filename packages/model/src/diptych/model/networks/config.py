@@ -12,6 +12,7 @@ CONFIG_FOLDER = Path(__file__).parent / "configs"
 SIZES = ("smoke", "toybox", "base")
 CODE_HEADS = ("linear", "features", "codebook")
 CAPTION_ATTENTIONS = ("prefix", "masked")
+LARGEST = 2**31 - 1  # of any size: what tensors can be told
 IMAGE_FEATURES = ("two_level", "dense", "discrete")
 
 
@@ -85,7 +86,10 @@ class TransformerConfig:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             least = 0 if field.default == 0 else 1
             fits, kind = {
-                "int": (number and isinstance(value, int) and value >= least, f"a whole number >= {least}"),
+                "int": (
+                    number and isinstance(value, int) and least <= value <= LARGEST,
+                    f"a whole number from {least} to {LARGEST}",
+                ),
                 "float": (number and 0 <= value < 1, "in [0, 1)"),
                 "bool": (isinstance(value, bool), "true or false"),
                 "str": (isinstance(value, str), "a string"),
@@ -137,7 +141,7 @@ def read_config(path: Path, **sizes: int) -> TransformerConfig:
         written = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path}: no such transformer config") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(written, dict):
         raise UserError(f"{path}: holds a {type(written).__name__}, not an object of a transformer's sizes")

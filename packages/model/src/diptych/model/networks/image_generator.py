@@ -342,7 +342,7 @@ def read_config(file: Path, **changes: Any) -> ImageGeneratorConfig:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file}: no such image generator config") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: not valid JSON ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: an image generator config is a JSON object")

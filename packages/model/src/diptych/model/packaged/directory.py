@@ -73,7 +73,7 @@ def read_package_config(folder: Path) -> PackageConfig:
         written = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {folder} is not a packaged model") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); copy the package again") from None
     version = written.get("format_version") if isinstance(written, dict) else None
     if version is None:
