@@ -26,7 +26,8 @@ PAGE = "ablations/x_lxmert/index.html"
 PLOTS = Path("plots/x_lxmert")
 TITLES = {"vqa": "VQA v2", "gqa": "GQA", "nlvr2": "NLVR2"}
 # what the rows of the tables are called, by what stands before the names of their figures
-SYSTEMS = {"": "pretrained", "random.": "from random weights", "words_alone.": "words alone, no picture"}
+STARTS = {"pretrained": "pretrained", "random": "from random weights"}
+SYSTEMS = {"": STARTS["pretrained"], "random.": STARTS["random"], "words_alone.": "words alone, no picture"}
 NOTE = (
     "X-LXMERT (Cho et al. 2020) pretrained with masked codes, masked words, matching and questions, then fine-tuned on each "
     "task, and the same fine-tuning from random weights. 95% intervals are over pictures, with one training of each: another "
@@ -50,44 +51,50 @@ def main(stage: Stage, params: Params) -> None:
         [table_of(figures, task) for task in params.tasks],
         list(claims(figures, params.tasks)),
         "Drawn by the seed from the test split; ✓ is an answer that counts at least half.",
-        ["left", "right", "people", *params.starts],
+        ["picture", "right picture", "people", *(STARTS[start] for start in params.starts)],
         gallery,
         "Questions and answers",
         "question",
-        [(path.stem.replace("_", ", from "), read_history(path)) for path in histories(params)],
+        [(title, read_history(path)) for title, path in histories(params).items()],
     )
     with stage.write(PAGE) as path:
         write_claims_page(page, path)
 
 
-def histories(params: Params) -> list[Path]:
-    """The histories of all trainings, in the order in which they ran."""
-    fine_tuned = [PLOTS / f"{task}_{start}.csv" for task in params.tasks for start in params.starts]
-    return [PLOTS / "pretrain.csv", *fine_tuned]
+def histories(params: Params) -> dict[str, Path]:
+    """The histories of all trainings by their titles, in the order in which they are looked at."""
+    fine_tuned = {
+        f"{TITLES[task]}, {STARTS[start]}": PLOTS / f"{task}_{start}.csv"
+        for task in params.tasks
+        for start in params.starts
+    }
+    return {"Pretraining": PLOTS / "pretrain.csv", **fine_tuned}
 
 
 def table_of(figures: Figures, task: str) -> ComparisonTable:
-    """All figures of a task, a column each."""
-    names = [
-        name.removeprefix(f"{task}.")
-        for name, figure in figures.items()
-        if name.startswith(f"{task}.") and figure["value"] is not None
-    ]
+    """All figures of a task, a row each, by who answers."""
+    own = {name: figure for name, figure in figures.items() if name.startswith(f"{task}.")}
+    systems = {prefix: title for prefix, title in SYSTEMS.items() if f"{prefix}{task}.accuracy" in figures}
     rows = [
-        (title, [cell(figures.get(f"{prefix}{task}.{name}")) for name in names])
-        for prefix, title in SYSTEMS.items()
-        if f"{prefix}{task}.accuracy" in figures
+        (
+            name.removeprefix(f"{task}.").replace("_", " "),
+            [cell(figures.get(f"{prefix}{name}")) for prefix in systems],
+        )
+        for name, figure in own.items()
+        if figure["value"] is not None
     ]
-    first = figures[f"{task}.accuracy"]
+    first = own[f"{task}.accuracy"]
+    note = f"{first['n']:,} questions of the {first['split']} split, in per cent; {first['detail']}."
+    if f"{task}.distribution" in own:
+        note += " Distribution is a distance, the less the better."
     missing = [
         f"{name.removeprefix(f'{task}.')}: {figure['reason']}"
-        for name, figure in figures.items()
-        if name.startswith(f"{task}.") and figure["value"] is None
+        for name, figure in own.items()
+        if figure["value"] is None
     ]
-    note = f"{first['n']:,} questions of the {first['split']} split, in per cent; {first['detail']}."
     if missing:
         note += f" Not measured: {'; '.join(missing)}."
-    return ComparisonTable(TITLES[task], note, ["", *(name.replace("_", " ") for name in names)], rows)
+    return ComparisonTable(TITLES[task], note, ["", *systems.values()], rows)
 
 
 def cell(figure: Mapping[str, Any] | None) -> Cell:
@@ -140,11 +147,11 @@ def examples(
         yield (
             f"{TITLES[task]}: {row['question']}",
             [
-                ("left", pictures[0]),
-                ("right", pictures[1] if len(pictures) > 1 else None),
+                ("picture", pictures[0]),
+                ("right picture", pictures[1] if len(pictures) > 1 else None),
                 ("people", ", ".join(dict.fromkeys(row["references"]))),
                 *(
-                    (start, f"{given['answer']} {'✓' if given['right'] >= 0.5 else '✗'}")
+                    (STARTS[start], f"{given['answer']} {'✓' if given['right'] >= 0.5 else '✗'}")
                     for start, given in zip(params.starts, answers, strict=True)
                 ),
             ],
