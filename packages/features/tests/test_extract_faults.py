@@ -138,7 +138,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     cluster.shutdown()
 
 
-@pytest.mark.slow
 def test_a_killed_node(cluster, manifest: Path, detector: Path, quiet: Path, tmp_path: Path) -> None:
     nodes = [cluster.add_node(wait=False, num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
     cluster.wait_for_nodes(timeout=HANG_SECONDS)
