@@ -128,14 +128,7 @@ def train(
         model = with_heads(model, stage.seed, answers=table, known=known)
     val = val_shards(params)
     questions, val_questions = (
-        QuestionTable(
-            asked[split],
-            shards.keys,
-            tokenizer,
-            table,
-            params.training.questions.length,
-            params.training.questions.kind_weights if split == "train" else None,
-        )
+        QuestionTable(asked[split], shards.keys, tokenizer, table, params.training.questions.length)
         if asked and table and shards and params.training.questions
         else None
         for split, shards in (("train", train), ("val", val))

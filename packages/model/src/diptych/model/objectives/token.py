@@ -103,7 +103,6 @@ def caption_and_answer_losses(
     smoothing: float,
     questions: Tensor | None,
     shares: Tensor | None,
-    answer_vision: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Losses of captions and of the answers to questions about the same images, which are seen once for both.
 
@@ -112,7 +111,6 @@ def caption_and_answer_losses(
         ids, positions: of :func:`masked_caption_loss` where the model captions by ``masked`` attention, otherwise ids of
             :func:`caption_loss` and None.
         questions, shares: of :func:`diptych.model.objectives.answers.answer_loss`; None: the second loss is 0.
-        answer_vision: whether the second loss has a gradient in what sees the image.
     """
     images = encode_images(model, features)
     if positions is None:
@@ -121,8 +119,6 @@ def caption_and_answer_losses(
         words = masked_caption_loss(model, tokenizer, images, ids, positions, smoothing)
     if questions is None or shares is None:
         return words, torch.zeros_like(words)
-    if not answer_vision:
-        images = [states.detach() for states in images]
     return words, answer_loss(model, tokenizer, images, questions, shares)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,17 +33,12 @@ class QuestionSettings:
         questions_per_image: questions about each of these images.
         length: tokens of a question, ``[CLS]`` and ``[SEP]`` included [20 in X-LXMERT].
         weight: of the loss of answers beside that of captions [1 in X-LXMERT].
-        vision: whether answering trains what sees the picture, too [true]. Without, it trains the words' side, for fewer
-            operations, and captions and paintings alone say what is seen.
-        kind_weights: of the loss of questions of these kinds beside that of others, whose is 1.
     """
 
     share: float
     questions_per_image: int
     length: int
     weight: float = 1.0
-    vision: bool = True
-    kind_weights: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "questions_per_image", section="questions.")
@@ -53,9 +48,6 @@ class QuestionSettings:
             )
         if not self.weight > 0:
             raise UserError(f"questions.weight must be above 0, is {self.weight}")
-        for kind, weight in self.kind_weights.items():
-            if not weight > 0:
-                raise UserError(f"questions.kind_weights.{kind} must be above 0, is {weight}")
 
 
 class QuestionTable:
@@ -75,14 +67,11 @@ class QuestionTable:
         tokenizer: CaptionTokenizer,
         table: AnswerTable,
         length: int,
-        kind_weights: Mapping[str, float] | None = None,
     ) -> None:
         """Take ``rows`` of the contract Questions about one image each; those about images not in ``keys`` are left out.
 
-        ``kind_weights``: the shares of the answers of a question of such a kind add up to its weight instead of 1.
-
         Raises:
-            UserError: no question is left, or none is of one of these kinds.
+            UserError: no question is left.
         """
         index_of = {key: index for index, key in enumerate(keys)}
         self.size = len(table)
@@ -90,7 +79,6 @@ class QuestionTable:
         self.texts: list[str] = []
         shares: list[dict[int, float]] = []
         scores: list[dict[int, float]] = []
-        kinds: set[str] = set()
         of_image: dict[int, list[int]] = {}
         for row in rows:
             image = index_of.get(row["image_ids"][0]) if len(row["image_ids"]) == 1 else None
@@ -100,18 +88,11 @@ class QuestionTable:
                 continue
             of_image.setdefault(image, []).append(len(self.texts))
             self.texts.append(row["question"])
-            kind = row.get("kind", "")
-            weight = (kind_weights or {}).get(kind, 1.0)
-            shares.append({answer: weight * share for answer, share in known.items()})
-            kinds.add(kind)
+            shares.append(known)
             scores.append(table.scores(row["answers"]))
         if not self.texts:
             raise UserError(
                 "no question about the training images has an answer of the answer table; check the questions"
-            )
-        if unknown := sorted((kind_weights or {}).keys() - kinds):
-            raise UserError(
-                f"questions.kind_weights: no question is of the kind {unknown[0]} (kinds: {', '.join(sorted(kinds))})"
             )
         self.images = sorted(of_image)
         # the last row, without words and answers, stands for the question of an image that has none

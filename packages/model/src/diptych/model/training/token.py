@@ -278,7 +278,6 @@ class TokenSteps:
                         config.label_smoothing,
                         texts[1],
                         None if texts[2] is None else texts[2].flatten(0, 1),
-                        config.questions is None or config.questions.vision,
                     )
                 reported = {"caption_loss": captions.detach()}
                 if asked is None or config.questions is None:
