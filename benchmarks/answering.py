@@ -1,7 +1,7 @@
 """Answers of a packaged model: one question about one picture, and many about one at once.
 
 `python -m benchmarks.answering [--model models/package] [--rounds 5] [--threads 1]`, after a run whose package answers (the
-profile `answers`, or X-LXMERT's). The figures are medians of the rounds, in `benchmarks/results/answering.json`.
+profile `answers`). The figures are medians of the rounds, in `benchmarks/results/answering.json`.
 
 | figure | |
 | --- | --- |
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -36,6 +37,8 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     d = Diptych.from_pretrained(options.model, device="cpu")
+    if not d.can_answer:
+        sys.exit(f"{options.model} does not answer: make it with the profile answers, or name another by --model")
     torch.set_num_threads(options.threads)
     test = ShardDataset(Path("data/shards"), "test")
     picture = test.image_bytes(0)
