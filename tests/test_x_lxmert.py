@@ -7,18 +7,21 @@ import re
 import subprocess
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 from pipeline_clone import Clone
 from waiting import wait_until
 
+from diptych.features.errors import UserError
 from diptych.model.networks.config import read_config
 from diptych.model.pretrained import load_transformer
 from pipelines.runner import check
 from pipelines.runner.stage import run
 from pipelines.runner.writing import remove
 from pipelines.x_lxmert import fine_tune
+from pipelines.x_lxmert.evaluate import about_pictures_of
 from pipelines.x_lxmert.params import Params
 
 PIPELINE = "pipelines/x_lxmert/dvc.yaml"
@@ -112,6 +115,7 @@ def test_a_killed_pretraining_goes_on(answered: Clone, tmp_path: Path) -> None:
     [
         ("x_lxmert.tasks=[vqa,puzzles]", "params.yaml: x_lxmert.tasks"),
         ("x_lxmert.fine_tuning.nlvr2.answers={min_count: 1}", "fine_tuning.nlvr2.answers: null for nlvr2"),
+        ("x_lxmert.starts=[random]", "of starts at least pretrained"),
         ("x_lxmert.questions.toybox=null", "give one of toybox and files"),
         ("x_lxmert.pretraining.training.batch_size=0", "batch_size must be at least 1"),
     ],
@@ -127,3 +131,13 @@ def test_an_unknown_item_is_one_line(clone: Clone, run_here) -> None:
     done = run_here(clone.folder, command, "vqa", "scratch")
     assert done.status == 1 and "scratch: no such start (known: pretrained, random)" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_questions_about_pictures_without_features_are_left_out_and_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as pictures that could not be read."""
+    shards = SimpleNamespace(keys=["a", "b"])
+    rows = [{"image_ids": ["a"]}, {"image_ids": ["a", "c"]}, {"image_ids": ["b", "a"]}]
+    assert about_pictures_of(shards, rows, "nlvr2") == [rows[0], rows[2]]
+    assert "nlvr2: 1 of 3 questions are about pictures without features" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no question of the split test is about a picture"):
+        about_pictures_of(shards, rows[1:2], "nlvr2")

@@ -11,6 +11,7 @@ from diptych.eval.answers.nlvr2 import measure_nlvr2, truth
 from diptych.eval.answers.questions import Measuring, Question, Settings, units_of
 from diptych.eval.answers.vqa import measure_vqa
 from diptych.eval.figures import Figure, flat_values, table, write_figures
+from diptych.features.errors import UserError
 from diptych.features.shards.reading import ShardDataset
 from diptych.model.answer_table import load_answer_table
 from diptych.model.decoding.answer import statement_logits
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from diptych.model.tokenizer import CaptionTokenizer
 
 SPLIT = "test"
-
-
 Each = dict[str, dict[str, float]]
 
 
@@ -53,11 +52,12 @@ def main(stage: Stage, params: Params) -> None:
 
     figures: list[Figure] = []
     answered: list[dict[str, Any]] = []
+    shards = ShardDataset(SHARDS, SPLIT)
     for task in params.tasks:
-        asked = questions_in(task, SPLIT)
+        asked = about_pictures_of(shards, questions_in(task, SPLIT), task)
         measured = MeasuredTask(task, [question_of(row) for row in asked], stage.seed)
         for start in params.starts:
-            answers = answers_of(stage, params, task, start, asked)
+            answers = answers_of(stage, params, task, start, shards, asked)
             scores = measured.add(answers, "" if start == "pretrained" else f"{start}.")
             answered += [
                 {
@@ -141,13 +141,34 @@ class MeasuredTask:
         return [measuring.mean("accuracy", differences, *units_of(questions), "one training of each")]
 
 
+def about_pictures_of(
+    shards: ShardDataset, rows: Sequence[dict[str, Any]], task: Task
+) -> list[dict[str, Any]]:
+    """The questions whose pictures have features; how many others there are is told. Raises UserError where none has."""
+    there = set(shards.keys)
+    kept = [row for row in rows if there.issuperset(row["image_ids"])]
+    if not kept:
+        raise UserError(
+            f"{questions_file(task)}: no question of the split {SPLIT} is about a picture of {SHARDS}"
+        )
+    if len(kept) < len(rows):
+        print(
+            f"{task}: {len(rows) - len(kept)} of {len(rows)} questions are about pictures without features, left out"
+        )
+    return kept
+
+
 def answers_of(
-    stage: Stage, params: Params, task: Task, start: str, asked: Sequence[Mapping[str, Any]]
+    stage: Stage,
+    params: Params,
+    task: Task,
+    start: str,
+    shards: ShardDataset,
+    asked: Sequence[Mapping[str, Any]],
 ) -> dict[str, str]:
     """The likeliest answer of a fine-tuned model to each question, by its id; "true" or "false" to statements."""
     folder, wanted = model_folder(task, start), params.fine_tuning[task]
     model, tokenizer, codebook = load_transformer(folder, stage.device)
-    shards = ShardDataset(SHARDS, SPLIT)
     answers = load_answer_table(folder, model.config.answers)
     if answers is None:
         judge = StatementJudge(stage, wanted, model, tokenizer, codebook, shards)

@@ -88,8 +88,8 @@ class Params:
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size")
         at_least(self, 0, "examples")
-        if not self.tasks or not self.starts:
-            raise ValueError("give at least one of tasks and one of starts")
+        if not self.tasks or "pretrained" not in self.starts:
+            raise ValueError("give at least one of tasks, and of starts at least pretrained")
         for name in self.fine_tuning:
             if name not in TASKS:
                 raise ValueError(f"fine_tuning.{name}: no such task (known: {', '.join(TASKS)})")
