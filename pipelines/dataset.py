@@ -67,9 +67,7 @@ def _questions(
         yield from toybox_questions(params.toybox, seed)
         return
     assert params.coco is not None
-    files = params.coco.questions or QuestionFilesConfig()
-    for name, sources in (("vqa", files.vqa), ("gqa", files.gqa), ("nlvr2", files.nlvr2)):
-        yield name, read_question_files(sources, pictures)
+    yield from questions_of_files(params.coco.questions or QuestionFilesConfig(), pictures)
 
 
 def toybox_questions(toybox: ToyboxConfig, seed: int) -> Iterator[tuple[str, Iterable[dict[str, Any]]]]:
@@ -77,6 +75,14 @@ def toybox_questions(toybox: ToyboxConfig, seed: int) -> Iterator[tuple[str, Ite
     yield "vqa", build_questions(toybox, seed)
     yield "gqa", build_graph_questions(toybox, seed)
     yield "nlvr2", build_statements(toybox, seed)
+
+
+def questions_of_files(
+    files: QuestionFilesConfig, pictures: Mapping[str, str]
+) -> Iterator[tuple[str, Iterable[dict[str, Any]]]]:
+    """The tables of question files: their names and rows. pictures: image_id to split."""
+    for name, sources in (("vqa", files.vqa), ("gqa", files.gqa), ("nlvr2", files.nlvr2)):
+        yield name, read_question_files(sources, pictures)
 
 
 if __name__ == "__main__":

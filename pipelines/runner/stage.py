@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import resource
 import shutil
 import subprocess
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.runner import code
 from pipelines.runner.errors import Mends, one_line_errors
-from pipelines.runner.items import find_item, listed_values
+from pipelines.runner.items import find_item, listed_values, read_items
 from pipelines.runner.params import Machine, ParameterError, provided_by, read_params, read_section
 from pipelines.runner.places import check_places
 from pipelines.runner.threads import at_most_given, available_cores, prepare_process
@@ -229,15 +228,11 @@ def cost_so_far() -> dict[str, float]:
 
 def _key_of_inputs(stage: Stage) -> str:
     """sha256 over the stage's parameters and the content of every dependency that its pipeline file lists for it."""
-    from ruamel.yaml import YAML
-
     settings = [stage.params, stage.machine.precision, stage.device]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    params = {**read_params(), "item": stage.item}
-    entry = stage.name.rpartition("/")[2].partition("@")[0]
-    for dep in YAML(typ="safe").load(stage.pipeline)["stages"][entry]["deps"]:
-        # `${section.key}` stands for a parameter or for a key of the item, as it does for DVC
-        dep = re.sub(r"\$\{(\w+)\.(\w+)\}", lambda key: params[key[1]][key[2]], dep)
+    name = stage.name.rpartition("/")[2]
+    (item,) = (item for item in read_items(stage.pipeline, read_params()) if item.name == name)
+    for dep in item.deps:
         if dep.startswith(
             f"{code.FOLDER}/"
         ):  # of the code that runs, also where nobody has asked for the stage `code`

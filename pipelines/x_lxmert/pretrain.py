@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diptych.features.codebook.reading import load_codebook
 from diptych.features.detector import load_detector
@@ -33,14 +33,16 @@ def main(stage: Stage, params: Params) -> None:
         wanted = params.pretraining
         train = ShardDataset(SHARDS, "train")
         codebook = torch.from_numpy(load_codebook(CODEBOOK))
-        asked = [row for task in wanted.questions for row in questions_in(task, "train")]
+        tasks = dict.fromkeys((*wanted.questions, *params.tasks))
+        rows = {task: questions_in(task, "train") for task in tasks}
+        asked = [row for task in wanted.questions for row in rows[task]]
         table = build_answer_table([row["answers"] for row in asked], wanted.answers.min_count)
         objects = None if wanted.training.discrete else object_logits(device)
         model, tokenizer = random_transformer(
             params.network,
             wanted.attention,
             "two_level",
-            words_of_all_tasks(params, train),
+            words_of_all_tasks(train, rows.values()),
             params.tokenizer.min_count,
             codebook,
             stage.seed,
@@ -68,11 +70,11 @@ def main(stage: Stage, params: Params) -> None:
         stage.write_history("plots/x_lxmert/pretrain.csv", record.history)
 
 
-def words_of_all_tasks(params: Params, train: ShardDataset) -> list[str]:
-    """What the vocabulary is made from: all that is learned of the train split, so that each task finds its words."""
+def words_of_all_tasks(train: ShardDataset, asked: Iterable[Iterable[Mapping[str, Any]]]) -> list[str]:
+    """What the vocabulary is made from: all that is learned of the train split, so that each task finds its words. asked: the
+    training questions of each task."""
     captions = [caption for index in range(len(train)) for caption in train.captions(index)]
-    tasks = dict.fromkeys((*params.pretraining.questions, *params.tasks))
-    return captions + [row["question"] for task in tasks for row in questions_in(task, "train")]
+    return captions + [row["question"] for rows in asked for row in rows]
 
 
 def object_logits(device: str) -> Callable[[Tensor], Tensor] | None:

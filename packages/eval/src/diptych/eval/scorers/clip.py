@@ -150,9 +150,9 @@ def _word_tokenizer(captions: Sequence[Sequence[str]], context_length: int) -> T
 
 
 def _assemble(config: ClipConfig, tokenizer: Tokenizer, seed: int) -> Clip:
-    residual = not isinstance(config.vision_layers, int)
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
+    residual = not isinstance(config.vision_layers, int)
     vision = CLIPVisionCfg(
         layers=config.vision_layers,  # type: ignore[arg-type]
         width=config.vision_width,
