@@ -132,7 +132,7 @@ OTHER_SEQUENCE = dataclasses.replace(
     ("run", "config", "attention", "saves"),
     [
         (run_token, TOKEN, "prefix", 13),
-        (run_token, TOKEN, "masked", 13),
+        (run_token, dataclasses.replace(TOKEN, muon=3.0), "masked", 13),
         (run_sequence, SEQUENCE, "prefix", 5),
         (run_sequence, SEQUENCE, "masked", 5),
         (run_sequence, OTHER_SEQUENCE, "masked", 5),

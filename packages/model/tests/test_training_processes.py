@@ -29,16 +29,16 @@ JOBS: dict[str, list[dict[str, Any]]] = {
         {"processes": 2, "checkpoints": True, "end_after_saves": 12},
         {"checkpoints": True},
     ],
-    "masked": [{"caption_attention": "masked"}],
+    "masked": [{"caption_attention": "masked", "config": {"muon": 1.0}}],
     "masked_processes_and_pieces": [
-        {"caption_attention": "masked", "processes": 2, "config": {"accumulation": 2}}
+        {"caption_attention": "masked", "processes": 2, "config": {"muon": 1.0, "accumulation": 2}}
     ],
     "dropout": [{"config": {"dropout": 0.1, "steps": 60}}],
     "dropout_killed": [{"config": {"dropout": 0.1, "steps": 60}, "checkpoints": True, "kills": 4}],
-    "plain": [{"config": {"accumulation": 3, "steps": 60, "ema_decay": 0.0, "evaluation": None}}],
+    "plain": [{"config": {"accumulation": 3, "muon": 3.0, "steps": 60, "ema_decay": 0.0, "evaluation": None}}],
     "plain_killed": [
         {
-            "config": {"accumulation": 3, "steps": 60, "ema_decay": 0.0, "evaluation": None},
+            "config": {"accumulation": 3, "muon": 3.0, "steps": 60, "ema_decay": 0.0, "evaluation": None},
             "checkpoints": True,
             "kills": 4,
         }

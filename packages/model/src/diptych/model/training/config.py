@@ -15,8 +15,10 @@ class LoopConfig:
     Attributes:
         steps: steps of the whole run.
         learning_rate: the peak, or all there is where it is constant.
-        weight_decay: AdamW's, on the matrices of linear layers.
-        clip_norm: largest gradient norm.
+        weight_decay: on the matrices of linear layers.
+        muon: :class:`diptych.model.training.muon.Muon` moves the matrices of a transformer's layers, at so many times the
+            learning rate. 0: AdamW moves everything [the papers].
+        clip_norm: largest gradient norm that AdamW sees; Muon minds no norm.
         ema_decay: of the moving average of the weights that becomes the model (0: its last weights).
         accumulation: pieces a step's batch is cut into, to run one after the other in less memory. The gradient is that
             of the whole batch up to rounding; only dropout and the noise of sampled paintings are drawn anew.
@@ -28,6 +30,7 @@ class LoopConfig:
     steps: int
     learning_rate: float
     weight_decay: float = 0.0
+    muon: float = 0.0
     clip_norm: float
     ema_decay: float
     accumulation: int = 1
@@ -37,6 +40,8 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "steps", "accumulation")
+        if self.muon < 0:
+            raise UserError(f"muon must be at least 0, is {self.muon}")
 
     def determining(self) -> dict[str, Any]:
         """All settings that determine the result, for :func:`fingerprint`."""

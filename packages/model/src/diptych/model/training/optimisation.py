@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from diptych.model.training.config import LoopConfig
 from diptych.model.training.contracts import Piece, Reported
+from diptych.model.training.muon import Muon, inner_matrices
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay the matrices of linear layers; leave embedding tables, LayerNorm, biases and the mask feature alone.
+def build_optimizers(
+    model: nn.Module, config: LoopConfig, betas: tuple[float, float]
+) -> list[torch.optim.Optimizer]:
+    """AdamW; and, where ``config.muon`` is above 0, Muon with what it moves. A group's "factor" is that of the learning
+    rate."""
+    matrices = list(inner_matrices(model)) if config.muon else []
+    groups = parameter_groups(model, config.weight_decay, {id(parameter) for parameter, _ in matrices})
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)]
+    if matrices:
+        optimizers.append(Muon(matrices, config.weight_decay, config.precision))
+        optimizers[1].param_groups[0]["factor"] = config.muon
+    return optimizers
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, others: Collection[int] = ()
+) -> list[dict[str, Any]]:
+    """The trained parameters but those whose ids are ``others``. Decay the matrices of linear layers; leave embedding tables, LayerNorm, biases and the mask feature alone.
 
     (The papers' code decays everything, even what has no gradient in a step; at their learning rates both hardly
     differ.)
     """
     decayed = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = [
+        parameter
+        for parameter in model.parameters()
+        if parameter.requires_grad and id(parameter) not in others
+    ]
     return [
         {"params": [p for p in trained if id(p) in decayed], "weight_decay": weight_decay},
         {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diptych.model.errors import UserError
 from diptych.model.training.config import LoopConfig
 from diptych.model.training.contracts import Checkpoints, Record
-from diptych.model.training.optimisation import Opponent, clip_at_step, parameter_groups
+from diptych.model.training.optimisation import Opponent, build_optimizers, clip_at_step
 from diptych.model.training.progress import Figures
 
 
@@ -38,8 +38,7 @@ class TrainingState:
         opponent: Opponent | None,
     ) -> None:
         self.model, self.opponent, self.ema_decay = model, opponent, config.ema_decay
-        groups = parameter_groups(model, config.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+        self.optimizers = build_optimizers(model, config, betas)
         self.weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.averages = [weight.detach().clone() for weight in self.weights] if self.ema_decay else []
         self.kept: list[Tensor] = []
@@ -53,7 +52,8 @@ class TrainingState:
         if state is None or state["started_from"] != started_from:
             return
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         if self.opponent:
             self.opponent.load_state_dict(state["opponent"])
         if self.ema_decay:
@@ -76,7 +76,7 @@ class TrainingState:
             "started_from": started_from,
             "step": step,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "averages": self.averages,
             "history": self.record.history,
             "evaluations": self.record.evaluations,
@@ -102,7 +102,7 @@ class TrainingState:
 
     def clip(self, largest: float) -> dict[str, Tensor]:
         """Have :meth:`move` scale the gradients of each network to a norm of at most ``largest``; return the norms."""
-        norms = {"gradient_norm": clip_at_step(self.optimizer, self.weights, largest)}
+        norms = {"gradient_norm": clip_at_step(self.optimizers[0], self.weights, largest)}
         if self.opponent and any(rival.grad is not None for rival in self.opponent.weights):
             rivals = self.opponent.weights
             norms["opponent_gradient_norm"] = clip_at_step(self.opponent.optimizer, rivals, largest)
@@ -110,10 +110,11 @@ class TrainingState:
 
     def move(self, step: int, rate: float) -> None:
         """Let the gradients move the weights at the learning rate ``rate``, and the weights their averages."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("factor", 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
         if self.opponent:
             self.opponent.step(step)
         if self.ema_decay:

@@ -1,0 +1,92 @@
+"""Muon against torch's own, and what it moves."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from diptych.model.training.config import LoopConfig
+from diptych.model.training.muon import Muon, inner_matrices, orthogonalised
+from diptych.model.training.optimisation import build_optimizers
+
+LOOP = LoopConfig(
+    steps=6,
+    learning_rate=0.1,
+    weight_decay=0.1,
+    muon=3.0,
+    clip_norm=1.0,
+    ema_decay=0.0,
+    precision="float32",
+    seed=0,
+    checkpoint_seconds=1e9,
+)
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 24), (2, 48, 16), (2, 16, 48)])
+def test_singular_values_come_near_one_and_directions_stay(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    values = torch.linspace(0.05, 1, left.shape[-1])
+    for scale in (1e-6, 1.0, 1e3):
+        result = orthogonalised(scale * (left * values) @ right)
+        turned = left.mT @ result @ right.mT
+        assert turned.diagonal(dim1=1, dim2=2).min() > 0.6 and turned.diagonal(dim1=1, dim2=2).max() < 1.25
+        assert (turned - torch.diag_embed(turned.diagonal(dim1=1, dim2=2))).abs().max() < 1e-3
+    assert orthogonalised(torch.zeros(1, 4, 4)).equal(torch.zeros(1, 4, 4)), "no gradient, no step"
+
+
+def test_it_moves_as_torch_s_own() -> None:
+    """Which computes in bfloat16, one matrix after the other; matrices of equal shape lie together in ours."""
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(shape)) for shape in ((24, 24), (48, 16), (24, 24), (16, 48))]
+    torchs = copy.deepcopy(ours)
+    optimizers = [
+        Muon([(weights, 1) for weights in ours], 0.1, "bfloat16"),
+        torch.optim.Muon(torchs, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    ]
+    start = copy.deepcopy(ours)
+    for step in range(4):
+        gradients = [torch.randn_like(weights) for weights in ours]
+        for optimizer, side in zip(optimizers, (ours, torchs), strict=True):
+            for weights, gradient in zip(side, gradients, strict=True):
+                weights.grad = gradient.clone()
+            ours[2].grad = torchs[2].grad = None if step == 1 else ours[2].grad
+            optimizer.param_groups[0]["lr"] = 0.05
+            optimizer.step()
+    for first, one, other in zip(start, ours, torchs, strict=True):
+        moved = (other - first).norm()
+        assert moved > 0.1 and (one - other).norm() < 0.02 * moved
+
+
+def test_parts_of_a_projection_are_matrices_of_their_own() -> None:
+    torch.manual_seed(0)
+    whole = nn.Parameter(torch.randn(36, 12))
+    parts = [nn.Parameter(part.clone()) for part in whole.detach().chunk(3)]
+    gradient = torch.randn(36, 12)
+    gradient[12:24] *= 1000  # as one matrix, this part would have all of the step
+    whole.grad = gradient
+    for part, own in zip(parts, gradient.chunk(3), strict=True):
+        part.grad = own.clone()
+    for optimizer in (Muon([(whole, 3)], 0.1), Muon([(part, 1) for part in parts], 0.1)):
+        optimizer.param_groups[0]["lr"] = 0.05
+        optimizer.step()
+    torch.testing.assert_close(whole, torch.cat(parts))
+
+
+def test_it_has_the_matrices_of_layers_and_adamw_all_else(tiny) -> None:
+    model = copy.deepcopy(tiny.model)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    matrices = dict(inner_matrices(model))
+    layers = ("language_layers", "visual_layers", "cross_layers")
+    expected = {name for name, weight in model.named_parameters() if name.startswith(layers) and weight.ndim == 2}
+    assert {names[parameter] for parameter in matrices} == expected
+    for parameter, parts in matrices.items():
+        assert (parts == 3) == ("projection" in names[parameter]), names[parameter]
+    adamw, muon = build_optimizers(model, LOOP, (0.9, 0.999))
+    moved = [parameter for optimizer in (adamw, muon) for group in optimizer.param_groups for parameter in group["params"]]
+    assert len(moved) == len({*moved}) == len(names) and {*muon.param_groups[0]["params"]} == {*matrices}
+    (alone,) = build_optimizers(model, LoopConfig(**{**vars(LOOP), "muon": 0.0}), (0.9, 0.999))
+    assert sum(len(group["params"]) for group in alone.param_groups) == len(names)
