@@ -1,7 +1,6 @@
 """Answers of a packaged model: one question about one picture, and many about one at once.
 
-`python -m benchmarks.answering [--model models/package] [--rounds 5] [--threads 1]`, after a run whose package answers (the
-profile `answers`). The figures are medians of the rounds, in `benchmarks/results/answering.json`.
+`python -m benchmarks.answering [--model models/package] [--rounds 5] [--threads 1]`, after `make run`. The figures are medians of the rounds, in `benchmarks/results/answering.json`.
 
 | figure | |
 | --- | --- |
@@ -38,13 +37,17 @@ def main() -> None:
     keep_freed_memory()
     d = Diptych.from_pretrained(options.model, device="cpu")
     if not d.can_answer:
-        sys.exit(f"{options.model} does not answer: make it with the profile answers, or name another by --model")
+        sys.exit(
+            f"{options.model} does not answer: train it with train_token.training.questions, or name another by --model"
+        )
     torch.set_num_threads(options.threads)
     test = ShardDataset(Path("data/shards"), "test")
     picture = test.image_bytes(0)
     rows = pq.read_table(QUESTIONS, columns=["split", "question"]).to_pylist()
     questions = list(dict.fromkeys(row["question"] for row in rows if row["split"] == "test"))[:TOGETHER]
-    assert [one.text for one in d.answer(picture, questions)] == [d.answer(picture, q)[0].text for q in questions]
+    assert [one.text for one in d.answer(picture, questions)] == [
+        d.answer(picture, q)[0].text for q in questions
+    ]
     times = alternate(
         {
             "one": lambda: seconds(lambda: d.answer(picture, questions[0])),

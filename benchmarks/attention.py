@@ -1,8 +1,8 @@
 """Captioning by ``masked`` and by ``prefix`` attention, trained on Toybox: equal steps and equal time.
 
 `python -m benchmarks.attention [--steps 300] [--seeds 0 1 2]` needs data/shards and data/codebook, which `make run`
-leaves. Both schemes train the default network on captions alone, by the default settings, with the same batches; then
-they caption the val split greedily. Time is that of one thread of the processor, which other programs on the machine do
+leaves. Both schemes train the default network on captions alone, by the default settings but for AdamW as the only optimizer,
+with the same batches; then they caption the val split greedily. Time is that of one thread of the processor, which other programs on the machine do
 not change. Every run is kept in .cache/attention and not repeated; the figures go to benchmarks/results/attention.json.
 
 | run | steps |
@@ -49,8 +49,8 @@ def captioning(attention: str, steps: int, seed: int, params: dict[str, Any]) ->
         params["network"], attention, "two_level", texts, params["tokenizer"]["min_count"], codebook, seed
     )
     changes = {
-        "steps": steps, "caption_share": 1.0, "evaluation": None, "precision": "float32", "seed": seed,
-        "checkpoint_seconds": 3600.0,
+        "steps": steps, "caption_share": 1.0, "questions": None, "muon": 0.0, "evaluation": None,
+        "precision": "float32", "seed": seed, "checkpoint_seconds": 3600.0,
     }  # fmt: skip
     config = TokenTrainingConfig(**{**params["training"], **changes})
     start = time.process_time()

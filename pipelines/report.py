@@ -62,8 +62,8 @@ def main(stage: Stage, params: ReportParams) -> None:
     """Write report/index.html, its contact sheets (what was painted, what was repainted) and metrics/stages.json."""
     costs = {path.stem: read_json(path) for path in stage_files("metrics/stages/*.json")}
     minutes = {f"{name}.{figure}": value for name, cost in costs.items() for figure, value in cost.items()}
-    minutes["total.minutes"] = sum(cost["minutes"] for cost in costs.values())
-    stage.write_metrics("metrics/stages.json", minutes)
+    total = sum(cost["minutes"] for cost in costs.values())
+    stage.write_metrics("metrics/stages.json", {"profile": params.profile, **minutes, "total.minutes": total})
 
     figures = json.loads(Path("metrics/evaluate_figures.json").read_text(encoding="utf-8"))
     rows = rows_of_test_set()
@@ -122,6 +122,18 @@ def main(stage: Stage, params: ReportParams) -> None:
             last = [{"real": entry["real"], "painted": entry["steps"][-1]["painted"]} for entry in repainted]
             sheet = contact_sheet(last, columns=6, views=("real", "painted"))
             sheet.save(folder / "reconstructions.png")
+    print(in_short(inputs.metrics["evaluate"]))
+
+
+def in_short(evaluated: Mapping[str, Any]) -> str:
+    """The three figures that matter, as far as the run has them, in a line."""
+    figures = {
+        "captions' CIDEr-D": "caption.cider_d",
+        "paintings' main object right": "painted.main_object",
+        "answers right": "answer.accuracy",
+    }
+    found = [f"{words} {evaluated[name]:.2f}" for words, name in figures.items() if name in evaluated]
+    return f"On the test split: {', '.join(found)}" if found else "No figure of the test split was measured"
 
 
 def stage_files(pattern: str) -> list[Path]:

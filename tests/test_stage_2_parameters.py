@@ -26,7 +26,7 @@ def section(folder: Path, profile: str, *overrides: str) -> TrainSequenceParams:
     return read_section(TrainSequenceParams, "train_sequence", params, path, provided)
 
 
-@pytest.mark.parametrize("profile", ["smoke", "toybox", "answers", "coco"])
+@pytest.mark.parametrize("profile", ["smoke", "toybox", "coco"])
 def test_profiles_say_what_they_do_and_follow_the_paper(tmp_path: Path, profile: str) -> None:
     training = section(tmp_path, profile).training
     written = read_params(tmp_path / "params.yaml")["train_sequence"]["training"]

@@ -42,16 +42,17 @@ MATRICES = YAML(typ="safe").load(REPOSITORY / TABLE.pipeline)["stages"]
 
 @pytest.fixture
 def sections(tmp_path: Path) -> tuple[TrainTokenParams, TrainSequenceParams]:
-    """train_token and train_sequence of a profile with questions, and then with the papers' two tasks, as every row has
-    them."""
-    write_profile("answers", tmp_path / "params.yaml")
+    """train_token and train_sequence of the default profile, and then with the papers' two tasks and their optimizer, as
+    every row has them."""
+    write_profile("toybox", tmp_path / "params.yaml")
     params = read_params(tmp_path / "params.yaml")
     provided = provided_by(read_section(Machine, "machine", params), 0)
     token = read_section(TrainTokenParams, "train_token", params, provided=provided)
     sequence = read_section(TrainSequenceParams, "train_sequence", params, provided=provided)
-    assert token.training.questions and sequence.training.answer_steps
-    assert token_params(TABLE, "ours", token, None, 0).training.questions is None
-    token = replace(token, training=replace(token.training, questions=None))
+    assert token.training.questions and token.training.muon and sequence.training.answer_steps
+    ours = token_params(TABLE, "ours", token, None, 0).training
+    assert ours.questions is None and ours.muon == 0
+    token = replace(token, training=replace(token.training, questions=None, muon=0.0))
     return token, replace(sequence, training=without_answers(sequence.training))
 
 

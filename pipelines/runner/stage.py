@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.runner import code
+from pipelines.runner.announcement import announcement
 from pipelines.runner.errors import Mends, one_line_errors
 from pipelines.runner.items import find_item, listed_values, read_items
 from pipelines.runner.params import Machine, ParameterError, provided_by, read_params, read_section
@@ -161,6 +162,7 @@ def run(name: str, kind: type[T], main: Callable[[Stage, T], None], matrix: tupl
         check_places(pipelines=(str(pipeline_of(folder)),))
         stage, params = read_stage(name, kind, matrix)
         prepare_process(stage.threads)
+        print(announcement(stage.name, stage.pipeline, read_params()), flush=True)
         main(stage, params)
         if stage.training_store.exists():  # hashing the inputs again only where a training left something
             remove(stage.training_folder)

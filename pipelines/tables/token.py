@@ -33,15 +33,15 @@ def main(item: TableItem, section: TransformerTableParams) -> None:
 def token_params(
     table: Table, row: str, params: TrainTokenParams, steps: int | None, seed: int
 ) -> TrainTokenParams:
-    """The section train_token as this row's stage 1 takes it, with the papers' two tasks. steps: of ours, null those of the
-    section.
+    """The section train_token as this row's stage 1 takes it, with the papers' two tasks and their optimizer. steps: of ours,
+    null those of the section.
 
     Nothing is measured meanwhile: validation changes no weight, and costs time. Raises ParameterError where
     no step is left for the row's task.
     """
     changes, section = read_changes(table, row), params.training
     ours = steps_of_ours(table, "token", steps, section.steps)
-    own = replace(section, steps=ours.count, seed=seed, questions=None, evaluation=None)
+    own = replace(section, steps=ours.count, seed=seed, muon=0.0, questions=None, evaluation=None)
     if changes.tasks != "both":
         captions = task_steps_before(own.steps, own.caption_share)
         count = captions if changes.tasks == "captions" else own.steps - captions

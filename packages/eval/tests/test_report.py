@@ -207,12 +207,24 @@ def test_the_page_says_what_was_measured(inputs: ReportInputs, tmp_path: Path) -
     assert "those with the lowest score" in text and "code 7 · 1,234 cells" in text
 
 
+def test_pictures_come_first(inputs: ReportInputs, tmp_path: Path) -> None:
+    """Then captions, the headline, the papers' tables."""
+    page = written(inputs, tmp_path)
+    order = ["painted", "captions", "glance", "papers", "figures", "steps", "bars", "training"]
+    places = [page.index(f'<section id="{name}">') for name in order if f'<section id="{name}">' in page]
+    assert places == sorted(places) and len(places) >= 6
+    linked = [name for name in re.findall(r'<a href="#(\w+)">', page.partition("<nav>")[2].partition("</nav>")[0])]
+    assert linked[:2] == ["painted", "captions"] and linked.index("glance") < linked.index("papers")
+
+
 def test_this_run_stands_beside_the_papers_as_other_data(inputs: ReportInputs, tmp_path: Path) -> None:
     text = text_of(written(inputs, tmp_path))
     assert "Other data: do not compare the rows." in text
-    assert "this run · captions 41.0 361.2 not run Huang et al. 2021 (UMT), table 1 · other data" in text
+    assert "this run · captions 41.0 361.2 – Huang et al. 2021 (UMT), table 1 · other data" in text
     assert "UMT 37.3 28.2 57.9 122.6 21.9" in text  # table 1
-    assert "this run · painted, by the judge not run 70.0" in text
+    assert "this run · painted, by the judge – 70.0" in text
+    assert text.count("No SPICE of this run: SPICE is turned off; set evaluate.corenlp") == 1
+    assert text.count("No FID of this run: needs Inception") == 2, "of painted and of blurred pictures"
     assert "UMT 77.2 29.9 – 40.7 69.9 37.7 59.2" in text
     assert "Beside the papers" not in text_of(written(dataclasses.replace(inputs, figures=[]), tmp_path))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from diptych.model.training import muon
 from diptych.model.training.config import LoopConfig
 from diptych.model.training.muon import Muon, inner_matrices, orthogonalised
 from diptych.model.training.optimisation import build_optimizers
@@ -27,19 +28,23 @@ LOOP = LoopConfig(
 
 @pytest.mark.parametrize("shape", [(3, 24, 24), (2, 48, 16), (2, 16, 48)])
 def test_singular_values_come_near_one_and_directions_stay(shape: tuple[int, int, int]) -> None:
+    """Also those of a thousandth of the largest."""
     torch.manual_seed(0)
     left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
-    values = torch.linspace(0.05, 1, left.shape[-1])
+    values = torch.logspace(-2.7, 0, left.shape[-1]) / 2
     for scale in (1e-6, 1.0, 1e3):
         result = orthogonalised(scale * (left * values) @ right)
         turned = left.mT @ result @ right.mT
-        assert turned.diagonal(dim1=1, dim2=2).min() > 0.6 and turned.diagonal(dim1=1, dim2=2).max() < 1.25
-        assert (turned - torch.diag_embed(turned.diagonal(dim1=1, dim2=2))).abs().max() < 1e-3
+        found = turned.diagonal(dim1=1, dim2=2)
+        assert found.min() > 0.4 and found.max() < 1.6 and abs(found.mean() - 1) < 0.2
+        assert (turned - torch.diag_embed(found)).abs().max() < 1e-2
     assert orthogonalised(torch.zeros(1, 4, 4)).equal(torch.zeros(1, 4, 4)), "no gradient, no step"
 
 
-def test_it_moves_as_torch_s_own() -> None:
-    """Which computes in bfloat16, one matrix after the other; matrices of equal shape lie together in ours."""
+def test_it_moves_as_torch_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which has another polynomial and computes in bfloat16, one matrix after the other; those of equal shape lie together in
+    ours."""
+    monkeypatch.setattr(muon, "POLYNOMIALS", ((3.4445, -4.7750, 2.0315),) * 5)
     torch.manual_seed(0)
     ours = [nn.Parameter(torch.randn(shape)) for shape in ((24, 24), (48, 16), (24, 24), (16, 48))]
     torchs = copy.deepcopy(ours)
@@ -58,7 +63,7 @@ def test_it_moves_as_torch_s_own() -> None:
             optimizer.step()
     for first, one, other in zip(start, ours, torchs, strict=True):
         moved = (other - first).norm()
-        assert moved > 0.1 and (one - other).norm() < 0.02 * moved
+        assert moved > 0.1 and (one - other).norm() < 0.03 * moved
 
 
 def test_parts_of_a_projection_are_matrices_of_their_own() -> None:
@@ -85,8 +90,8 @@ def test_it_has_the_matrices_of_layers_and_adamw_all_else(tiny) -> None:
     assert {names[parameter] for parameter in matrices} == expected
     for parameter, parts in matrices.items():
         assert (parts == 3) == ("projection" in names[parameter]), names[parameter]
-    adamw, muon = build_optimizers(model, LOOP, (0.9, 0.999))
-    moved = [parameter for optimizer in (adamw, muon) for group in optimizer.param_groups for parameter in group["params"]]
-    assert len(moved) == len({*moved}) == len(names) and {*muon.param_groups[0]["params"]} == {*matrices}
+    adamw, own = build_optimizers(model, LOOP, (0.9, 0.999))
+    moved = [parameter for optimizer in (adamw, own) for group in optimizer.param_groups for parameter in group["params"]]
+    assert len(moved) == len({*moved}) == len(names) and {*own.param_groups[0]["params"]} == {*matrices}
     (alone,) = build_optimizers(model, LoopConfig(**{**vars(LOOP), "muon": 0.0}), (0.9, 0.999))
     assert sum(len(group["params"]) for group in alone.param_groups) == len(names)

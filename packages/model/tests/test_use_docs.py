@@ -50,20 +50,37 @@ def test_there_are_blocks() -> None:
 def test_python(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All blocks, one after the other, as a reader would run them."""
     script = place / "use.py"
-    script.write_text("\n".join(code for kind, code in [*IN_README, *BLOCKS] if kind == "python"))
+    script.write_text("\n".join(code for kind, code in BLOCKS if kind == "python"))
     runpy.run_path(str(script))
     made = {path.name for path in place.glob("*.png")}
-    assert made == {"kites.png", "reconstruction.png", *(f"kite-{number}.png" for number in range(4))}
+    assert made == {"reconstruction.png", *(f"kite-{number}.png" for number in range(4))}
     assert len(capsys.readouterr().out.splitlines()) > 10
 
 
 def test_shell(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Line by line; what stands before a pipe is run by the shell."""
-    assert [kind for kind, _ in IN_README] == ["python", "sh"]
-    run_lines("".join(code for kind, code in [*IN_README, *BLOCKS] if kind == "sh"), monkeypatch)
+    run_lines("".join(code for kind, code in BLOCKS if kind == "sh"), monkeypatch)
     printed = capsys.readouterr().out
-    assert printed.count("photos/one.jpg") == 4 and "out-4.png" in printed
+    assert printed.count("photos/one.jpg") == 3
     assert (place / "steps-step-3.png").is_file()
+
+
+def test_what_the_readme_shows(
+    place: Path,
+    answering_package: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With a package that captions, paints and answers, as the default run leaves it."""
+    shutil.rmtree(place / "models/package")
+    shutil.copytree(answering_package, place / "models/package")
+    (_, code), (_, script) = IN_README
+    (place / "readme.py").write_text(code)
+    runpy.run_path(str(place / "readme.py"))
+    run_lines(script, monkeypatch)
+    printed = capsys.readouterr().out
+    assert printed.count("photos/one.jpg") == 1 and "out-4.png" in printed
+    assert {path.name for path in place.glob("*.png")} == {"kites.png", *(f"out-{n}.png" for n in range(1, 5))}
 
 
 def run_lines(script: str, monkeypatch: pytest.MonkeyPatch) -> None:

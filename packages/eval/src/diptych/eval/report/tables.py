@@ -185,7 +185,7 @@ def papers(records: Records) -> list[dict[str, Any]]:
             for name, figures in _own_rows(table["name"])
         ]
         # a row of a CLIP or a view that this run does not have
-        own = [row for row in own if any(cell not in ("", "not run") for cell in row[1])] or own[:1]
+        own = [row for row in own if any(cell not in ("", "–") for cell in row[1])] or own[:1]
         sources = [
             {
                 "source": source["source"],
@@ -198,8 +198,36 @@ def papers(records: Records) -> list[dict[str, Any]]:
             for source in table["sources"]
         ]
         columns = [_COLUMNS.get(column, f"{column} ↑") for column in table["columns"]]
-        tables.append({"title": _TITLES[table["name"]], "columns": columns, "own": own, "sources": sources})
+        tables.append(
+            {
+                "title": _TITLES[table["name"]],
+                "columns": columns,
+                "own": own,
+                "lacking": _lacking(records, table["name"], columns, table["columns"]),
+                "sources": sources,
+            }
+        )
     return tables
+
+
+def _lacking(
+    records: Records, table: str, columns: list[str], names: list[str]
+) -> list[tuple[str, list[str]]]:
+    """(reason with its mend, columns) of the figures of a table that this run was to have and does not."""
+    reasons: dict[str, list[str]] = {}
+    for _, figures in _own_rows(table):
+        for column, name in zip(columns, names, strict=True):
+            own = figures.get(name, "")
+            record = records.get(own) or records.get(own.replace("fid_pytorch", "fid"))
+            if record is None or (own in records and record["value"] is not None):
+                continue
+            reason = (
+                "no reason given" if record["value"] is None else "FID was not taken by the papers' protocol"
+            )
+            several = reasons.setdefault(record.get("reason") or reason, [])
+            if column[:-2] not in several:  # without its arrow
+                several.append(column[:-2])
+    return list(reasons.items())
 
 
 def _own_rows(table: str) -> list[tuple[str, dict[str, str]]]:
@@ -239,9 +267,9 @@ def _own_rows(table: str) -> list[tuple[str, dict[str, str]]]:
 def _in_papers(records: Records, name: str | None) -> str:
     if name is None or name not in records:
         # FID may have been taken by the other protocol alone, which has no place here
-        return "not run" if name and name.replace("fid_pytorch", "fid") in records else ""
+        return "–" if name and name.replace("fid_pytorch", "fid") in records else ""
     record = records[name]
-    return "not run" if record["value"] is None else f"{record['value'] * record['scale']:.1f}"
+    return "–" if record["value"] is None else f"{record['value'] * record['scale']:.1f}"
 
 
 def _one_decimal(value: float | None) -> str:
