@@ -138,5 +138,5 @@ def test_only_pytorch_fid_s_figure_stands_beside_the_papers() -> None:
 
     both = records(fid=20.0, fid_pytorch=30.0, fid_blur_4=2.0, fid_pytorch_blur_4=3.0)
     assert own(both) == ("30.0", "3.0")
-    assert own(records(fid=20.0, fid_blur_4=2.0, clip_score_judge=0.5)) == ("not run", "not run")
+    assert own(records(fid=20.0, fid_blur_4=2.0, clip_score_judge=0.5)) == ("–", "–")
     assert label("painted.fid_pytorch_blur_4").endswith("FID as by pytorch-fid, blurred by 4 px")

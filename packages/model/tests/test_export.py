@@ -59,7 +59,7 @@ def test_a_program_that_does_something_else_is_an_error(parts, tmp_path: Path, m
         )
 
 
-def test_a_card_tells_what_it_is_given(parts) -> None:
+def test_a_card_tells_what_it_is_given(parts, answering_package: Path) -> None:
     facts = CardFacts(
         title="A model",
         data="Drawn scenes.",
@@ -89,3 +89,7 @@ def test_a_card_tells_what_it_is_given(parts) -> None:
     ):
         assert text in card
     assert "unknown" not in card and card.startswith("---\nlibrary_name: diptych")
+    assert "answer" not in card
+    of_answers = model_card(facts, answering_package, parts.image_generator)
+    for text in ("paints captions and answers questions", ", visual-question-answering]", "d.answer(", "captioned, asked"):
+        assert text in of_answers

@@ -53,7 +53,7 @@ def test_python(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script.write_text("\n".join(code for kind, code in BLOCKS if kind == "python"))
     runpy.run_path(str(script))
     made = {path.name for path in place.glob("*.png")}
-    assert made == {"reconstruction.png", *(f"kite-{number}.png" for number in range(4))}
+    assert made == {"kites.png", "reconstruction.png", *(f"kite-{number}.png" for number in range(4))}
     assert len(capsys.readouterr().out.splitlines()) > 10
 
 

@@ -76,22 +76,28 @@ def model_card(facts: CardFacts, transformer: Path, image_generator: Path) -> st
     programs = (
         " `exported/` holds captioner and painter as programs of torch.export." if facts.exported else ""
     )
+    does = "captions pictures and paints captions"
+    tags, question = "image-captioning, text-to-image, lxmert", ""
+    if config.answers:
+        does = "captions pictures, paints captions and answers questions about pictures"
+        tags += ", visual-question-answering"
+        question = '\nprint(d.answer("photo.jpg", "is there a red kite?")[0])'
     return f"""---
 library_name: diptych
 pipeline_tag: image-to-text
-tags: [image-captioning, text-to-image, lxmert]
+tags: [{tags}]
 ---
 # {facts.title}
 
-One transformer that captions pictures and paints captions, after "Unifying Multimodal Transformer for Bi-directional Image
-and Text Generation" (Huang et al., ACM MM 2021) and X-LXMERT (Cho et al., EMNLP 2020).
+One transformer that {does}, after "Unifying Multimodal
+Transformer for Bi-directional Image and Text Generation" (Huang et al., ACM MM 2021) and X-LXMERT (Cho et al., EMNLP 2020).
 
 ```python
 from diptych.model import Diptych
 
 d = Diptych.from_pretrained("FOLDER_OR_REPOSITORY")
 print(d.caption("photo.jpg")[0])
-d.paint("two red kites over the sea.")[0].image.save("painting.png")
+d.paint("two red kites over the sea.")[0].image.save("painting.png"){question}
 ```
 
 Parts: the transformer ({sizes[0]:.1f} M parameters, {config.caption_attention} attention), the image generator
@@ -105,7 +111,7 @@ verifies all files, and so does loading.
 
 ## Figures
 
-On the test split, captioned and painted with this package's own defaults (`{options(facts.captioning)}`,
+On the test split, captioned{", asked" if config.answers else ""} and painted with this package's own defaults (`{options(facts.captioning)}`,
 `{options(facts.painting)}`){"" if facts.weights == "float32" else ", before matrices were rounded"}:
 
 | figure | measured (95% interval) |
