@@ -49,7 +49,7 @@ def sections(tmp_path: Path) -> tuple[TrainTokenParams, TrainSequenceParams]:
     provided = provided_by(read_section(Machine, "machine", params), 0)
     token = read_section(TrainTokenParams, "train_token", params, provided=provided)
     sequence = read_section(TrainSequenceParams, "train_sequence", params, provided=provided)
-    assert token.training.questions and token.training.muon and sequence.training.answer_steps
+    assert token.training.questions and token.training.muon
     ours = token_params(TABLE, "ours", token, None, 0).training
     assert ours.questions is None and ours.muon == 0
     token = replace(token, training=replace(token.training, questions=None, muon=0.0))
