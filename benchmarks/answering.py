@@ -1,6 +1,7 @@
 """Answers of a packaged model: one question about one picture, and many about one at once.
 
-`python -m benchmarks.answering [--model models/package] [--rounds 5] [--threads 1]`, after `make run`. The figures are medians of the rounds, in `benchmarks/results/answering.json`.
+`python -m benchmarks.answering [--model models/package] [--rounds 5] [--threads 1]`, after `make run`. The figures are medians
+of the rounds, in `benchmarks/results/answering.json`.
 
 | figure | |
 | --- | --- |

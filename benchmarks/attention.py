@@ -2,8 +2,8 @@
 
 `python -m benchmarks.attention [--steps 300] [--seeds 0 1 2]` needs data/shards and data/codebook, which `make run`
 leaves. Both schemes train the default network on captions alone, by the default settings but for AdamW as the only optimizer,
-with the same batches; then they caption the val split greedily. Time is that of one thread of the processor, which other programs on the machine do
-not change. Every run is kept in .cache/attention and not repeated; the figures go to benchmarks/results/attention.json.
+with the same batches; then they caption the val split greedily. Time is that of one thread of the processor, which other
+programs on the machine do not change. Every run is kept in .cache/attention and not repeated; the figures go to benchmarks/results/attention.json.
 
 | run | steps |
 | --- | --- |

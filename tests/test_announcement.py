@@ -46,7 +46,8 @@ def test_a_damaged_file_says_nothing(say, damaged: str) -> None:
 
 
 def test_an_item_of_a_matrix_is_described_as_its_stage(say) -> None:
-    Path("folder.yaml").write_text(PIPELINE)
+    matrix = "stages:\n  shard: {desc: Shards that training reads, cmd: python, matrix: {task: [vqa], start: [random]}}\n"
+    Path("folder.yaml").write_text(matrix)
     write(Path("metrics/stages.json"), {"profile": "toybox", "shard.minutes": 3.0})
     line = announcement("x_lxmert/shard@vqa-random", Path("folder.yaml"), {"report": {"profile": "toybox"}})
     assert line == "x_lxmert/shard@vqa-random: Shards that training reads"

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.runner.items import read_items
+
 LAST_RUN = Path("metrics/stages.json")
 THIS_RUN = Path("metrics/stages")
 
@@ -14,11 +16,9 @@ THIS_RUN = Path("metrics/stages")
 def announcement(name: str, pipeline: Path, params: Mapping[str, Any]) -> str:
     """One line: stage `name` of a pipeline file, its description there and, where the last run of this profile says it, the
     minutes that it takes."""
-    from ruamel.yaml import YAML
-
-    stage = name.rpartition("/")[2].partition("@")[0]
-    described = YAML(typ="safe").load(pipeline)["stages"].get(stage, {}).get("desc", "")
-    minutes = expected_minutes(stage, params) if pipeline == Path("dvc.yaml") else None
+    own = name.rpartition("/")[2]
+    (described,) = (item.description for item in read_items(pipeline, params) if item.name == own)
+    minutes = expected_minutes(own, params) if pipeline == Path("dvc.yaml") else None
     if minutes is None:
         takes = ""
     elif minutes < 1:

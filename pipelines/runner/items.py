@@ -21,7 +21,7 @@ class Item:
     """A stage of a pipeline file, or one item of a stage that is a matrix.
 
     stage: `token`. values: of the matrix, by key. command: what DVC runs. deps, outs: paths, metrics and
-    plots among the outs. params: keys of params.yaml, or of another file: {file: keys}.
+    plots among the outs. params: keys of params.yaml, or of another file: {file: keys}. description: the file's `desc`.
     """
 
     pipeline: Path
@@ -31,6 +31,7 @@ class Item:
     deps: tuple[str, ...]
     outs: tuple[str, ...]
     params: tuple[str | Mapping[str, Sequence[str]], ...] = ()
+    description: str = ""
 
     @property
     def name(self) -> str:
@@ -75,6 +76,7 @@ def read_items(pipeline: Path, params: Mapping[str, Any]) -> list[Item]:
                     tuple(_paths(entry.get("deps", ()), known)),
                     tuple(_paths(made, known)),
                     tuple(resolved(entry.get("params", []), known)),
+                    entry.get("desc", ""),
                 )
             )
     return items

@@ -30,7 +30,8 @@ def build_optimizers(
 def parameter_groups(
     model: nn.Module, weight_decay: float, others: Collection[int] = ()
 ) -> list[dict[str, Any]]:
-    """The trained parameters but those whose ids are ``others``. Decay the matrices of linear layers; leave embedding tables, LayerNorm, biases and the mask feature alone.
+    """Group the trained parameters but those whose ids are ``others``: decay the matrices of linear layers; leave embedding
+    tables, LayerNorm, biases and the mask feature alone.
 
     (The papers' code decays everything, even what has no gradient in a step; at their learning rates both hardly
     differ.)
