@@ -188,7 +188,7 @@ def picture_figures(
     for kind in KINDS if finder else ():
         assert finder is not None
         found = embedded[kind].rows("objects")
-        figures += object_figures(kind, found, objects, finder, stage.seed, resize=settings.rule)
+        figures += object_figures(kind, found, objects, finder, stage.seed, prompts, resize=settings.rule)
     if inspector:
         for kind in KINDS:
             right = compared(inspector, embedded[kind], objects)

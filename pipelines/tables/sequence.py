@@ -35,7 +35,7 @@ def main(item: TableItem, section: TransformerTableParams) -> None:
 def sequence_params(
     table: Table, row: str, params: TrainSequenceParams, steps: int | None, seed: int
 ) -> TrainSequenceParams:
-    """The section train_sequence as this row's stage 2 takes it, without steps that answer: the papers' tables have none.
+    """The section train_sequence as this row's stage 2 takes it, without steps that answer and with the papers' optimizer.
     steps: of ours, null those of the section.
 
     Nothing is measured meanwhile, and so nothing ends a training early: all rows take the steps that they are
@@ -43,7 +43,7 @@ def sequence_params(
     """
     changes, section = read_changes(table, row), without_answers(params.training)
     ours = steps_of_ours(table, "sequence", steps, section.steps)
-    own = replace(section, steps=ours.count, seed=seed, evaluation=None)
+    own = replace(section, steps=ours.count, seed=seed, muon=0.0, evaluation=None)
     if changes.tasks != "both":
         kept = ("scst",) if changes.tasks == "captions" else ("clip", "paint")
         # of each step of a cycle whether it trains one of the row's tasks

@@ -14,7 +14,7 @@ from waiting import wait_until
 
 from diptych.eval.captions import java as java_programs
 from diptych.eval.captions.cider import CiderD, CiderDReward
-from diptych.eval.captions.facts import names_object
+from diptych.eval.captions.facts import names_object, said_counts
 from diptych.eval.captions.metrics import OWN_TOKENS, PTB_TOKENS, bleu, bleu_statistics, measure_captions
 from diptych.eval.captions.statistics import repeated, statistics_figures
 from diptych.eval.captions.tokens import tokenize
@@ -352,6 +352,27 @@ json.dump(scores, open(arguments[arguments.index("-out") + 1], "w"))
 )
 def test_names_object(caption: str, label: str, attribute: str, expected: bool) -> None:
     assert names_object(caption, label, attribute) is expected
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("two red kites float at the top with a white house .", {"kite": 2, "house": 1}),
+        ("A red kite flies above two blue kites.", {"kite": 3}),
+        ("there is a small blue car at night below another car", {"car": 2}),
+        ("a blue car stands at the bottom left left of a yellow fish", {"car": 1, "fish": 1}),
+        ("three green fish and kites", {"fish": 3}),
+        ("a kite, and more kites", {}),
+        ("a kite and, below the kite, the house", {"kite": 1}),
+        ("12 dining tables and a table", {"dining table": 12}),
+        ("two teddy bears beside one bear", {"teddy bear": 2, "bear": 1}),
+        ("nothing at all", {}),
+        ("", {}),
+    ],
+)
+def test_said_counts(caption: str, expected: dict[str, int]) -> None:
+    labels = ["bear", "car", "dining table", "fish", "house", "kite", "teddy bear"]
+    assert said_counts(caption, labels) == expected
 
 
 def test_caption_statistics() -> None:

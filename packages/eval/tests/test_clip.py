@@ -42,6 +42,7 @@ TRAINING = ClipTrainingConfig(
     seed=0,
     precision="float32",
     checkpoint_seconds=1e9,
+    muon=1.0,
     captions_per_image=2,
     prompt_share=0.5,
     shift_pixels=1,

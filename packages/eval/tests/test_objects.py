@@ -43,6 +43,20 @@ def test_shares_are_of_what_should_be_there() -> None:
     assert figures([thing("house", "green")]) == {}
 
 
+def test_counts_are_those_of_the_sentences() -> None:
+    """In each picture the rule finds two kites and a boat."""
+    wanted = [[thing("kite", "red"), thing("boat", "blue")]] * 4
+    found = FINDER.encoder().encode(torch.full((4, 3, 4, 4), 255, dtype=torch.uint8)).numpy()
+    sentences = ["two kites and a boat", "a kite and a boat", "three kites", "a tree"]
+    said = object_figures("x", found, wanted, FINDER, 0, sentences)[-1]
+    assert (said.name, said.value, said.n) == ("x.counts_said", pytest.approx((1 + 0.5 + 0) / 3), 3)
+    # a boat that never has an attribute is scenery, where kites have some
+    scenery = object_figures("x", found[:2], [[thing("kite", "red"), thing("boat")]] * 2, FINDER, 0, sentences[:2])
+    assert scenery[-1].value == pytest.approx(0.5)
+    nothing = object_figures("x", found[:1], wanted[:1], FINDER, 0, ["a tree"])[-1]
+    assert nothing.value is None and "no sentence says how many" in nothing.reason
+
+
 def test_found_objects_are_streamed_with_the_embeddings(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     for name, colour in (("a", (255, 0, 0)), ("b", (0, 0, 255)), ("c", (255, 0, 0))):

@@ -36,6 +36,7 @@ def training(steps: int) -> DetectorTrainingConfig:
         grid_size_weight=0.1,
         precision="float32",
         checkpoint_seconds=0,
+        muon=1.0,
     )
 
 
@@ -52,7 +53,7 @@ class Memory:
     def save(self, state: dict[str, Any]) -> None:
         self.state = {
             "model": {name: tensor.clone() for name, tensor in state["model"].items()},
-            "optimizer": copy.deepcopy(state["optimizer"]),
+            "optimizers": copy.deepcopy(state["optimizers"]),
             "step": state["step"],
             "history": list(state["history"]),
         }

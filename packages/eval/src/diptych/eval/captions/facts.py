@@ -1,6 +1,8 @@
-"""Does a caption name an object with its colour?"""
+"""Does a caption name an object with its colour? How many objects of a kind does it speak of?"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from diptych.eval.captions.tokens import tokenize
 
@@ -31,6 +33,13 @@ ADJECTIVES = frozenset(
         "old open plain pretty round shiny short single small square tall thick thin tiny wide wooden young"
     )
 )
+
+
+_ONE = frozenset(("a", "an", "one", "another"))
+_NUMBERS = {
+    word: number
+    for number, word in enumerate(["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], start=2)
+}
 
 
 def plurals(noun: str) -> set[str]:
@@ -70,3 +79,45 @@ def names_object(caption: str, label: str, attribute: str) -> bool:
         if start >= len(wanted) and words[start - len(wanted) : start] == wanted:
             return True
     return False
+
+
+def said_counts(caption: str, labels: Iterable[str]) -> dict[str, int]:
+    """How many objects of each of `labels` the caption speaks of, for those that it numbers: "a red kite above two blue kites"
+    speaks of three kites.
+
+    A number is what stands before the noun ("a", "one", "two" to "ten", figures), with words between that are no number. A noun
+    without one ("boats", "the boat") may mean any number, or what was named before: its label is left out unless "the" repeats a
+    label that was numbered. Labels of several words are matched as a whole.
+    """
+    words = tokenize(caption)
+    kinds = {
+        (*modifiers, form): label
+        for label in labels
+        for *modifiers, noun in [tokenize(label)]
+        for form in (noun, *plurals(noun))
+    }
+    longest = max(map(len, kinds), default=0)
+    counts: dict[str, int] = {}
+    unknown: set[str] = set()
+    number: int | None = None  # before the noun that comes next
+    repeated = False
+    start = 0
+    while start < len(words):
+        lengths = range(min(longest, len(words) - start), 0, -1)
+        length = next((n for n in lengths if tuple(words[start : start + n]) in kinds), 0)
+        word = words[start]
+        if length:
+            label = kinds[tuple(words[start : start + length])]
+            if number is not None:
+                counts[label] = counts.get(label, 0) + number
+            elif not (repeated and label in counts):
+                unknown.add(label)
+            number, repeated = None, False
+        elif word in _ONE:
+            number = 1
+        elif word in _NUMBERS or word.isdecimal():
+            number = _NUMBERS[word] if word in _NUMBERS else int(word)
+        elif word == "the":
+            number, repeated = None, True
+        start += length or 1
+    return {label: count for label, count in counts.items() if label not in unknown}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from diptych.eval.errors import UserError
@@ -101,7 +101,17 @@ def train_clip(
             )
         return {"loss": torch.stack(losses).mean(), "accuracy": found.float().mean()}
 
-    return train(description, clip.model, config, loss_at, checkpoints)
+    return train(description, clip.model, config, loss_at, checkpoints, ends_of(clip.model))
+
+
+def ends_of(model: nn.Module) -> list[nn.Parameter]:
+    """The weights of open_clip's model at which pixels and words enter it and texts leave it."""
+    ends = ("visual.conv1.", "visual.proj", "text_projection")
+    return [
+        weight
+        for name, weight in model.named_parameters()
+        if name.startswith(ends) or name.removesuffix(".weight").endswith("_embedding")
+    ]
 
 
 def swapped_texts(text: str, swaps: Sequence[Swaps], count: int, generator: np.random.Generator) -> list[str]:

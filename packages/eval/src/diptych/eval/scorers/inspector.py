@@ -221,7 +221,8 @@ def train_inspector(
             both = [logits[part].argmax(1) == wanted[:, number] for number, part in enumerate(PARTS[:2])]
         return {"loss": torch.stack(losses).sum(), "main_object": (both[0] & both[1]).float().mean()}
 
-    return train("inspector", inspector, config, loss_at, checkpoints)
+    ends = (inspector.stem, inspector.look, inspector.class_head, inspector.color_head)
+    return train("inspector", inspector, config, loss_at, checkpoints, ends)
 
 
 def save_inspector(inspector: Inspector, folder: Path | str) -> None:

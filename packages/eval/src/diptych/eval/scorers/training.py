@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from diptych.eval.errors import UserError
+from diptych.eval.optimizers import Optimizers
 from diptych.eval.precision import PRECISIONS
 
 ImageReader = Callable[[np.ndarray], Tensor]
@@ -31,12 +32,13 @@ class Checkpoints(Protocol):
     def save(self, state: dict) -> None: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Schedule of AdamW with linear warm-up and cosine decay to zero.
+    """Schedule of AdamW and Muon with linear warm-up and cosine decay to zero.
 
     steps, warmup_steps: optimizer steps. batch_size: pictures per step. learning_rate: at its peak.
-    weight_decay: on matrices and kernels only. gradient_clip: largest gradient norm.
+    weight_decay: on matrices and kernels only. gradient_clip: largest gradient norm. muon: the rate of Muon in learning
+    rates (:class:`diptych.eval.optimizers.Optimizers`); 0: AdamW alone.
     precision: "auto", "float32" or "bfloat16". checkpoint_seconds: wall time between checkpoints.
     """
 
@@ -49,11 +51,14 @@ class TrainingConfig:
     seed: int
     precision: str
     checkpoint_seconds: float
+    muon: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "learning_rate", "gradient_clip"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name}: must be greater than 0, got {getattr(self, name)}")
+        if not self.muon >= 0:
+            raise UserError(f"muon: must be at least 0, got {self.muon}")
         if self.precision not in PRECISIONS:
             raise UserError(
                 f"precision: '{self.precision}' is unknown; choose one of {', '.join(PRECISIONS)}"
@@ -104,27 +109,22 @@ def train(
     config: TrainingConfig,
     loss_at: Callable[[int, np.random.Generator], dict[str, Tensor]],
     checkpoints: Checkpoints | None,
+    ends: Iterable[nn.Module | nn.Parameter],
 ) -> list[dict[str, float]]:
     """Train in place and return history rows (step, learning_rate and the named losses); freeze at the end.
 
     `loss_at(step, generator)` returns named losses; "loss" is minimised. All randomness of a step
     comes from (seed, step), so a run that was interrupted ends with the same weights as one that was
-    not. Raises UserError when the loss is not finite.
+    not. `ends`: what :class:`diptych.eval.optimizers.Optimizers` leaves to AdamW. Raises UserError when the loss is not finite.
     """
     network.requires_grad_(True).train()
-    matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+    optimizers = Optimizers(network, ends, config.weight_decay, config.muon, betas=(0.9, 0.98))
 
     start, history = 0, []
     state = checkpoints.load() if checkpoints else None
     if state is not None:
         network.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        optimizers.load_state_dict(state["optimizers"])
         start, history = state["step"], list(state["history"])
 
     def save(step: int) -> None:
@@ -132,7 +132,7 @@ def train(
             checkpoints.save(
                 {
                     "model": network.state_dict(),
-                    "optimizer": optimizer.state_dict(),
+                    "optimizers": optimizers.state_dict(),
                     "step": step,
                     "history": history,
                 }
@@ -143,8 +143,6 @@ def train(
     for step in range(start, config.steps):
         torch.manual_seed(config.seed * 1_000_003 + step)
         rate = config.rate_at(step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         losses = loss_at(step, np.random.default_rng((config.seed, step, 1)))
         value = losses["loss"].item()
         if not math.isfinite(value):
@@ -152,10 +150,9 @@ def train(
                 f"{description}: the loss is {value} at step {step}; the last good checkpoint is of step {saved_step}. "
                 "Lower learning_rate or set precision to float32."
             )
-        optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
-        optimizer.step()
+        optimizers.step(rate)
         bar.update()
         if step % _HISTORY_EVERY == 0 or step == config.steps - 1:
             row: dict[str, Any] = {name: float(loss.detach()) for name, loss in losses.items()}

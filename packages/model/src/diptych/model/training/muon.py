@@ -43,14 +43,22 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     ``[b, m, n]``, in their dtype: singular values of at least 0.001 of a matrix's norm come to lie in 0.4..1.6, smaller ones
     below."""
     tall = matrices.shape[-2] > matrices.shape[-1]
-    if tall:
-        matrices = matrices.mT
-    norms = matrices.float().norm(dim=(-2, -1), keepdim=True).clamp(min=1e-30)
-    x = (matrices / (1.01 * norms)).to(matrices.dtype).contiguous()
-    for a, b, c in POLYNOMIALS:
+    x = matrices.mT if tall else matrices
+    norms = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.float32)
+    scale = (1.01 * norms.clamp(min=1e-30)).reciprocal()
+    # A round is one product with the large matrices: (a + b G + c G G) x with G = x x', and what they are divided by goes into the
+    # first round's small ones.
+    for number, (a, b, c) in enumerate(POLYNOMIALS):
         gram = x @ x.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
+        if number == 0:
+            gram = (gram.float() * scale * scale).to(x.dtype)
+        inner = gram * c
+        inner.diagonal(dim1=-2, dim2=-1).add_(b)
+        polynomial = gram @ inner
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        if number == 0:
+            polynomial = (polynomial.float() * scale).to(x.dtype)
+        x = polynomial @ x
     return x.mT if tall else x
 
 
@@ -61,8 +69,8 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self, matrices: list[tuple[nn.Parameter, int]], weight_decay: float, precision: str = "auto"
     ) -> None:
-        """Take matrices ``[p * m, n]``, each with p, the number of matrices ``[m, n]`` that lie in it one below the other. The
-        learning rate is 0 until it is set in ``param_groups``; ``precision`` is that of :mod:`diptych.model.precision`."""
+        """Take matrices ``[p * m, n]``, each with p, the number of matrices ``[m, n]`` that lie in it one below the other, and
+        kernels ``[m, c, h, w]``, which count as matrices ``[m, c * h * w]``. The learning rate is 0 until it is set in ``param_groups``; ``precision`` is that of :mod:`diptych.model.precision`."""
         self.precision = precision
         self.parts = {parameter: parts for parameter, parts in matrices}
         super().__init__([parameter for parameter, _ in matrices], {"lr": 0.0, "weight_decay": weight_decay})
@@ -87,20 +95,26 @@ class Muon(torch.optim.Optimizer):
             for pieces, stepped in zip(alike, steps, strict=True):
                 torch._foreach_add_(
                     [weights for weights, _ in pieces],
-                    list(stepped),
+                    [step.view_as(weights) for step, (weights, _) in zip(stepped, pieces, strict=True)],
                     alpha=-group["lr"] * ADAM_STEP * math.sqrt(max(stepped.shape[1:])),
                 )
 
     def _steps(self, alike: list[list[Tensor]]) -> list[Tensor]:
-        """Matrices of equal shapes to float32 ``[b, m, n]``, orthogonalised: by each of several processes a share."""
+        """Matrices of equal shapes ``[b, m, n]``, orthogonalised: by each of several processes a share, then float32."""
         processes = current_processes()
         own = slice(processes.rank, None, processes.count)
+        shares = [
+            torch.stack([step.to(resolve_precision(step.device, self.precision)) for step in matrices[own]])
+            if matrices[own]
+            else None
+            for matrices in alike
+        ]
+        if processes.count == 1:
+            return [orthogonalised(share) for share in shares if share is not None]
         steps = []
-        for matrices in alike:
-            stack = torch.stack(matrices)
-            share = stack[own].to(resolve_precision(stack.device, self.precision))
-            steps.append(torch.zeros_like(stack))
-            if len(share):
+        for matrices, share in zip(alike, shares, strict=True):
+            steps.append(torch.zeros(len(matrices), *matrices[0].shape, device=matrices[0].device))
+            if share is not None:
                 steps[-1][own] = orthogonalised(share).float()
         processes.sum(steps)
         return steps
@@ -108,19 +122,20 @@ class Muon(torch.optim.Optimizer):
     def _alike(
         self, parameters: list[nn.Parameter], steps: list[Tensor]
     ) -> dict[tuple[int, int], list[tuple[Tensor, Tensor]]]:
-        """Matrices with their steps, by shape."""
+        """Matrices with their steps ``[m, n]``, by shape; a kernel's row is all that one of its outputs reads."""
         alike: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         for parameter, step in zip(parameters, steps, strict=True):
             parts = self.parts[parameter]
             for weights, part in zip(parameter.chunk(parts), step.chunk(parts), strict=True):
-                alike.setdefault((part.shape[0], part.shape[1]), []).append((weights, part))
+                matrix = part.flatten(1)
+                alike.setdefault((matrix.shape[0], matrix.shape[1]), []).append((weights, matrix))
         return alike
 
 
 def inner_matrices(model: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
-    """Yield the trained matrices of the linear layers in a transformer's stacks of layers (its ModuleLists), and how many
-    matrices lie in each: what Muon moves. Embeddings and heads are none of them."""
+    """Yield the trained matrices and kernels inside the layers or blocks that a network stacks (its ModuleLists), and how
+    many matrices lie in each: what Muon moves. Embeddings, stems and heads are none of them."""
     for stack in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
-        for module in stack.modules():
-            if isinstance(module, nn.Linear) and module.weight.requires_grad:
+        for module in (module for block in stack for module in block.modules() if module is not block):
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.requires_grad:
                 yield module.weight, 3 if isinstance(module, Projection) else 1
