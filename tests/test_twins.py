@@ -1,4 +1,4 @@
-"""features and eval do not know each other, and read pictures and files of weights, count cores and train alike: each has the
+"""features and eval do not know each other, and read pictures and files of weights and count cores alike: each has the
 same files."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ PACKAGES = Path(__file__).resolve().parent.parent / "packages"
 
 
 @pytest.mark.parametrize(
-    "name", ["optimizers.py", "picture_reader.py", "picture_folders.py", "processor.py", "weight_files.py"]
+    "name", ["picture_reader.py", "picture_folders.py", "processor.py", "weight_files.py"]
 )
 def test_both_packages_have_the_same_file(name: str) -> None:
     first, second = (PACKAGES / package / "src/diptych" / package / name for package in ("features", "eval"))

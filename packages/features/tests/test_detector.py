@@ -36,7 +36,6 @@ def training(steps: int) -> DetectorTrainingConfig:
         grid_size_weight=0.1,
         precision="float32",
         checkpoint_seconds=0,
-        muon=1.0,
     )
 
 
@@ -53,7 +52,7 @@ class Memory:
     def save(self, state: dict[str, Any]) -> None:
         self.state = {
             "model": {name: tensor.clone() for name, tensor in state["model"].items()},
-            "optimizers": copy.deepcopy(state["optimizers"]),
+            "optimizer": copy.deepcopy(state["optimizer"]),
             "step": state["step"],
             "history": list(state["history"]),
         }

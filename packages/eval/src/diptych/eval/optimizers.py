@@ -2,8 +2,6 @@
 
 Muon (Jordan et al., 2024) moves a matrix by the nearest one to its momentum whose singular values are equal, so that rare
 directions move as far as frequent ones. torch has it for matrices; kernels are matrices with a row for each output.
-
-`diptych.features` and `diptych.eval` have the same file.
 """
 
 from __future__ import annotations

@@ -195,12 +195,6 @@ class Detector(nn.Module):
         self.grid_attribute = nn.Linear(config.feature_dim, max(len(attributes), 1))
         self.grid_box = nn.Linear(config.feature_dim, 4)
 
-    def ends(self) -> list[nn.Module]:
-        """The parts at which pixels enter and answers leave."""
-        head = self.rpn.head
-        grid = [self.grid_class, self.grid_attribute, self.grid_box]
-        return [self.backbone.stem, head.cls_logits, head.bbox_pred, self.heads.box_predictor, *grid]
-
     @property
     def feature_dim(self) -> int:
         """D, the length of a grid feature."""

@@ -22,7 +22,6 @@ from diptych.features.detector.network import Detector, DetectorConfig, cell_obj
 from diptych.features.errors import UserError
 from diptych.features.images import ImageError, read_image
 from diptych.features.manifest import resolve_image
-from diptych.features.optimizers import Optimizers
 from diptych.features.order import batch_indices
 from diptych.features.precision import autocast_context
 
@@ -40,8 +39,7 @@ class Checkpoints(Protocol):
 
 @dataclass(frozen=True)
 class DetectorTrainingConfig:
-    """`steps` of `batch_size` pictures; linear warm-up over 5% and a cosine to zero.
-    learning_rate: of AdamW, and times `muon` of Muon (:class:`diptych.features.optimizers.Optimizers`; 0: AdamW alone).
+    """`steps` of `batch_size` pictures; AdamW with linear warm-up over 5% and a cosine to zero.
 
     The weights scale the losses of the grid heads against those of Faster R-CNN (1): colour deserves
     more than class, or the codes lose it.
@@ -57,14 +55,11 @@ class DetectorTrainingConfig:
     grid_size_weight: float
     precision: str
     checkpoint_seconds: float
-    muon: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} must be greater than 0, is {getattr(self, name)}")
-        if not self.muon >= 0:
-            raise UserError(f"muon must be at least 0, is {self.muon}")
 
 
 class SceneDataset:
@@ -162,12 +157,18 @@ def train_detector(
         Detector(architecture, labels, attributes).to(device, memory_format=torch.channels_last).train()
     )
     data = SceneDataset(rows, table_path, detector)
-    optimizers = Optimizers(detector, detector.ends(), config.weight_decay, config.muon)
+    decay = [p for p in detector.parameters() if p.ndim > 1]
+    rest = [p for p in detector.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+        fused=True,
+    )
     first = 0
     history: list[dict[str, float]] = []
     if checkpoints and (state := checkpoints.load()):
         detector.load_state_dict(state["model"])
-        optimizers.load_state_dict(state["optimizers"])
+        optimizer.load_state_dict(state["optimizer"])
         first, history = state["step"], state["history"]
     weights = {
         "grid_class": config.grid_class_weight,
@@ -179,6 +180,8 @@ def train_detector(
     bar = tqdm(total=config.steps, initial=first, unit="step", desc="detector", mininterval=1)
     for step, (images, targets) in enumerate(_prefetch(data, config, seed, first), start=first):
         torch.manual_seed(seed * 1_000_003 + step)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * _schedule(step, config.steps)
         images = images.to(device, memory_format=torch.channels_last).float() / 255
         targets = [{name: value.to(device) for name, value in target.items()} for target in targets]
         with autocast_context(device, config.precision):
@@ -188,9 +191,10 @@ def train_detector(
             raise UserError(
                 f"detector: the loss is {value} at step {step}; lower detector.training.learning_rate"
             )
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 5.0)
-        optimizers.step(config.learning_rate * _schedule(step, config.steps))
+        optimizer.step()
         if step % 20 == 0 or step == config.steps - 1:
             history.append({"step": step, "loss": value, **{k: v.item() for k, v in losses.items()}})
             bar.set_postfix(loss=f"{value:.3f}", refresh=False)
@@ -199,7 +203,7 @@ def train_detector(
             checkpoints.save(
                 {
                     "model": detector.state_dict(),
-                    "optimizers": optimizers.state_dict(),
+                    "optimizer": optimizer.state_dict(),
                     "step": step + 1,
                     "history": history,
                 }

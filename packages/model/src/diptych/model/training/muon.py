@@ -43,22 +43,14 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     ``[b, m, n]``, in their dtype: singular values of at least 0.001 of a matrix's norm come to lie in 0.4..1.6, smaller ones
     below."""
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
-    norms = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.float32)
-    scale = (1.01 * norms.clamp(min=1e-30)).reciprocal()
-    # A round is one product with the large matrices: (a + b G + c G G) x with G = x x', and what they are divided by goes into the
-    # first round's small ones.
-    for number, (a, b, c) in enumerate(POLYNOMIALS):
+    if tall:
+        matrices = matrices.mT
+    norms = matrices.float().norm(dim=(-2, -1), keepdim=True).clamp(min=1e-30)
+    x = (matrices / (1.01 * norms)).to(matrices.dtype).contiguous()
+    for a, b, c in POLYNOMIALS:
         gram = x @ x.mT
-        if number == 0:
-            gram = (gram.float() * scale * scale).to(x.dtype)
-        inner = gram * c
-        inner.diagonal(dim1=-2, dim2=-1).add_(b)
-        polynomial = gram @ inner
-        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
-        if number == 0:
-            polynomial = (polynomial.float() * scale).to(x.dtype)
-        x = polynomial @ x
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.mT if tall else x
 
 
@@ -70,7 +62,8 @@ class Muon(torch.optim.Optimizer):
         self, matrices: list[tuple[nn.Parameter, int]], weight_decay: float, precision: str = "auto"
     ) -> None:
         """Take matrices ``[p * m, n]``, each with p, the number of matrices ``[m, n]`` that lie in it one below the other, and
-        kernels ``[m, c, h, w]``, which count as matrices ``[m, c * h * w]``. The learning rate is 0 until it is set in ``param_groups``; ``precision`` is that of :mod:`diptych.model.precision`."""
+        kernels ``[m, c, h, w]``, which count as matrices ``[m, c * h * w]``. The learning rate is 0 until it is set in
+        ``param_groups``; ``precision`` is that of :mod:`diptych.model.precision`."""
         self.precision = precision
         self.parts = {parameter: parts for parameter, parts in matrices}
         super().__init__([parameter for parameter, _ in matrices], {"lr": 0.0, "weight_decay": weight_decay})
@@ -100,23 +93,19 @@ class Muon(torch.optim.Optimizer):
                 )
 
     def _steps(self, alike: list[list[Tensor]]) -> list[Tensor]:
-        """Matrices of equal shapes ``[b, m, n]``, orthogonalised: by each of several processes a share, then float32."""
+        """Matrices of equal shapes to ``[b, m, n]``, orthogonalised, in the dtype of the products: by each of several processes
+        a share."""
         processes = current_processes()
         own = slice(processes.rank, None, processes.count)
-        shares = [
-            torch.stack([step.to(resolve_precision(step.device, self.precision)) for step in matrices[own]])
-            if matrices[own]
-            else None
-            for matrices in alike
-        ]
-        if processes.count == 1:
-            return [orthogonalised(share) for share in shares if share is not None]
         steps = []
-        for matrices, share in zip(alike, shares, strict=True):
-            steps.append(torch.zeros(len(matrices), *matrices[0].shape, device=matrices[0].device))
-            if share is not None:
-                steps[-1][own] = orthogonalised(share).float()
-        processes.sum(steps)
+        for matrices in alike:
+            shape, device = matrices[0].shape, matrices[0].device
+            dtype = resolve_precision(device, self.precision)
+            steps.append(torch.zeros(len(matrices), *shape, dtype=dtype, device=device))
+            if matrices[own]:
+                share = torch.stack([matrix.to(dtype) for matrix in matrices[own]])
+                steps[-1][own] = orthogonalised(share)
+        processes.sum(steps)  # of each matrix one process has the step, the others zeros
         return steps
 
     def _alike(

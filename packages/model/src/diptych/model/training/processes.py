@@ -53,7 +53,7 @@ class Processes:
         return rows[self.rank * accumulation : (self.rank + 1) * accumulation]
 
     def sum(self, tensors: list[Tensor]) -> None:
-        """Replace every tensor (float32, all on one device) by its sum over all processes."""
+        """Replace every tensor (of one float dtype, all on one device) by its sum over all processes."""
         if self.count == 1:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diptych.features.optimizers import Optimizers
+from diptych.eval.optimizers import Optimizers
 
 
 class Small(nn.Module):
