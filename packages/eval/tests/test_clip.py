@@ -24,6 +24,7 @@ from diptych.eval.scorers.clip import (
 from diptych.eval.scorers.clip_score import PROMPT
 from diptych.eval.scorers.clip_training import (
     ClipTrainingConfig,
+    ends_of,
     hard_contrastive_loss,
     swapped_texts,
     train_clip,
@@ -47,6 +48,20 @@ TRAINING = ClipTrainingConfig(
     prompt_share=0.5,
     shift_pixels=1,
 )
+
+
+@pytest.mark.parametrize(("config", "last"), [(RESNET, "text_projection"), (VIT, "visual.proj")])
+def test_pixels_words_and_projections_are_ends_and_layers_are_not(config: ClipConfig, last: str) -> None:
+    model = build_clip(config, [["a red kite"]], seed=0).model
+    ends = {id(weight) for weight in ends_of(model)}
+    names = {name for name, weight in model.named_parameters() if id(weight) in ends}
+    assert {"visual.conv1.weight", "token_embedding.weight", "positional_embedding", last} <= names
+    inner = {name for name, weight in model.named_parameters() if weight.ndim > 1} - names
+    assert inner and all(
+        any(part in name for part in ("resblocks", "layer", "attnpool", "visual.conv2", "visual.conv3"))
+        for name in inner
+    )
+    assert not any("resblocks" in name or "layer" in name for name in names)
 
 
 @pytest.mark.parametrize("config", [RESNET, VIT])
