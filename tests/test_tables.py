@@ -49,18 +49,18 @@ def sections(tmp_path: Path) -> tuple[TrainTokenParams, TrainSequenceParams]:
     provided = provided_by(read_section(Machine, "machine", params), 0)
     token = read_section(TrainTokenParams, "train_token", params, provided=provided)
     sequence = read_section(TrainSequenceParams, "train_sequence", params, provided=provided)
-    assert token.training.questions and token.training.muon
+    assert token.training.questions and token.training.muon and sequence.training.muon
     ours = token_params(TABLE, "ours", token, None, 0).training
-    assert ours.questions is None and ours.muon == 0
+    assert ours.questions is None and ours.muon == sequence_params(TABLE, "ours", sequence, None, 0).training.muon == 0
     token = replace(token, training=replace(token.training, questions=None, muon=0.0))
-    return token, replace(sequence, training=without_answers(sequence.training))
+    return token, replace(sequence, training=replace(without_answers(sequence.training), muon=0.0))
 
 
 def test_steps_that_answer_are_taken_out_of_the_schedule(tmp_path: Path, sections) -> None:
-    training = replace(sections[1].training, steps=14, answer_steps=1)
+    training = replace(sections[1].training, steps=16, scst_steps=1, clip_steps=2, paint_steps=2, answer_steps=1)
     assert training.turns == [("scst",), ("clip",), ("clip",), ("paint",), ("paint",), ("answer",)]
     left = without_answers(training)
-    assert (left.steps, left.answer_steps) == (12, 0)
+    assert (left.steps, left.answer_steps) == (14, 0)
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
