@@ -117,3 +117,10 @@ def test_a_state_goes_on_to_equal_weights() -> None:
     for one, other in zip(whole.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=0, rtol=0)
     assert not torch.equal(whole.head.weight, small().head.weight)
+
+
+def test_a_weight_that_no_matrix_lies_on_is_refused() -> None:
+    network = small()
+    network.blocks[0][0].weight.data = torch.randn(3, 3, 6, 8).permute(3, 0, 2, 1)
+    with pytest.raises(ValueError, match="neither row by row nor channels-last"):
+        optimizers_of(network, 3.0)

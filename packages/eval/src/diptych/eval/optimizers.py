@@ -49,6 +49,11 @@ class Optimizers:
         self.matrices = [
             [nn.Parameter(part) for part in as_matrices(weight, weight.detach())] for weight in self.inner
         ]
+        for weight, parts in zip(self.inner, self.matrices, strict=True):
+            if parts[0].data_ptr() != weight.data_ptr():
+                raise ValueError(
+                    f"a weight {list(weight.shape)} lies in memory neither row by row nor channels-last"
+                )
         if self.inner:
             matrices = [matrix for parts in self.matrices for matrix in parts]
             self.optimizers.append(

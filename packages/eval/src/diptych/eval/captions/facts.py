@@ -38,7 +38,9 @@ ADJECTIVES = frozenset(
 _ONE = frozenset(("a", "an", "one", "another"))
 _NUMBERS = {
     word: number
-    for number, word in enumerate(["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], start=2)
+    for number, word in enumerate(
+        ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], start=2
+    )
 }
 
 
