@@ -64,7 +64,7 @@ def test_it_moves_as_torch_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
             optimizer.step()
     for first, one, other in zip(start, ours, torchs, strict=True):
         moved = (other - first).norm()
-        assert moved > 0.1 and (one - other).norm() < 0.05 * moved
+        assert moved > 0.1 and (one - other).norm() < 0.03 * moved
 
 
 def test_parts_of_a_projection_are_matrices_of_their_own() -> None:
