@@ -36,7 +36,7 @@ def train(network: nn.Module, optimizers: Optimizers, steps: range) -> None:
 
 
 def optimizers_of(network: Small, muon: float) -> Optimizers:
-    return Optimizers(network, (network.stem, network.head.weight), 0.1, muon)
+    return Optimizers(network, (network.stem, network.head.weight), 0.1, muon, betas=(0.9, 0.999))
 
 
 def small(**layout: torch.memory_format) -> Small:

@@ -27,9 +27,8 @@ class Optimizers:
         ends: Iterable[nn.Module | nn.Parameter],
         weight_decay: float,
         muon: float,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float, float],
     ) -> None:
-        self.factors = [1.0, muon]
         outer = {
             id(weight)
             for end in ends
@@ -56,9 +55,11 @@ class Optimizers:
                 )
         if self.inner:
             matrices = [matrix for parts in self.matrices for matrix in parts]
-            self.optimizers.append(
-                torch.optim.Muon(matrices, lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            own = torch.optim.Muon(
+                matrices, lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
             )
+            own.param_groups[0]["factor"] = muon
+            self.optimizers.append(own)
 
     def step(self, learning_rate: float) -> None:
         """Move all weights by their gradients and forget these."""
@@ -66,9 +67,9 @@ class Optimizers:
             if weight.grad is not None:
                 for matrix, gradient in zip(parts, as_matrices(weight, weight.grad), strict=True):
                     matrix.grad = gradient
-        for optimizer, factor in zip(self.optimizers, self.factors, strict=False):
+        for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = factor * learning_rate
+                group["lr"] = learning_rate * group.get("factor", 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         for weight in self.inner:

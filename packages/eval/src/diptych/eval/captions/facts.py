@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from diptych.eval.captions.tokens import tokenize
 
@@ -34,14 +34,16 @@ ADJECTIVES = frozenset(
     )
 )
 
-
-_ONE = frozenset(("a", "an", "one", "another"))
-_NUMBERS = {
+NUMBERS = {
     word: number
     for number, word in enumerate(
         ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], start=2
     )
 }
+_ONE = frozenset(("a", "an", "one", "another"))
+
+LabelForm = tuple[str, list[str], set[str]]
+"""A label, the words before its noun, and the noun's forms."""
 
 
 def plurals(noun: str) -> set[str]:
@@ -83,6 +85,24 @@ def names_object(caption: str, label: str, attribute: str) -> bool:
     return False
 
 
+def label_forms(labels: Iterable[str]) -> list[LabelForm]:
+    """What :func:`label_at` looks for, labels of more words first."""
+    return [
+        (label, modifiers, {noun, *plurals(noun)})
+        for label in sorted(labels, key=lambda label: -len(label.split()))
+        for *modifiers, noun in [tokenize(label)]
+    ]
+
+
+def label_at(words: Sequence[str], index: int, forms: Sequence[LabelForm]) -> tuple[str | None, int]:
+    """The label that is named at `index`, singular or plural, and the number of its words; (None, 0) for none."""
+    for label, modifiers, nouns in forms:
+        end = index + len(modifiers)
+        if end < len(words) and words[end] in nouns and list(words[index:end]) == modifiers:
+            return label, len(modifiers) + 1
+    return None, 0
+
+
 def said_counts(caption: str, labels: Iterable[str]) -> dict[str, int]:
     """How many objects of each of `labels` the caption speaks of, for those that it numbers: "a red kite above two blue kites"
     speaks of three kites.
@@ -91,25 +111,16 @@ def said_counts(caption: str, labels: Iterable[str]) -> dict[str, int]:
     without one ("boats", "the boat") may mean any number, or what was named before: its label is left out unless "the" repeats a
     label that was numbered. Labels of several words are matched as a whole.
     """
-    words = tokenize(caption)
-    kinds = {
-        (*modifiers, form): label
-        for label in labels
-        for *modifiers, noun in [tokenize(label)]
-        for form in (noun, *plurals(noun))
-    }
-    longest = max(map(len, kinds), default=0)
+    words, forms = tokenize(caption), label_forms(labels)
     counts: dict[str, int] = {}
     unknown: set[str] = set()
     number: int | None = None  # before the noun that comes next
     repeated = False
-    start = 0
-    while start < len(words):
-        lengths = range(min(longest, len(words) - start), 0, -1)
-        length = next((n for n in lengths if tuple(words[start : start + n]) in kinds), 0)
-        word = words[start]
-        if length:
-            label = kinds[tuple(words[start : start + length])]
+    index = 0
+    while index < len(words):
+        label, length = label_at(words, index, forms)
+        word = words[index]
+        if label is not None:
             if number is not None:
                 counts[label] = counts.get(label, 0) + number
             elif not (repeated and label in counts):
@@ -117,9 +128,11 @@ def said_counts(caption: str, labels: Iterable[str]) -> dict[str, int]:
             number, repeated = None, False
         elif word in _ONE:
             number = 1
-        elif word in _NUMBERS or word.isdecimal():
-            number = _NUMBERS[word] if word in _NUMBERS else int(word)
+        elif word in NUMBERS:
+            number = NUMBERS[word]
+        elif word.isdecimal():
+            number = int(word)
         elif word == "the":
             number, repeated = None, True
-        start += length or 1
+        index += length or 1
     return {label: count for label, count in counts.items() if label not in unknown}

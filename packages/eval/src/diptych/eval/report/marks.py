@@ -6,17 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from diptych.eval.captions.facts import ADJECTIVES, plurals
+from diptych.eval.captions.facts import ADJECTIVES, NUMBERS, label_at, label_forms
 from diptych.eval.captions.tokens import tokenize
 
 Kind = Literal["object", "color", "count", "place"]
 
-_NUMBERS = {
-    name: number
-    for number, name in enumerate(
-        ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], start=2
-    )
-}
 _DETERMINERS = frozenset(["a", "an", "the", "some", "its", "his", "her", "their", "another"])
 _PLACES = frozenset(("top", "bottom", "left", "right"))
 # axis and sign: the subject's centre minus the other's, y downwards
@@ -84,11 +78,11 @@ def _mentions(
     right: dict[int, tuple[bool, Kind]],
 ) -> list[_Mention]:
     """Find and judge classes with their colours and numbers, from left to right."""
-    forms = [(label, tokenize(label)) for label in sorted(labels, key=lambda label: -len(label.split()))]
+    forms = label_forms(labels)
     mentions: list[_Mention] = []
     index = 0
     while index < len(words):
-        label, length = _label_at(words, index, forms)
+        label, length = label_at(words, index, forms)
         if label is None:
             index += 1
             continue
@@ -106,24 +100,10 @@ def _mentions(
             else:
                 found = things
         if number is not None:
-            right[number] = (len(found) == _NUMBERS[words[number]], "count")
+            right[number] = (len(found) == NUMBERS[words[number]], "count")
         mentions.append(_Mention(first, index + length - 1, found))
         index += length
     return mentions
-
-
-def _label_at(
-    words: Sequence[str], index: int, forms: Sequence[tuple[str, list[str]]]
-) -> tuple[str | None, int]:
-    """The class that is named at `index`, singular or plural, and the number of its words."""
-    for label, parts in forms:
-        *modifiers, noun = parts
-        end = index + len(modifiers)
-        if end >= len(words) or list(words[index:end]) != modifiers:
-            continue
-        if words[end] == noun or words[end] in plurals(noun):
-            return label, len(parts)
-    return None, 0
 
 
 def _modifiers(
@@ -135,7 +115,7 @@ def _modifiers(
         word = words[first - 1]
         if word in colors and color is None:
             color = first - 1
-        elif word in _NUMBERS and number is None:
+        elif word in NUMBERS and number is None:
             number = first - 1
         elif word not in ADJECTIVES and word not in _DETERMINERS:
             break

@@ -32,7 +32,7 @@ class Checkpoints(Protocol):
     def save(self, state: dict) -> None: ...
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TrainingConfig:
     """Schedule of AdamW and Muon with linear warm-up and cosine decay to zero.
 
