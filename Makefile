@@ -4,6 +4,7 @@
 # make smoke    the same pipeline with everything tiny, to see that all of it works here
 # make profile  write params.yaml from a profile: make profile PROFILE=coco
 # make bench    measure: ours against the papers' way, both sides in turns, into benchmarks/results
+# make seeds    the whole run with two more seeds, each in a clone of its own: mean and deviation in metrics/seeds.json
 # make compare-generators  the image generator with and without the adversarial game, in comparison/ (after make run)
 # make compare-stages      stage 2 against stage 1 over three seeds, in metrics/ (after make run)
 # make table1   the paper's table 1 in miniature, every row over five seeds: ablations/table1/index.html (docs/ablations.md)
@@ -28,7 +29,7 @@ PIPELINE := dvc dvc-ssh hydra-core ruamel.yaml psutil
 TOOLS := ruff mypy import-linter pytest pytest-xdist h5py selenium httpx2 torch-fidelity
 PIP_INSTALL := python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-all smoke profile bench table1 compare-generators compare-stages x-lxmert compare-attentions doctor team-cache clean lint setup
+.PHONY: run test test-all smoke profile bench seeds table1 compare-generators compare-stages x-lxmert compare-attentions doctor team-cache clean lint setup
 
 run: $(VENV)/.complete
 	@python -m pipelines.runner.check
@@ -50,6 +51,10 @@ bench: $(VENV)/.complete-tools
 	python -m benchmarks.pretraining
 	python -m benchmarks.image_generator
 	python -m benchmarks.eval
+
+seeds: $(VENV)/.complete
+	@python -m pipelines.runner.check
+	@python -m pipelines.commands.seeds $(if $(SEEDS),--seeds $(SEEDS))
 
 compare-generators: $(VENV)/.complete
 	python -m pipelines.commands.compare_image_generators
@@ -115,4 +120,4 @@ $(VENV)/.complete-tools: $(VENV)/.complete
 	@touch $(VENV)/.complete $@
 
 clean:
-	rm -rf $(VENV) code data/{dataset,features,codebook,shards,generated,evaluation.parquet,evaluation_answers.parquet,x_lxmert} models plots report ablations comparison metrics/stages .cache/training .cache/unfinished .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) code data/{dataset,features,codebook,shards,generated,evaluation.parquet,evaluation_answers.parquet,evaluation_figures.json,x_lxmert} models plots report ablations comparison metrics/stages .cache/training .cache/unfinished .cache/seeds .mypy_cache .pytest_cache .ruff_cache

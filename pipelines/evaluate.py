@@ -15,7 +15,7 @@ from pipelines.runner.stage import Stage, run
 
 
 def main(stage: Stage, params: EvaluateParams) -> None:
-    """Write metrics/evaluate.json, its records metrics/evaluate_figures.json, and what is right in each test item to
+    """Write metrics/evaluate.json, its records data/evaluation_figures.json, and what is right in each test item to
     data/evaluation.parquet, in each answer to data/evaluation_answers.parquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -39,7 +39,7 @@ def main(stage: Stage, params: EvaluateParams) -> None:
         pq.write_table(pa.Table.from_pylist(rows, schema), path)
     with stage.write("data/evaluation_answers.parquet") as path:
         pq.write_table(pa.Table.from_pylist(answered, measured_schema()), path)
-    with stage.write("metrics/evaluate_figures.json") as path:
+    with stage.write("data/evaluation_figures.json") as path:
         write_figures(figures, path)
     painted = next(figure.n for figure in figures if figure.name == "painted.clip_score_judge")
     # the Frechet distances depend on how many pictures there are

@@ -29,7 +29,7 @@ TRANSFORMER, GENERATOR, DETECTOR, SCORER = (
     Path("models") / name for name in ("sequence", "image_generator", "detector", "scorer")
 )
 SHARDS, CODEBOOK = Path("data/shards"), Path("data/codebook")
-FIGURES = Path("metrics/evaluate_figures.json")
+FIGURES = Path("data/evaluation_figures.json")
 OUT = "models/package"
 COMPARED = 16  # pictures and captions on which exported programs are compared
 # What made the model, section by section, as the card shows it: dvc.yaml lists them for this stage.

@@ -65,7 +65,7 @@ def main(stage: Stage, params: ReportParams) -> None:
     total = sum(cost["minutes"] for cost in costs.values())
     stage.write_metrics("metrics/stages.json", {"profile": params.profile, **minutes, "total.minutes": total})
 
-    figures = json.loads(Path("metrics/evaluate_figures.json").read_text(encoding="utf-8"))
+    figures = json.loads(Path("data/evaluation_figures.json").read_text(encoding="utf-8"))
     rows = rows_of_test_set()
     painted = [row for row in rows if row["prompt"] is not None]
     captioned = [row for row in rows if row["caption"] is not None]

@@ -6,9 +6,19 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from pipeline_clone import REPOSITORY, Clone
 from ruamel.yaml import YAML
 
+from pipelines.commands.seeds import summary
+
+# a clone for seed 1, as `make seeds` sets it up, without its run
+SET_UP = """
+from pathlib import Path
+from pipelines.commands.seeds import CLONES, committed_code, set_up
+from pipelines.runner.params import read_params
+set_up(CLONES / "1", committed_code(), 1, read_params())
+"""
 STAGES = list(YAML(typ="safe").load(REPOSITORY / "dvc.yaml")["stages"])
 PROMISED = [
     "caption.cider_d", "caption.bleu_4", "caption.rouge_l", "caption.div_1", "caption.novel", "caption.main_fact", "caption.main_fact_unseen", "painted.main_object_unseen",
@@ -18,6 +28,7 @@ PROMISED = [
         for kind in ("real", "reconstruction", "painted")
         for name in (
             "r_precision_judge", "r_precision_scorer", "clip_score_judge", "clip_score_scorer", "main_object", "second_object",
+            "second_object_said",
             "r_precision_hard_judge", "r_precision_hard_nouns_judge", "objects_found", "counts_right",
         )
     ),
@@ -35,7 +46,7 @@ def test_every_stage_writes_what_it_promises(finished_clone: Clone) -> None:
     for name, value in figures.items():
         unbounded = any(part in name for part in ("cider", "clip_score", "frechet", "length", "vocabulary"))
         assert value >= 0 and (unbounded or value <= 1), (name, value)
-    records = {record["name"]: record for record in read(finished_clone, "evaluate_figures")}
+    records = {record["name"]: record for record in json.loads((finished_clone.folder / "data/evaluation_figures.json").read_text())}
     for name, value in figures.items():
         if name != "frechet_images":
             assert records[name]["value"] is not None and abs(records[name]["value"] - value) < 1e-6
@@ -164,6 +175,34 @@ def test_other_machine_settings_run_nothing(finished_clone: Clone, tmp_path: Pat
     clone = finished_clone.copy(tmp_path / "clone")
     clone.set_params("machine.threads=1", "machine.checkpoint_seconds=5")
     assert clone.repro() == []
+
+
+def test_a_seed_that_ran_here_is_not_run_again(finished_clone: Clone, tmp_path: Path) -> None:
+    clone = finished_clone.copy(tmp_path / "clone")
+    (clone.folder / "data/mine").mkdir()
+    done = clone.run("python", "-m", "pipelines.commands.seeds", "--seeds", "0")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.findall(r"^Running stage '(\w+)'", done.stdout, re.MULTILINE) == []
+    own = Clone(clone.folder / ".cache/seeds/0")
+    assert (own.folder / "report/index.html").is_file() and (own.folder / "data/mine").is_symlink()
+    figures = read(clone, "seeds")
+    assert figures["seeds"] == 1 and figures["caption.cider_d_std"] == 0
+    assert figures["caption.cider_d"] == read(clone, "evaluate")["caption.cider_d"]
+    assert "| caption.cider_d |" in done.stdout
+    # another seed is the same run from its first stage on, and an edit that is not committed would not be in it
+    (clone.folder / "pipelines/dataset.py").open("a").write("# edited\n")
+    done = clone.run("python", "-m", "pipelines.commands.seeds", "--seeds", "1")
+    assert done.returncode == 1 and "pipelines/dataset.py is not committed" in done.stderr
+    clone.run("git", "checkout", "pipelines/dataset.py")
+    clone.run("python", "-c", SET_UP)
+    other = Clone(clone.folder / ".cache/seeds/1")
+    assert "dataset:" in other.run("dvc", "status", "dataset").stdout
+    assert other.repro("dataset") == ["dataset"]
+
+
+def test_figures_of_seeds_become_means_and_deviations() -> None:
+    made = {0: {"a": 1.0, "b": 2.0}, 3: {"a": 3.0, "b": 2.0, "of_one": 1.0}}
+    assert summary(made) == {"seeds": 2, "a": 2.0, "a_std": pytest.approx(2**0.5, abs=1e-6), "b": 2.0, "b_std": 0.0}
 
 
 def test_training_stages_are_compared_on_what_a_run_leaves(finished_clone: Clone, tmp_path: Path) -> None:

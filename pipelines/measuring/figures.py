@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diptych.eval.captions.facts import names_object
+from diptych.eval.captions.facts import names_object, said_counts
 from diptych.eval.captions.metrics import JavaUse, measure_captions
 from diptych.eval.figures import Figure, mean_figure
 from diptych.eval.images.embeddings import Embedded, Encoder, embed, weights_sha256
@@ -185,16 +185,22 @@ def picture_figures(
         rows[number] |= {
             name: float(values[place]) for name, values in each.items() if name.startswith("painted.")
         }
-    for kind in KINDS if finder else ():
-        assert finder is not None
-        found = embedded[kind].rows("objects")
-        figures += object_figures(kind, found, objects, finder, stage.seed, prompts, resize=settings.rule)
+    if finder:
+        counts = [said_counts(prompt, finder.labels) for prompt in prompts]
+        for kind in KINDS:
+            found = embedded[kind].rows("objects")
+            figures += object_figures(kind, found, objects, finder, stage.seed, counts, resize=settings.rule)
     if inspector:
+        said = second_said(prompts, objects)
         for kind in KINDS:
             right = compared(inspector, embedded[kind], objects)
-            second = right["second_object"][right["has_second"]]
-            figures.append(inspected(f"{kind}.main_object", right["main_object"], stage, params, inspector))
-            figures.append(inspected(f"{kind}.second_object", second, stage, params, inspector))
+            second = right["second_object"]
+            for name, among in (
+                ("main_object", right["main_object"]),
+                ("second_object", second[right["has_second"]]),
+                ("second_object_said", second[said]),
+            ):
+                figures.append(inspected(f"{kind}.{name}", among, stage, params, inspector))
         for place, number in enumerate(painted):  # KINDS ends with painted
             rows[number] |= {
                 "painted_right": bool(right["main_object"][place]),
@@ -320,6 +326,15 @@ def main_facts(rows: Iterable[Mapping[str, Any]], facts: Mapping[str, dict[str, 
         things = main_and_second(facts[row["image_id"]]["objects"] or [])
         named.append(names_object(row["caption"], *things[0]) if things else None)
     return named
+
+
+def second_said(sentences: Sequence[str], objects: Sequence[Any]) -> np.ndarray:
+    """Whether each sentence names its picture's second object with its colour, bool [n]: others leave it to chance."""
+    said = []
+    for sentence, several in zip(sentences, objects, strict=True):
+        second = main_and_second(several)[1:]
+        said.append(bool(second) and names_object(sentence, *second[0]))
+    return np.array(said, bool)
 
 
 def share(name: str, facts: Sequence[bool | None], seed: int) -> Figure:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diptych.eval.captions.facts import said_counts
 from diptych.eval.figures import flat_values
 from diptych.eval.images.embeddings import EmbedSettings, FolderPictures, embed
 from diptych.eval.images.objects import FoundObject, ObjectFinder, object_figures
@@ -48,12 +49,13 @@ def test_counts_are_those_of_the_sentences() -> None:
     wanted = [[thing("kite", "red"), thing("boat", "blue")]] * 4
     found = FINDER.encoder().encode(torch.full((4, 3, 4, 4), 255, dtype=torch.uint8)).numpy()
     sentences = ["two kites and a boat", "a kite and a boat", "three kites", "a tree"]
-    said = object_figures("x", found, wanted, FINDER, 0, sentences)[-1]
-    assert (said.name, said.value, said.n) == ("x.counts_said", pytest.approx((1 + 0.5 + 0) / 3), 3)
+    said = [said_counts(sentence, FINDER.labels) for sentence in sentences]
+    figure = object_figures("x", found, wanted, FINDER, 0, said)[-1]
+    assert (figure.name, figure.value, figure.n) == ("x.counts_said", pytest.approx((1 + 0.5 + 0) / 3), 3)
     # a boat that never has an attribute is scenery, where kites have some
-    scenery = object_figures("x", found[:2], [[thing("kite", "red"), thing("boat")]] * 2, FINDER, 0, sentences[:2])
+    scenery = object_figures("x", found[:2], [[thing("kite", "red"), thing("boat")]] * 2, FINDER, 0, said[:2])
     assert scenery[-1].value == pytest.approx(0.5)
-    nothing = object_figures("x", found[:1], wanted[:1], FINDER, 0, ["a tree"])[-1]
+    nothing = object_figures("x", found[:1], wanted[:1], FINDER, 0, said[3:])[-1]
     assert nothing.value is None and "no sentence says how many" in nothing.reason
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.eval.captions.facts import said_counts
 from diptych.eval.figures import Figure, mean_figure, not_run
 from diptych.eval.images.embeddings import Encoder
 
@@ -54,15 +53,16 @@ def object_figures(
     wanted: Sequence[Sequence[Mapping[str, Any]]],
     finder: ObjectFinder,
     seed: int,
-    sentences: Sequence[str] | None = None,
+    said: Sequence[Mapping[str, int]] | None = None,
     **facts: Any,
 ) -> list[Figure]:
     """Semantic accuracy of pictures: the means over pictures of these shares, 0..1.
 
     `KIND.objects_found`: of a picture's different labels those that are found at all. `KIND.attributes_found`: of its
     different labels with attributes those that are found together. `KIND.counts_right`: of its different labels those
-    that are found exactly as often as they are there. With `sentences`, one for each picture, `KIND.counts_said`: of the labels
-    that a sentence numbers (:func:`diptych.eval.captions.facts.said_counts`) those that are found exactly as often as it says.
+    that are found exactly as often as they are there. With `said`, what each picture's sentence numbers
+    (:func:`diptych.eval.captions.facts.said_counts` of `finder.labels`), `KIND.counts_said`: of those labels the ones that are
+    found exactly as often as it says.
 
     found: rows of `ObjectFinder.encoder` [n, width]. wanted: for each picture the objects that are there, with "label" and
     "attributes", as in COCO-like manifests; labels and attributes that the finder does not know are left out, and so are
@@ -71,14 +71,13 @@ def object_figures(
     counts = found.reshape(len(found), len(finder.labels), -1)
     shares: dict[str, list[float]] = {"objects_found": [], "attributes_found": [], "counts_right": []}
     lacking = dict.fromkeys(shares, "no picture has an object that the detector knows")
-    if sentences is not None:
+    if said is not None:
         shares["counts_said"] = []
         lacking["counts_said"] = "no sentence says how many there are of an object that the detector knows"
         described = {o["label"] for objects in wanted for o in objects or () if o["attributes"]}
-        for row, sentence in zip(counts, sentences, strict=True):
-            said = said_counts(sentence, finder.labels)
+        for row, counted in zip(counts, said, strict=True):
             # Where objects have attributes, what has none is scenery: a field is there once, or said to be.
-            numbers = {label: said[label] for label in said if not described or label in described}
+            numbers = {label: n for label, n in counted.items() if not described or label in described}
             if numbers:
                 right = [row[finder.labels.index(label)].sum() == n for label, n in numbers.items()]
                 shares["counts_said"].append(float(np.mean(right)))

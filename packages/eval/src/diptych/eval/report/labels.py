@@ -39,6 +39,7 @@ _LABELS = {
     "main_object": "Main object: class and colour right",
     "main_object_unseen": "Main object, pairs of class and colour unseen in training",
     "second_object": "Second object: class and colour right",
+    "second_object_said": "The same, where the sentence names it",
     "main_class": "Main object: class right",
     "main_color": "Main object: colour right",
     "second_class": "Second object: class right",
