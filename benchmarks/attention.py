@@ -46,8 +46,9 @@ def captioning(attention: str, steps: int, seed: int, params: dict[str, Any]) ->
     codebook = torch.from_numpy(load_codebook(Path("data/codebook")))
     texts = [caption for index in range(len(train)) for caption in train.captions(index)]
     model, tokenizer = random_transformer(
-        params["network"], attention, "two_level", texts, params["tokenizer"]["min_count"], codebook, seed
-    )
+        params["network"], params["architecture"], attention, "two_level", texts,
+        params["tokenizer"]["min_count"], codebook, seed,
+    )  # fmt: skip
     changes = {
         "steps": steps, "caption_share": 1.0, "questions": None, "muon": 0.0, "evaluation": None,
         "precision": "float32", "seed": seed, "checkpoint_seconds": 3600.0,

@@ -42,10 +42,10 @@ from diptych.model.importers.checkpoint import build
 from diptych.model.importers.names import common_names
 from diptych.model.importers.x_lxmert import GENERATE_IT_NAMES, UNTRAINED
 from diptych.model.inference import transformer as inference
-from diptych.model.inference.transformer import InferenceTransformer
+from diptych.model.inference.transformer import inference_transformer
 from diptych.model.networks.attention import Attention
 from diptych.model.networks.config import TransformerConfig, named_config
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.objectives.token import (
     caption_loss,
     masked_caption_loss,
@@ -100,7 +100,7 @@ class Sides:
         tensors = {name: tensor.clone() for name, tensor in self.reference.state_dict().items()}
         imported = build(Path("reference"), common_names(tensors, GENERATE_IT_NAMES), config, None, unused=UNTRAINED)
         self.ours = imported.model
-        self.fast = InferenceTransformer(self.ours)
+        self.fast = inference_transformer(self.ours)
         trained = [parameter for parameter in self.reference.parameters() if parameter.requires_grad]
         # A learning rate of 0 costs the same and keeps both sides and all rounds at the same weights.
         self.optimizers = {
@@ -391,7 +391,7 @@ def bfloat16(sides: Sides, report: Report, figure: str, rounds: int) -> None:
         "bf16.train": lambda model: sides.step("ours", losses),
     }
 
-    rounded_once = InferenceTransformer(sides.ours, torch.bfloat16)
+    rounded_once = inference_transformer(sides.ours, torch.bfloat16)
 
     def brain() -> object:
         with autocast_context("cpu", "bfloat16"):

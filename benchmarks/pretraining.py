@@ -29,8 +29,8 @@ from benchmarks.alternate import alternate, median_ratio, seconds
 from benchmarks.figures import record
 from benchmarks.model import numbered_tokenizer, small
 from diptych.model.decoding.caption import encode_images
+from diptych.model.networks.architectures import build_transformer
 from diptych.model.networks.config import named_config
-from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.objectives.pretraining import mask_words, masked_word_loss, matching_loss
 from diptych.model.objectives.token import paint_loss, sample_mask
 from pipelines.runner.threads import keep_freed_memory
@@ -61,7 +61,7 @@ class PretrainingStep:
             dropout=0.0,
         )
         self.tokenizer = numbered_tokenizer(self.config.vocab_size)
-        self.model = UnifiedTransformer(self.config)
+        self.model = build_transformer(self.config)
         self.codebook = torch.randn(self.config.codebook_size, self.config.feature_dim)
         self.codes = torch.randint(self.config.codebook_size, (pictures, self.config.cells))
         self.sentences = sentences

@@ -28,7 +28,7 @@ from pipelines.runner.stage import Stage
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diptych.model.networks.two_streams import UnifiedTransformer
+    from diptych.model.networks.unified import UnifiedTransformer
     from diptych.model.tokenizer import CaptionTokenizer
     from diptych.model.training.contracts import Record
 

@@ -24,7 +24,7 @@ from pipelines.runner.stage import Stage
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diptych.model.networks.two_streams import UnifiedTransformer
+    from diptych.model.networks.unified import UnifiedTransformer
     from diptych.model.tokenizer import CaptionTokenizer
     from diptych.model.training.contracts import Record
 
@@ -48,18 +48,20 @@ class AnswersParams:
 
 @dataclass(frozen=True)
 class TrainTokenParams:
-    """network: a named size of diptych.model (toybox, smoke, base); training: its schedule.
+    """network: a named size of diptych.model (toybox, smoke, base). architecture: two_streams (LXMERT's, the papers') or
+    single_stream (UNITER's). training: its schedule.
 
     caption_attention: by which captions are trained, and from then on written: prefix or masked (docs/attention.md).
     image_features: what the model sees of pictures: two_level, or dense or discrete, with which the papers compare it.
 
-    initial: a model directory of that size and of this codebook, such as an imported checkpoint, to start from; its
+    initial: a model directory of that architecture and size and of this codebook, such as an imported checkpoint, to start from; its
     vocabulary stays, and `tokenizer` does not count. null: random weights. DVC tracks its name, not its content.
 
     answers: the answer table, where the training has questions.
     """
 
     network: str
+    architecture: Literal["two_streams", "single_stream"]
     caption_attention: Literal["prefix", "masked"]
     image_features: Literal["two_level", "dense", "discrete"]
     initial: Path | None
@@ -107,6 +109,7 @@ def train(
         words = [row["question"] for row in asked["train"]] if asked else []
         model, tokenizer = random_transformer(
             params.network,
+            params.architecture,
             params.caption_attention,
             params.image_features,
             captions + words,
@@ -119,6 +122,7 @@ def train(
         model, tokenizer = initial_transformer(
             params.initial,
             params.network,
+            params.architecture,
             params.caption_attention,
             params.image_features,
             captions,

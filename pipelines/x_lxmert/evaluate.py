@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
-    from diptych.model.networks.two_streams import UnifiedTransformer
+    from diptych.model.networks.unified import UnifiedTransformer
     from diptych.model.tokenizer import CaptionTokenizer
 
 SPLIT = "test"

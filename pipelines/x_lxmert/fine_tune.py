@@ -19,7 +19,7 @@ from pipelines.x_lxmert.params import PRETRAINED, SHARDS, Params, model_folder, 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diptych.model.networks.two_streams import UnifiedTransformer
+    from diptych.model.networks.unified import UnifiedTransformer
     from diptych.model.tokenizer import CaptionTokenizer
 
 
@@ -64,13 +64,13 @@ def starting_from(
     weights drawn by the seed. table: of the answers; null for a head that reads two pictures."""
     import torch
 
-    from diptych.model.networks.two_streams import UnifiedTransformer
+    from diptych.model.networks.architectures import build_transformer
 
     model, tokenizer, codebook = load_transformer(PRETRAINED)
     known = load_answer_table(PRETRAINED, model.config.answers)
     if start == "random":
         torch.manual_seed(stage.seed)
-        model, known = UnifiedTransformer(replace(model.config, answers=0)), None
+        model, known = build_transformer(replace(model.config, answers=0)), None
         model.set_codebook(codebook)
     model = with_heads(model, stage.seed, answers=table, known=known, pairs=table is None)
     return model, tokenizer, codebook

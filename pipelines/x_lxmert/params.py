@@ -70,7 +70,7 @@ class FineTuneParams:
 class Params:
     """tasks: what is fine-tuned and measured. starts: from what, the pretrained weights and, to compare with, random ones.
 
-    network: a named size of diptych.model. tokenizer: of the vocabulary, from captions, questions and statements.
+    network: a named size of diptych.model. architecture: two_streams, X-LXMERT's, or single_stream, X-UNITER's. tokenizer: of the vocabulary, from captions, questions and statements.
     fine_tuning: by task. batch_size: pictures at a time when answers are measured. examples: questions of each task on the
     page.
     """
@@ -78,6 +78,7 @@ class Params:
     tasks: tuple[Task, ...]
     starts: tuple[Start, ...]
     network: str
+    architecture: Literal["two_streams", "single_stream"]
     tokenizer: TokenizerParams
     questions: QuestionsParams
     pretraining: PretrainParams

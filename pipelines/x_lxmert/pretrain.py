@@ -40,6 +40,7 @@ def main(stage: Stage, params: Params) -> None:
         objects = None if wanted.training.discrete else object_logits(device)
         model, tokenizer = random_transformer(
             params.network,
+            params.architecture,
             wanted.attention,
             "two_level",
             words_of_all_tasks(train, rows.values()),

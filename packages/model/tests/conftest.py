@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from architectures import LAYERS
 from PIL import Image
 from torch import nn
 
@@ -18,9 +19,9 @@ from diptych.features.detector.network import Detector, DetectorConfig, save_det
 from diptych.model import Diptych
 from diptych.model.answer_table import AnswerTable
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
-from diptych.model.networks.config import IMAGE_FEATURES, TransformerConfig
+from diptych.model.networks.architectures import build_transformer
+from diptych.model.networks.config import CAPTION_ATTENTIONS, IMAGE_FEATURES, TransformerConfig
 from diptych.model.networks.image_generator import ImageGenerator, named_config, save_image_generator
-from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.packaged.directory import write_package
 from diptych.model.packaged.examples import Examples
 from diptych.model.pretrained import load_transformer, save_transformer
@@ -86,23 +87,25 @@ class FakeScorer(nn.Module):
         return nn.functional.normalize(torch.ones(len(texts), 6), dim=-1)
 
 
-def tiny_config(**sizes: Any) -> TransformerConfig:
-    """A transformer of four tiny layers; what is not given here, `sizes` give."""
+def tiny_config(architecture: str = "two_streams", **sizes: Any) -> TransformerConfig:
+    """A transformer of three or four tiny layers; what is not given here, `sizes` give."""
     return TransformerConfig(
         **{
-            "hidden_size": 24, "attention_heads": 3, "intermediate_size": 40, "language_layers": 1, "visual_layers": 1,
-            "cross_layers": 2, "cell_positions": False, "text_positions": 20, "dropout": 0.0, "caption_attention": "prefix",
+            "hidden_size": 24, "attention_heads": 3, "intermediate_size": 40, **LAYERS[architecture],
+            "cell_positions": False, "text_positions": 20, "dropout": 0.0, "caption_attention": "prefix",
             **sizes,
         }
     )  # fmt: skip
 
 
 @pytest.fixture
-def tiny() -> SimpleNamespace:
-    """A tiny seeded transformer with tokenizer, codebook and shards; 4x4 grid, 12 codes, features of 10."""
+def tiny(request: pytest.FixtureRequest) -> SimpleNamespace:
+    """A tiny seeded transformer with tokenizer, codebook and shards; 4x4 grid, 12 codes, features of 10. Of two streams, or of
+    the architecture that `both_architectures` gives."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer([text for texts in CAPTIONS for text in texts], min_count=1)
     config = tiny_config(
+        getattr(request, "param", "two_streams"),
         vocab_size=len(tokenizer),
         codebook_size=12,
         feature_dim=10,
@@ -111,7 +114,7 @@ def tiny() -> SimpleNamespace:
         initial_std=0.1,
     )
     codebook = torch.randn(12, 10) * 3 + 1
-    model = UnifiedTransformer(config).eval()
+    model = build_transformer(config).eval()
     model.set_codebook(codebook)
     texts = [texts[0] for texts in CAPTIONS]
     return SimpleNamespace(
@@ -140,21 +143,23 @@ class Parts:
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Parts:
     """Random parts that fit each other: 16 codes, features of 12, pictures of 16 pixels. Parametrised, it captions by
-    the attention of this name, or reads what the features of this name are."""
+    the attention of this name, reads what the features of this name are, or is of the architecture of this name."""
     folder, name = tmp_path_factory.mktemp("parts"), getattr(request, "param", "prefix")
     found = Parts(folder / "transformer", folder / "image_generator", folder / "detector")
     torch.manual_seed(1)
     tokenizer = build_tokenizer([text for texts in CAPTIONS for text in texts], min_count=1)
     config = tiny_config(
+        name if name in LAYERS else "two_streams",
         vocab_size=len(tokenizer), codebook_size=16, feature_dim=12, grid_size=8, code_head="features", initial_std=0.3,
-        **({"image_features": name} if name in IMAGE_FEATURES else {"caption_attention": name}),
+        **({"image_features": name} if name in IMAGE_FEATURES else {}),
+        **({"caption_attention": name} if name in CAPTION_ATTENTIONS else {}),
     )  # fmt: skip
     detector = Detector(DetectorConfig(32, (8, 8, 8, 8), 8, 12), ["kite", "boat"], ["red", "blue"])
     for parameter in detector.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.2)
     codebook = torch.rand(16, 12) * 3
-    model = UnifiedTransformer(config).eval()
+    model = build_transformer(config).eval()
     model.set_codebook(codebook)
     save_transformer(found.transformer, model, tokenizer, codebook)
     save_detector(detector, found.detector)
@@ -210,7 +215,7 @@ def answering_package(parts: Parts, tmp_path_factory: pytest.TempPathFactory) ->
     model, _, codebook = load_transformer(parts.transformer)
     torch.manual_seed(2)
     config = replace(model.config, vocab_size=len(tokenizer), answers=len(ANSWERS), pairs=True)
-    answering = UnifiedTransformer(config).eval()
+    answering = build_transformer(config).eval()
     answering.set_codebook(codebook)
     save_transformer(folder / "transformer", answering, tokenizer, codebook, ANSWERS)
     write_package(

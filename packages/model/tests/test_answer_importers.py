@@ -20,9 +20,10 @@ from diptych.model.importers.checkpoint import Imported
 from diptych.model.importers.detect import detect_format
 from diptych.model.importers.hugging_face import export_lxmert, import_bert, import_lxmert
 from diptych.model.importers.x_lxmert import import_released_lxmert, import_x_lxmert
+from diptych.model.networks.architectures import build_transformer
 from diptych.model.networks.config import TransformerConfig
 from diptych.model.networks.embeddings import grid_boxes
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.pretrained import load_transformer
 from diptych.model.training.initial import with_heads
 
@@ -172,7 +173,7 @@ def test_match_is_index_1(tmp_path: Path) -> None:
 def pooled(config: TransformerConfig, **heads: Any) -> UnifiedTransformer:
     """A transformer with heads, all of its weights random."""
     torch.manual_seed(2)
-    model = with_heads(UnifiedTransformer(config), 3, **heads).eval()
+    model = with_heads(build_transformer(config), 3, **heads).eval()
     with torch.no_grad():
         for tensor in model.parameters():
             tensor.add_(0.2 * torch.randn_like(tensor))

@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
+from architectures import both_architectures
 
 from diptych.model.answer_table import AnswerTable, build_answer_table, load_answer_table
 from diptych.model.decoding.answer import answer_logits
@@ -123,6 +124,7 @@ def test_chosen_questions_are_the_pictures_own_and_different_while_there_are_eno
     assert color.tolist() == pytest.approx([0.9, 0.1, 0, 0, 0])
 
 
+@both_architectures
 def test_the_loss_is_the_mean_over_answered_questions(asked, tiny) -> None:
     model, questions = asked
     images = [0, 2, len(tiny.train) - 1]
@@ -147,6 +149,7 @@ def test_fine_tuning_sums_the_binary_losses_of_all_answers() -> None:
     assert answer_score_loss(logits, scores).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+@both_architectures
 def test_pieces_add_up_to_the_gradient_of_the_whole_batch(asked, tiny) -> None:
     """Words and questions are counted apart; a picture without questions takes nothing from the others."""
     model, questions = asked

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from architectures import both_architectures
 
 from diptych.model.decoding.beam import beam_search
 from diptych.model.decoding.caption import (
@@ -119,6 +120,7 @@ def test_wide_beams_find_the_best_of_all_captions(tiny, length_power):
     assert len(shapes) > 1  # the best captions are not all of one length
 
 
+@both_architectures
 @torch.no_grad()
 @pytest.mark.parametrize("scheme", ["prefix", "masked"])
 def test_the_best_two_words_of_the_real_model(tiny, scheme):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from architectures import both_architectures
 
 from diptych.model.decoding.caption import decode_captions, word_log_probabilities
 from diptych.model.decoding.noise import sample_from, uniform_noise
@@ -19,6 +20,7 @@ def test_sampling_inverts_the_distribution():
     assert shares[0] == shares[3] == 0
 
 
+@both_architectures
 def test_greedy_captions_equal_uncached_decoding(tiny):
     model, tokenizer, length = tiny.model, tiny.tokenizer, 10
     prefix = model.encode_visual_prefix(tiny.features)
@@ -37,6 +39,7 @@ def test_greedy_captions_equal_uncached_decoding(tiny):
         assert captions.log_probabilities[i].sum().item() == pytest.approx(total, abs=1e-4)
 
 
+@both_architectures
 def test_sampled_captions_belong_to_their_seed_and_stop_row_by_row(tiny):
     model, tokenizer = tiny.model, tiny.tokenizer
     with torch.no_grad():  # make full stops likely, so that rows end at different steps
@@ -62,6 +65,7 @@ def test_mask_predict_schedule():
     assert mask_predict_counts(4, 4) == [4, 3, 2, 1]
 
 
+@both_architectures
 def test_painting_equals_a_plain_mask_predict(tiny):
     """Against a float64 rewrite that encodes every step in full and keeps confidences by the same rule."""
     model, codebook = tiny.model.double(), tiny.codebook.double()
@@ -87,6 +91,7 @@ def test_painting_equals_a_plain_mask_predict(tiny):
         assert result.codes[i].equal(codes)
 
 
+@both_architectures
 def test_guidance_of_one_is_the_plain_model(tiny):
     masked = torch.ones(3, 16, dtype=torch.bool)
     positions = torch.arange(16).expand(3, 16)
@@ -101,6 +106,7 @@ def test_guidance_of_one_is_the_plain_model(tiny):
     assert not torch.allclose(plain[0], plain[2])
 
 
+@both_architectures
 def test_text_behind_a_gap_of_padding_is_read(tiny):
     model, tokenizer = tiny.model, tiny.tokenizer
     gap = tiny.ids.clone()
@@ -119,6 +125,7 @@ def test_text_behind_a_gap_of_padding_is_read(tiny):
     torch.testing.assert_close(logits[0], model.code_head(visual), rtol=1e-4, atol=1e-5)
 
 
+@both_architectures
 def test_noisy_paintings_belong_to_their_seed(tiny):
     def paint(rows, seeds):
         return paint_codes(

@@ -18,9 +18,9 @@ from diptych.model.importers.checkpoint import released_config
 from diptych.model.importers.hugging_face import export_lxmert, import_bert, import_lxmert
 from diptych.model.importers.names import lxmert_names
 from diptych.model.importers.x_lxmert import import_generate_it, import_x_lxmert
+from diptych.model.networks.architectures import build_transformer
 from diptych.model.networks.config import named_config
 from diptych.model.networks.embeddings import grid_boxes
-from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.pretrained import load_transformer, save_transformer
 
 
@@ -149,7 +149,7 @@ def test_the_size_can_be_read_off_the_checkpoint(tmp_path):
     config = dataclasses.replace(
         CONFIG, hidden_size=64, attention_heads=1, grid_size=8, language_layers=3, cross_layers=2, dropout=0.1
     )
-    shapes = {name: tensor.shape for name, tensor in UnifiedTransformer(config).state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in build_transformer(config).state_dict().items()}
     torch.manual_seed(0)
     tensors = {"module.vis_emb.weight": torch.randn(12, 10)}
     for ours, theirs in lxmert_names(config).items():
@@ -171,7 +171,7 @@ def test_the_size_can_be_read_off_the_checkpoint(tmp_path):
         ):
             assert one.equal(other)
     with torch.device("meta"):
-        base = UnifiedTransformer(named_config("base")).state_dict()
+        base = build_transformer(named_config("base")).state_dict()
     released = {}
     for ours, theirs in lxmert_names(named_config("base")).items():
         released.update(
@@ -359,7 +359,7 @@ def test_bert_starts_the_language_side(tmp_path, kind):
 def test_export_and_import_are_exact(tiny, tmp_path, code_head):
     from transformers import LxmertForPreTraining, LxmertModel
 
-    model = UnifiedTransformer(dataclasses.replace(tiny.config, code_head=code_head)).eval()
+    model = build_transformer(dataclasses.replace(tiny.config, code_head=code_head)).eval()
     if code_head == "codebook":
         with torch.no_grad():
             model.code_head.codes.weight.copy_(tiny.codebook)
@@ -400,7 +400,7 @@ def test_export_writes_standardised_features_into_the_projection(tiny, tmp_path)
             rtol=1e-4,
             atol=1e-5,
         )
-    other = UnifiedTransformer(dataclasses.replace(tiny.config, cell_positions=True))
+    other = build_transformer(dataclasses.replace(tiny.config, cell_positions=True))
     with pytest.raises(UserError, match="cell_positions"):
         export_lxmert(tmp_path / "other", other, tiny.tokenizer, tiny.codebook)
     assert not (tmp_path / "other").exists()
@@ -411,7 +411,7 @@ def test_every_weight_of_ours_has_a_name_in_lxmert(tiny):
         heads = {"answers": 7, "matching": True, "pairs": True} if code_head == "features" else {}
         config = dataclasses.replace(tiny.config, code_head=code_head, **heads)
         assert set(lxmert_names(config)) == {
-            name for name, _ in UnifiedTransformer(config).named_parameters()
+            name for name, _ in build_transformer(config).named_parameters()
         }
 
 

@@ -45,7 +45,7 @@ def imported(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tiny.model.visual_embedding.feature_scale.fill_(1)
     save_transformer(tmp_path / "imported", tiny.model, tiny.tokenizer, tiny.codebook)
     (tmp_path / "configs").mkdir()
-    (tmp_path / "configs/tiny.json").write_text(tiny.config.to_json())
+    (tmp_path / "configs/two_streams_tiny.json").write_text(tiny.config.to_json())
     monkeypatch.setattr(configs, "CONFIG_FOLDER", tmp_path / "configs")
     monkeypatch.setattr(configs, "SIZES", ("tiny",))
     return tmp_path / "imported"
@@ -58,7 +58,7 @@ def captions(tiny) -> list[str]:
 def test_training_starts_from_the_imported_weights_and_input(tiny, imported: Path) -> None:
     before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
     model, tokenizer = initial_transformer(
-        imported, "tiny", "prefix", "two_level", captions(tiny), tiny.codebook
+        imported, "tiny", "two_streams", "prefix", "two_level", captions(tiny), tiny.codebook
     )
     assert tokenizer.encode(captions(tiny), 12).equal(tiny.tokenizer.encode(captions(tiny), 12))
     for name, tensor in model.state_dict().items():
@@ -71,9 +71,9 @@ def test_training_starts_from_the_imported_weights_and_input(tiny, imported: Pat
 
 def test_random_weights_know_the_codebook(tiny, imported: Path) -> None:
     model, tokenizer = random_transformer(
-        "tiny", "masked", "discrete", captions(tiny), 1, tiny.codebook, seed=3
+        "tiny", "two_streams", "masked", "discrete", captions(tiny), 1, tiny.codebook, seed=3
     )
-    again, _ = random_transformer("tiny", "masked", "discrete", captions(tiny), 1, tiny.codebook, seed=3)
+    again, _ = random_transformer("tiny", "two_streams", "masked", "discrete", captions(tiny), 1, tiny.codebook, seed=3)
     assert all(
         a.equal(b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
     )
@@ -84,9 +84,9 @@ def test_random_weights_know_the_codebook(tiny, imported: Path) -> None:
 
 def test_an_imported_model_can_train_by_the_other_attention(tiny, imported: Path) -> None:
     prefix, tokenizer = initial_transformer(
-        imported, "tiny", "prefix", "two_level", captions(tiny), tiny.codebook
+        imported, "tiny", "two_streams", "prefix", "two_level", captions(tiny), tiny.codebook
     )
-    masked, _ = initial_transformer(imported, "tiny", "masked", "two_level", captions(tiny), tiny.codebook)
+    masked, _ = initial_transformer(imported, "tiny", "two_streams", "masked", "two_level", captions(tiny), tiny.codebook)
     losses = [
         train_token(TOKEN, model, tokenizer, tiny.codebook, tiny.train, None, "cpu").history[-1][
             "caption_loss"
@@ -99,6 +99,10 @@ def test_an_imported_model_can_train_by_the_other_attention(tiny, imported: Path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"network": {"architecture": "single_stream", "layers": 4, "language_layers": 0, "visual_layers": 0, "cross_layers": 0}},
+            "architecture two_streams instead of single_stream, language_layers 1 instead of 0",
+        ),
         ({"network": {"hidden_size": 48}}, "initial: .*imported is not of the size tiny: hidden_size 24 instead of 48"),
         ({"codebook": torch.zeros(12, 10)}, "was made with another codebook than the cluster stage's: its codes"),
         ({"codebook": torch.zeros(9, 10)}, r"another codebook .*\(K, D \(12, 10\), not \(9, 10\)\)"),
@@ -111,13 +115,14 @@ def test_what_does_not_fit_is_one_message(
 ) -> None:
     if "network" in change:
         values = json.loads(tiny.config.to_json()) | change["network"]
-        (tmp_path / "configs/tiny.json").write_text(json.dumps(values))
+        (tmp_path / "configs/two_streams_tiny.json").write_text(json.dumps(values))
     if "remove" in change:
         (imported / change["remove"]).unlink()
     with pytest.raises(UserError, match=message) as caught:
         initial_transformer(
             imported,
             "tiny",
+            "two_streams",
             "prefix",
             "two_level",
             change.get("captions", captions(tiny)),
@@ -129,7 +134,7 @@ def test_what_does_not_fit_is_one_message(
 def test_a_few_unknown_characters_are_no_reason_to_stop(tiny, imported: Path) -> None:
     assert initial.MOST_UNKNOWN == 0.01
     initial_transformer(
-        imported, "tiny", "prefix", "two_level", captions(tiny) * 30 + ["a red 凧."], tiny.codebook
+        imported, "tiny", "two_streams", "prefix", "two_level", captions(tiny) * 30 + ["a red 凧."], tiny.codebook
     )
 
 

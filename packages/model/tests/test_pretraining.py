@@ -8,12 +8,13 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
+from architectures import both_architectures
 
 from diptych.model.answer_table import AnswerTable
 from diptych.model.decoding.answer import question_states
 from diptych.model.decoding.caption import encode_images
 from diptych.model.errors import UserError
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.architectures import build_transformer
 from diptych.model.objectives.pretraining import (
     bernoulli_mask,
     feature_regression_loss,
@@ -55,7 +56,7 @@ def pretrained(tiny):
         object_classes=4,
     )
     torch.manual_seed(1)
-    model = UnifiedTransformer(config)
+    model = build_transformer(config)
     model.set_codebook(tiny.codebook)
     rows = [
         {"image_ids": [key], "question": "what color?", "answers": [TABLE.answers[index % 3]] * 10}
@@ -97,6 +98,7 @@ def test_each_modality_is_masked_in_a_third_of_the_steps() -> None:
     assert [masked_in(step, 5) for step in range(20)] != [masked_in(step, 6) for step in range(20)]
 
 
+@both_architectures
 def test_losses_are_those_of_a_whole_forward_pass(tiny, pretrained) -> None:
     """Everything computed, all heads everywhere, then picked: as the released code does."""
     model = pretrained[0]
@@ -152,6 +154,7 @@ def test_without_questions_only_captions_are_read(tiny) -> None:
     assert drawn.shares.shape == (2, 0)
 
 
+@both_architectures
 @pytest.mark.parametrize("task", ["cells", "words", "nothing"])
 @pytest.mark.parametrize(
     ("discrete", "attention", "sentences"), [(True, "masked", 1), (False, "masked", 1), (True, "prefix", 3)]
@@ -227,6 +230,7 @@ def test_pretraining_learns_every_task(
         assert last < 0.95 * first, (name, first, last)
 
 
+@both_architectures
 def test_by_prefix_words_are_read_from_the_states_that_questions_have(tiny, pretrained) -> None:
     """Two texts about each picture, and no cell sees them."""
     model = pretrained[0]

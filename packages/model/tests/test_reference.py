@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from architectures import both_architectures
 
 from benchmarks.reference_model import ReferenceModel
 from diptych.model.decoding.caption import decode_captions, encode_images
@@ -18,7 +19,7 @@ from diptych.model.decoding.paint import paint_codes
 from diptych.model.importers.checkpoint import build
 from diptych.model.importers.names import common_names
 from diptych.model.importers.x_lxmert import GENERATE_IT_NAMES, UNTRAINED
-from diptych.model.inference.transformer import InferenceTransformer
+from diptych.model.inference.transformer import inference_transformer
 from diptych.model.objectives.token import (
     masked_caption_loss,
     paint_loss,
@@ -169,6 +170,7 @@ def test_masked_captions_of_one_image_share_its_visual_layers(tiny):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
+@both_architectures
 def test_words_after_the_mask_change_nothing(tiny):
     positions = torch.tensor([[2], [3], [1]])
 
@@ -225,6 +227,7 @@ def decoding_logits(network, tiny, n: int) -> list[torch.Tensor]:
     ]
 
 
+@both_architectures
 @pytest.mark.parametrize("code_head", ["linear", "features", "codebook"])
 def test_the_inference_copy_is_the_same_function(tiny, code_head):
     """Few rows (packed weights) and many, with a bias and without, and both decoders; the model stays as it was."""
@@ -232,7 +235,7 @@ def test_the_inference_copy_is_the_same_function(tiny, code_head):
     model = type(tiny.model)(dataclasses.replace(tiny.config, code_head=code_head)).eval()
     model.set_codebook(tiny.codebook)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    fast = InferenceTransformer(model)
+    fast = inference_transformer(model)
     with torch.no_grad():
         for n in (1, 3, 12):
             results = [decoding_logits(network, tiny, n) for network in (model, fast)]
@@ -244,10 +247,11 @@ def test_the_inference_copy_is_the_same_function(tiny, code_head):
     assert isinstance(fast.code_head.features, torch.nn.Identity)  # one product instead of two
 
 
+@both_architectures
 def test_the_inference_copy_in_bfloat16_is_what_autocast_makes_of_it(tiny):
     """Its matrices are rounded once; the model's stay as they are, and so do norms and embeddings."""
     before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
-    copies = [InferenceTransformer(tiny.model), InferenceTransformer(tiny.model, torch.bfloat16)]
+    copies = [inference_transformer(tiny.model), inference_transformer(tiny.model, torch.bfloat16)]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         for n in (1, 12):  # few rows and many
             results = [decoding_logits(network, tiny, n) for network in copies]
@@ -262,18 +266,20 @@ def test_the_inference_copy_in_bfloat16_is_what_autocast_makes_of_it(tiny):
     assert all(after[name].dtype == old.dtype and after[name].equal(old) for name, old in before.items())
 
 
+@both_architectures
 def test_the_inference_copy_has_the_dtype_of_its_model(tiny):
     model = copy.deepcopy(tiny.model).bfloat16()
     with torch.no_grad():
         for n in (1, 12):
-            results = [decoding_logits(network, tiny, n) for network in (model, InferenceTransformer(model))]
+            results = [decoding_logits(network, tiny, n) for network in (model, inference_transformer(model))]
             for one, other in zip(*results, strict=True):
                 assert other.dtype == one.dtype == torch.bfloat16
                 torch.testing.assert_close(other, one, rtol=0.05, atol=0.05 * float(one.abs().max()))
 
 
+@both_architectures
 def test_the_inference_copy_also_runs_under_autocast(tiny):
-    fast = InferenceTransformer(tiny.model)
+    fast = inference_transformer(tiny.model)
     visible = tiny.ids != tiny.tokenizer.pad
     with torch.no_grad():
         exact, _ = fast(tiny.ids, visible, tiny.features)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from architectures import both_architectures
 
 from diptych.model.decoding.caption import encode_images
 from diptych.model.decoding.paint import paint_codes
@@ -105,6 +106,7 @@ def test_expected_scst_gradient_is_the_gradient_of_the_expected_reward(tiny, att
         assert abs(-float(weight.grad[index]) - slope) < 1e-7 + 1e-3 * abs(slope)
 
 
+@both_architectures
 @pytest.mark.parametrize("attention", ["prefix", "masked"])
 def test_parts_add_up_to_the_loss_and_its_gradient(tiny, attention):
     """Several captions per image, of unlike length, longer than what one pass takes; nothing after the full stop."""
@@ -142,6 +144,7 @@ def test_clip_loss_reaches_only_the_transformer(tiny):
     assert all(tensor.grad is None for tensor in frozen)
 
 
+@both_architectures
 def test_vectors_and_gradients_are_those_of_all_steps_kept(tiny):
     """Running a step again for its gradient changes nothing."""
 
@@ -172,6 +175,7 @@ def test_straight_through_paints_codes_with_the_soft_gradient(tiny):
     assert tiny.model.code_head.codes.weight.grad.abs().sum() > 0
 
 
+@both_architectures
 def test_a_cold_painter_paints_what_decoding_paints(tiny):
     with torch.no_grad():
         vectors = relaxed_painting(

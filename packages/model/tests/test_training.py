@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from architectures import both_architectures
 
 from diptych.model.checkpoints import TrainingCheckpoints
 from diptych.model.decoding.caption import decode_captions
@@ -171,6 +172,7 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(tiny, tmp_path):
     )
 
 
+@both_architectures
 def test_a_small_set_is_learned_by_heart(tiny):
     """After training, every caption is one of its image's, and painting gives each caption's own codes back."""
     # Images 0..2 only, so that a caption belongs to one picture.
@@ -223,6 +225,7 @@ def test_scst_trains_what_sees_the_image_alone_if_told_to(tiny, attention, visio
     assert any(name.startswith("visual_layers") for name in moved) == vision
 
 
+@both_architectures
 @pytest.mark.parametrize("attention", ["prefix", "masked"])
 def test_sequence_training_in_pieces_is_that_of_the_whole_batch(tiny, attention):
     """SCST samples by image, so that pieces change nothing; painting's noise is drawn for each piece, hence left out."""
@@ -321,6 +324,7 @@ def test_dropped_text_is_the_unconditional_text(tiny):
     assert row[:2].equal(tiny.tokenizer.no_text(1)[0]) and (row[2:] == tiny.tokenizer.pad).all()
 
 
+@both_architectures
 def test_bfloat16_training_stays_close_to_float32(tiny):
     config = dataclasses.replace(TOKEN, steps=20)
     _, exact = run_token(tiny, config, None)

@@ -11,12 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from architectures import both_architectures
 
 from diptych.model.errors import UserError
 from diptych.model.importers.names import lxmert_names
+from diptych.model.networks.architectures import build_transformer
 from diptych.model.networks.config import named_config
 from diptych.model.networks.embeddings import grid_boxes
-from diptych.model.networks.two_streams import UnifiedTransformer
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def lxmert(tiny):
     for table in reference.embeddings.children():
         if isinstance(table, torch.nn.Embedding):
             table.padding_idx = None  # their first row never trains; ours does
-    model = UnifiedTransformer(config).eval()
+    model = build_transformer(config).eval()
     names = lxmert_names(config)
     tensors = reference.state_dict()
     weights = {
@@ -105,6 +106,7 @@ def test_equals_hugging_face_lxmert_and_its_gradients(lxmert, dtype, tolerance, 
     torch.testing.assert_close(features.grad, other_features.grad, rtol=tolerance, atol=tolerance)
 
 
+@both_architectures
 def test_fused_attention_of_gpus_equals_the_explicit_one(tiny, monkeypatch):
     import diptych.model.networks.attention as module
 
@@ -116,6 +118,7 @@ def test_fused_attention_of_gpus_equals_the_explicit_one(tiny, monkeypatch):
         torch.testing.assert_close(one, other)
 
 
+@both_architectures
 def test_teacher_forced_logits_equal_cached_decoding(tiny):
     model = tiny.model
     with torch.no_grad():
@@ -127,6 +130,7 @@ def test_teacher_forced_logits_equal_cached_decoding(tiny):
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
+@both_architectures
 def test_a_future_word_changes_no_earlier_logit(tiny):
     prefix = tiny.model.encode_visual_prefix(tiny.features)
     before = tiny.model.caption_logits(tiny.ids, prefix)
@@ -137,6 +141,7 @@ def test_a_future_word_changes_no_earlier_logit(tiny):
     assert not torch.allclose(after[:, 4:], before[:, 4:])
 
 
+@both_architectures
 def test_captions_of_one_image_share_its_visual_states_and_gradients(tiny):
     """Five captions over one visual pass give what five separate passes give; text never reaches the image."""
     model, images = tiny.model, tiny.features[:2]
@@ -155,6 +160,7 @@ def test_captions_of_one_image_share_its_visual_states_and_gradients(tiny):
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-3, atol=1e-4)
 
 
+@both_architectures
 def test_padding_and_the_hidden_cells_do_not_reach_paintings(tiny):
     model, masked = tiny.model, torch.zeros(3, 16, dtype=torch.bool)
     masked[:, ::2] = True
@@ -170,6 +176,7 @@ def test_padding_and_the_hidden_cells_do_not_reach_paintings(tiny):
     assert not torch.allclose(logits(tiny.ids, tiny.features + 1), before)
 
 
+@both_architectures
 def test_both_kinds_of_positions_give_the_same_logits(tiny):
     model, masked = tiny.model, torch.zeros(3, 16, dtype=torch.bool)
     masked[:, 3:8] = True
@@ -180,6 +187,7 @@ def test_both_kinds_of_positions_give_the_same_logits(tiny):
     torch.testing.assert_close(model.paint_logits(text, bias, visual, masked), dense.flatten(0, 1))
 
 
+@both_architectures
 def test_standardised_input_forgets_scale_and_shift(tiny):
     visual = tiny.model.encode_visual(tiny.codebook[None, :12].repeat(1, 2, 1)[:, :16])
     tiny.model.set_codebook(tiny.codebook * 100 - 7)
@@ -188,7 +196,7 @@ def test_standardised_input_forgets_scale_and_shift(tiny):
 
 
 def test_tied_code_head_holds_the_frozen_codebook(tiny):
-    model = UnifiedTransformer(dataclasses.replace(tiny.config, code_head="codebook"))
+    model = build_transformer(dataclasses.replace(tiny.config, code_head="codebook"))
     model.set_codebook(tiny.codebook)
     scale = model.visual_embedding.feature_scale
     torch.testing.assert_close(model.code_head.codes.weight * scale + tiny.codebook.mean(0), tiny.codebook)
@@ -198,7 +206,7 @@ def test_tied_code_head_holds_the_frozen_codebook(tiny):
 def test_paper_size_counts_as_228_million():
     """The parts that TransformerConfig names, in millions; the papers' figure leaves out what LXMERT has besides."""
     with torch.device("meta"):
-        model = UnifiedTransformer(named_config("base"))
+        model = build_transformer(named_config("base"))
 
     def millions(module):
         return round(sum(parameter.numel() for parameter in module.parameters()) / 1e6, 1)
@@ -226,7 +234,7 @@ def test_grid_boxes_are_row_major():
 
 def test_cell_positions_tell_rows_and_columns_apart(tiny):
     torch.manual_seed(0)
-    embedding = UnifiedTransformer(dataclasses.replace(tiny.config, cell_positions=True)).visual_embedding
+    embedding = build_transformer(dataclasses.replace(tiny.config, cell_positions=True)).visual_embedding
     features, masked = torch.zeros(1, 16, 10), torch.ones(1, 16, dtype=torch.bool)
     before = embedding(features, masked)[0]
     with torch.no_grad():
@@ -245,6 +253,7 @@ def test_config_errors_name_the_key(tiny):
         named_config("huge")
 
 
+@both_architectures
 def test_features_of_another_grid_and_nan_are_one_message(tiny):
     with pytest.raises(UserError, match=r"\[n, 16, 10\].*\[3, 9, 10\]"):
         tiny.model.encode_visual(tiny.features[:, :9])
@@ -256,6 +265,7 @@ def test_features_of_another_grid_and_nan_are_one_message(tiny):
         tiny.model.encode_visual(broken)
 
 
+@both_architectures
 def test_a_text_beyond_the_position_table_is_one_message(tiny):
     ids = torch.full((1, 21), tiny.tokenizer.cls)
     with pytest.raises(UserError, match="21 tokens.*20 text positions"):
@@ -313,12 +323,12 @@ import diptych.model.decoding.rerank, diptych.model.importers.__main__, diptych.
 from diptych.model.networks.config import named_config
 from diptych.model.decoding.decode import caption_images, paint_captions
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
-from diptych.model.inference.transformer import InferenceTransformer
+from diptych.model.inference.transformer import inference_transformer
 from diptych.model.tokenizer import build_tokenizer
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.architectures import build_transformer
 tokenizer = build_tokenizer(["a red kite."], 1)
 sizes = dict(vocab_size=len(tokenizer), codebook_size=12, feature_dim=10)
-model = InferenceTransformer(UnifiedTransformer(named_config("smoke", **sizes)))
+model = inference_transformer(build_transformer(named_config("smoke", **sizes)))
 cells = model.config.cells
 print(caption_images(model, tokenizer, torch.randn(2, cells, 10), CaptionOptions(length=8)).ids.shape)
 ids = tokenizer.encode(["a kite"], 8)
@@ -337,7 +347,7 @@ def test_the_codebook_s_statistics_do_not_depend_on_threads() -> None:
     generator = torch.Generator().manual_seed(0)
     codebooks = [torch.rand(512, 128, generator=generator).exp() for _ in range(20)]
     config = named_config("toybox", vocab_size=9, codebook_size=512, feature_dim=128)
-    model = UnifiedTransformer(config)
+    model = build_transformer(config)
     threads, found = torch.get_num_threads(), []
     try:
         for count in (1, 2):

@@ -32,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest import CAPTIONS, FakeShards
 
 from diptych.model.checkpoints import TrainingCheckpoints
+from diptych.model.networks.architectures import build_transformer
 from diptych.model.networks.config import TransformerConfig
-from diptych.model.networks.two_streams import UnifiedTransformer
 from diptych.model.tokenizer import build_tokenizer
 from diptych.model.training.optimisation import add_gradients
 from diptych.model.training.processes import current_processes, joined_processes
@@ -96,7 +96,7 @@ def train(job: dict[str, Any]) -> None:
     config = TokenTrainingConfig(**values)
     tokenizer = build_tokenizer([text for texts in CAPTIONS for text in texts], min_count=1)
     torch.manual_seed(0)
-    model = UnifiedTransformer(
+    model = build_transformer(
         TransformerConfig(
             hidden_size=24, attention_heads=3, intermediate_size=40, language_layers=1, visual_layers=1,
             cross_layers=2, vocab_size=len(tokenizer), codebook_size=12, feature_dim=10, grid_size=4,

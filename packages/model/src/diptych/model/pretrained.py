@@ -14,8 +14,9 @@ from torch import Tensor
 
 from diptych.model.answer_table import AnswerTable
 from diptych.model.errors import UserError
+from diptych.model.networks.architectures import build_transformer
 from diptych.model.networks.config import read_config
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer, load_tokenizer
 from diptych.model.weight_files import misfit, read_tensors
 from diptych.model.weights import unpack_weights
@@ -79,7 +80,7 @@ def load_transformer(
             f"{config.vocab_size}; use the tokenizer the transformer was trained with"
         )
     with torch.device("meta"):
-        model = UnifiedTransformer(config)
+        model = build_transformer(config)
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:

@@ -263,8 +263,12 @@ def load_tokenizer(folder: Path) -> CaptionTokenizer:
             from transformers import BertTokenizerFast
 
             # Here, because from_pretrained would add the tokens that are missing, which no transformer has seen.
-            check_vocabulary(file.read_text(encoding="utf-8").split("\n"), str(file))
-            tokenizer = BertTokenizerFast.from_pretrained(folder).backend_tokenizer
+            vocabulary = file.read_text(encoding="utf-8").split("\n")
+            check_vocabulary(vocabulary, str(file))
+            # A vocabulary alone, as UNITER's bert-base-cased, does not say so; capitals in it do.
+            cased = any(piece != piece.lower() for piece in vocabulary if not piece.startswith("["))
+            said = {} if (folder / "tokenizer_config.json").is_file() else {"do_lower_case": not cased}
+            tokenizer = BertTokenizerFast.from_pretrained(folder, **said).backend_tokenizer
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 - the libraries raise whatever they like

@@ -17,7 +17,7 @@ def import_checkpoint(
         str | None,
         typer.Option(
             "--format",
-            help="x-lxmert, generate-it, lxmert, bert or image-generator, or to-lxmert, which exports; found out from "
+            help="x-lxmert, generate-it, lxmert, uniter, bert or image-generator, or to-lxmert, which exports; found out from "
             "SOURCE if not given.",
             show_default=False,
         ),
@@ -37,7 +37,7 @@ def import_checkpoint(
         ),
     ] = None,
 ) -> None:
-    """Turn a checkpoint of X-LXMERT, LXMERT, generate-it or Hugging Face's LXMERT into a model directory.
+    """Turn a checkpoint of X-LXMERT, LXMERT, UNITER, generate-it or Hugging Face's LXMERT into a model directory.
 
     Nothing of it is executed. OUT/import.json tells what became of every tensor.
     """

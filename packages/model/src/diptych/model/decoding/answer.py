@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer
 
 Subject = TypeVar("Subject")

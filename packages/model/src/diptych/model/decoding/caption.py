@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diptych.model.decoding.decisions import PAPER, Decisions
 from diptych.model.decoding.noise import sample_from, uniform_noise
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer
 
 

@@ -24,7 +24,7 @@ from diptych.model.decoding.paint import FixedCells, Paintings, PaintText, free_
 from diptych.model.decoding.schedules import schedule_counts
 from diptych.model.decoding.words import WordFilters, start_words
 from diptych.model.errors import UserError
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer
 
 

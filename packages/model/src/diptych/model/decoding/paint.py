@@ -13,7 +13,7 @@ from torch import Tensor
 from diptych.model.decoding.decisions import PAPER, Decisions
 from diptych.model.decoding.noise import gumbel_noise, sample_from, uniform_noise
 from diptych.model.errors import UserError
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.pretrained import check_codebook
 from diptych.model.tokenizer import CaptionTokenizer
 

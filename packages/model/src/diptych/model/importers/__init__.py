@@ -7,6 +7,7 @@ became of each tensor::
     x-lxmert Epoch20_LXRT.pth OUT --tokenizer bert-base-uncased --answers all_ans.json
     lxmert lxmert-base-uncased OUT --codebook codebook.safetensors --answers all_ans.json
     lxmert BEST.pth OUT --codebook codebook.safetensors --tokenizer bert-base-uncased --answers trainval_label2ans.json
+    uniter uniter-base.pt OUT --codebook codebook.safetensors --tokenizer bert-base-cased
     bert bert-base-uncased OUT --codebook codebook.safetensors
     image-generator G_60.pth OUT
     to-lxmert MODEL_DIRECTORY OUT

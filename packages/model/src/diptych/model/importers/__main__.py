@@ -22,6 +22,7 @@ from diptych.model.importers.hugging_face import (
     import_lxmert,
 )
 from diptych.model.importers.image_generator import import_image_generator
+from diptych.model.importers.uniter import import_uniter
 from diptych.model.importers.x_lxmert import (
     import_generate_it,
     import_released_lxmert,
@@ -36,8 +37,8 @@ from diptych.model.pretrained import load_transformer, save_transformer
 from diptych.model.tokenizer import load_tokenizer
 from diptych.model.weight_files import read_tensors, why_no_array
 
-FORMATS = ("x-lxmert", "generate-it", "lxmert", "bert", "image-generator", "to-lxmert")
-WITH_ANSWERS = ("x-lxmert", "lxmert")
+FORMATS = ("x-lxmert", "generate-it", "lxmert", "uniter", "bert", "image-generator", "to-lxmert")
+WITH_ANSWERS = ("x-lxmert", "lxmert", "uniter")
 REPORT_FILE = "import.json"
 
 
@@ -62,10 +63,10 @@ def read_codebook(path: Path | None) -> Tensor | None:
     return codebook
 
 
-def size(name: str, codebook: Tensor | None) -> TransformerConfig:
-    """Return a named size or that of a config file, with K and D of the codebook if one is given."""
+def size(name: str, codebook: Tensor | None, architecture: str = "two_streams") -> TransformerConfig:
+    """Return a named size of an architecture or that of a config file, with K and D of the codebook if one is given."""
     sizes = {} if codebook is None else {"codebook_size": len(codebook), "feature_dim": codebook.shape[1]}
-    return named_config(name, **sizes) if name in SIZES else read_config(Path(name), **sizes)
+    return named_config(name, architecture, **sizes) if name in SIZES else read_config(Path(name), **sizes)
 
 
 def image_generator_size(name: str, codebook: Tensor | None) -> ImageGeneratorConfig:
@@ -110,6 +111,9 @@ def convert(request: ImportRequest) -> Imported:
         if codebook is None:
             raise UserError("BERT has no codebook; give --codebook, the centroids of the cluster stage")
         return import_bert(source, size(request.size or "base", codebook), codebook, request.seed)
+    if request.format == "uniter":
+        config = size(request.size, codebook, "single_stream") if request.size else None
+        return import_uniter(source, config, codebook, request.answers, request.seed)
     config = size(request.size, codebook) if request.size else None
     if request.format == "lxmert":
         return import_released_lxmert(source, config, codebook, request.answers, request.seed)
@@ -136,7 +140,7 @@ def write(request: ImportRequest, folder: Path) -> str:
     tokenizers = request.tokenizer or (request.source if request.source.is_dir() else None)
     if tokenizers is None:
         raise UserError(
-            "the checkpoint has no tokenizer; give --tokenizer, the folder of bert-base-uncased's"
+            "the checkpoint has no tokenizer; give --tokenizer, the folder of bert-base-uncased's (UNITER: bert-base-cased's)"
         )
     tokenizer = load_tokenizer(tokenizers)
     if len(tokenizer) != imported.model.config.vocab_size:

@@ -21,15 +21,17 @@ from diptych.model.importers.names import (
     FEATURE_PROJECTION,
     OURS,
     POSITIONS,
+    STACKS,
     TIED_WORD_BIAS,
     TIED_WORDS,
     UNUSED,
     WORD_BIAS,
     WORDS,
-    lxmert_names,
+    names_of,
 )
+from diptych.model.networks.architectures import build_transformer
 from diptych.model.networks.config import TransformerConfig
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 
 # What LXMERT's checkpoints may be without.
 HEADS = ("word_", "code_head.", "visual_embedding.mask_feature")
@@ -163,8 +165,8 @@ def build(
         del tensors[TIED_WORD_BIAS]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = UnifiedTransformer(config)
-    names = lxmert_names(config)
+        model = build_transformer(config)
+    names = names_of(config)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     weights: dict[str, Tensor] = {}
     used, missing, misshapen, initialised = [], [], [], []
@@ -212,8 +214,7 @@ def build(
             "format?"
         )
     check_fit(
-        f"{path} does not fit a transformer of {config.language_layers} language, {config.visual_layers} visual "
-        f"and {config.cross_layers} cross-modality layers, hidden size {config.hidden_size}, "
+        f"{path} does not fit a transformer of {layers_of(config)}, hidden size {config.hidden_size}, "
         f"{config.vocab_size} word pieces, K = {config.codebook_size}, D = {config.feature_dim}",
         missing,
         misshapen,
@@ -242,6 +243,16 @@ def build(
     return Imported(model.eval(), codebook, report, table)
 
 
+def layers_of(config: TransformerConfig) -> str:
+    """The numbers of layers in words."""
+    if config.architecture == "single_stream":
+        return f"{config.layers} layers"
+    return (
+        f"{config.language_layers} language, {config.visual_layers} visual and {config.cross_layers} "
+        "cross-modality layers"
+    )
+
+
 def code_head_of(tensors: dict[str, tuple[str, Tensor]]) -> str:
     """Tell the kind of the code head (:class:`diptych.model.networks.config.TransformerConfig`) by its tensors (common names);
     ``features`` where there are none."""
@@ -254,7 +265,10 @@ def code_head_of(tensors: dict[str, tuple[str, Tensor]]) -> str:
 
 
 def released_config(
-    path: Path, tensors: dict[str, tuple[str, Tensor]], codebook: Tensor | None = None
+    path: Path,
+    tensors: dict[str, tuple[str, Tensor]],
+    codebook: Tensor | None = None,
+    architecture: str = "two_streams",
 ) -> TransformerConfig:
     """Read the size of a released implementation's network off its tensors (common names); K is that of ``codebook``
     ``[K, D]`` where no code head shows it.
@@ -268,7 +282,7 @@ def released_config(
         "vocab_size": (WORDS, 0),
         "hidden_size": (WORDS, 1),
         "text_positions": (POSITIONS, 0),
-        "feature_dim": (f"{FEATURE_PROJECTION}.weight", 1),
+        "feature_dim": (f"{FEATURE_PROJECTION[architecture]}.weight", 1),
         "intermediate_size": ("encoder.layer.0.intermediate.dense.weight", 0),
         "codebook_size": (CODE_WEIGHTS, 0),
     }
@@ -282,11 +296,7 @@ def released_config(
             f"{path}: no matrix {listed(absent)} in it; is this a checkpoint of the network that you named?"
         )
     sizes |= {key: tensors[name][1].shape[axis] for key, (name, axis) in showing.items()}
-    for key, stack in (
-        ("language_layers", "layer"),
-        ("visual_layers", "r_layers"),
-        ("cross_layers", "x_layers"),
-    ):
+    for key, stack in STACKS[architecture].items():
         found = (re.match(rf"encoder\.{stack}\.(\d+)\.", name) for name in tensors)
         sizes[key] = 1 + max((int(match[1]) for match in found if match), default=0)
     if sizes["hidden_size"] % 64:
@@ -296,6 +306,7 @@ def released_config(
         )
     return TransformerConfig(
         **sizes,
+        architecture=architecture,
         attention_heads=sizes["hidden_size"] // 64,
         grid_size=8,
         cell_positions=False,

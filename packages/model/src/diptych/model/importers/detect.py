@@ -12,6 +12,7 @@ from diptych.model.importers.checkpoint import find_tensors
 TELLING = {
     "generate-it": ("embedding_layer.word_embeddings.weight", "cluster_codebook.weight"),
     "x-lxmert": ("obj_predict_head.out_cluster.weight", "vis_emb.weight"),
+    "uniter": ("img_embeddings.img_linear.weight",),
     "lxmert": ("embeddings.word_embeddings.weight",),
     "image-generator": ("bottleneck_emb.0.weight",),
 }

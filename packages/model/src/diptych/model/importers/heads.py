@@ -28,10 +28,17 @@ class FoundHeads:
     pairs: bool
     table: AnswerTable | None
 
-    def on(self, config: TransformerConfig) -> TransformerConfig:
-        """Return ``config`` with these heads and no others."""
+    def on(self, config: TransformerConfig, regresses: bool = False) -> TransformerConfig:
+        """Return ``config`` with these heads, with one that ``regresses`` features, and no others."""
         answers = len(self.table) if self.table else 0
-        return replace(config, answers=answers, matching=self.matching, pairs=self.pairs)
+        return replace(
+            config,
+            answers=answers,
+            matching=self.matching,
+            pairs=self.pairs,
+            regresses=regresses,
+            object_classes=0,
+        )
 
 
 def find_heads(path: Path, tensors: dict[str, tuple[str, Tensor]], answers: Path | None) -> FoundHeads:

@@ -15,7 +15,7 @@ from diptych.model.importers.checkpoint import HEADS, Imported, build, code_head
 from diptych.model.importers.heads import find_heads, name_fine_tuned_head
 from diptych.model.importers.names import CODEBOOK, common_names, lxmert_names
 from diptych.model.networks.config import TransformerConfig
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.pretrained import check_codebook
 from diptych.model.tokenizer import CaptionTokenizer
 

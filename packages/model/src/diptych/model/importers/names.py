@@ -1,8 +1,9 @@
-"""How LXMERT names the tensors of our transformer.
+"""How LXMERT and UNITER name the tensors of our transformer.
 
-All formats of the family are first brought to one set of names: Hugging Face's ``LxmertModel`` (``embeddings.``,
+All formats of LXMERT's family are first brought to one set of names: Hugging Face's ``LxmertModel`` (``embeddings.``,
 ``encoder.``, ``pooler.``) and the heads of ``LxmertForPreTraining`` (``cls.``, ``answer_head.``), with X-LXMERT's additions
-``obj_predict_head.``, ``mask_feat`` and ``vis_emb.weight``, the codebook, and ``logit_fc.``, LXMERT's head of NLVR2.
+``obj_predict_head.``, ``mask_feat`` and ``vis_emb.weight``, the codebook, and ``logit_fc.``, LXMERT's head of NLVR2. UNITER's are
+its own without ``uniter.``, with LXMERT's names for the heads that both have.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from diptych.model.networks.config import TransformerConfig
 
 KINDS = ("weight", "bias")
 CODEBOOK = "vis_emb.weight"
+MASK_FEATURE = "mask_feat"
+REGRESSION = "feat_regress"
 CODE_WEIGHTS = "obj_predict_head.out_cluster.weight"
 CODE_FEATURES = "obj_predict_head.linear_feat.weight"
 WORDS = "embeddings.word_embeddings.weight"
@@ -22,7 +25,13 @@ TIED_WORDS = "cls.predictions.decoder.weight"
 POSITIONS = "embeddings.position_embeddings.weight"
 WORD_BIAS = "cls.predictions.bias"
 TIED_WORD_BIAS = "cls.predictions.decoder.bias"
-FEATURE_PROJECTION = "encoder.visn_fc.visn_fc"
+# of an architecture's visual embedding
+FEATURE_PROJECTION = {"two_streams": "encoder.visn_fc.visn_fc", "single_stream": "img_embeddings.img_linear"}
+# stacks of layers, by their numbers in TransformerConfig
+STACKS = {
+    "two_streams": {"language_layers": "layer", "visual_layers": "r_layers", "cross_layers": "x_layers"},
+    "single_stream": {"layers": "layer"},
+}
 MATCHING_HEAD = "cls.seq_relationship"
 ANSWER_HEAD = "answer_head.logit_fc"
 PAIR_HEAD = "logit_fc"
@@ -30,6 +39,7 @@ PAIR_HEAD = "logit_fc"
 # Beginnings of the names of what our network consists of.
 OURS = (
     "embeddings.", "encoder.", "pooler.", "cls.", "answer_head.", "logit_fc.", "obj_predict_head.", "mask_feat", "vis_emb",
+    "img_embeddings.", "feat_regress.",
 )  # fmt: skip
 
 UNUSED = {
@@ -43,75 +53,116 @@ UNUSED = {
 }
 
 
-def lxmert_names(config: TransformerConfig) -> dict[str, tuple[str, ...]]:
-    """Map the name of every weight of ours to its names in LXMERT; several are joined along the first dimension
-    (queries, keys and values are one matrix here)."""
-    names: dict[str, tuple[str, ...]] = {}
+class Names(dict[str, tuple[str, ...]]):
+    """The name of every weight of ours to its names in a checkpoint; several are joined along the first dimension (queries, keys
+    and values are one matrix here)."""
 
-    def add(ours: str, *theirs: str, kinds: tuple[str, ...] = KINDS) -> None:
+    def add(self, ours: str, *theirs: str, kinds: tuple[str, ...] = KINDS) -> None:
         for kind in kinds:
-            names[f"{ours}.{kind}"] = tuple(f"{name}.{kind}" for name in theirs)
+            self[f"{ours}.{kind}"] = tuple(f"{name}.{kind}" for name in theirs)
 
-    def attention(ours: str, inner: str, outer: str) -> None:
-        add(f"{ours}.projection", f"{inner}.query", f"{inner}.key", f"{inner}.value")
-        add(f"{ours}.output", f"{outer}.dense")
-        add(f"{ours}.norm", f"{outer}.LayerNorm")
+    def attention(self, ours: str, inner: str, outer: str) -> None:
+        self.add(f"{ours}.projection", f"{inner}.query", f"{inner}.key", f"{inner}.value")
+        self.add(f"{ours}.output", f"{outer}.dense")
+        self.add(f"{ours}.norm", f"{outer}.LayerNorm")
 
-    def feed_forward(ours: str, inner: str, outer: str) -> None:
-        add(f"{ours}.inner", f"{inner}.dense")
-        add(f"{ours}.outer", f"{outer}.dense")
-        add(f"{ours}.norm", f"{outer}.LayerNorm")
+    def feed_forward(self, ours: str, inner: str, outer: str) -> None:
+        self.add(f"{ours}.inner", f"{inner}.dense")
+        self.add(f"{ours}.outer", f"{outer}.dense")
+        self.add(f"{ours}.norm", f"{outer}.LayerNorm")
 
-    def head_transform(ours: str, theirs: str) -> None:
-        add(f"{ours}.0", f"{theirs}.dense")
-        add(f"{ours}.2", f"{theirs}.LayerNorm")
-
-    for ours, theirs in (("words", "word"), ("positions", "position"), ("token_types", "token_type")):
-        add(f"text_embedding.{ours}", f"embeddings.{theirs}_embeddings", kinds=("weight",))
-    add("text_embedding.norm", "embeddings.LayerNorm")
-    add("visual_embedding.features", FEATURE_PROJECTION)
-    add("visual_embedding.features_norm", "encoder.visn_fc.visn_layer_norm")
-    add("visual_embedding.boxes", "encoder.visn_fc.box_fc")
-    add("visual_embedding.boxes_norm", "encoder.visn_fc.box_layer_norm")
-    names["visual_embedding.mask_feature"] = ("mask_feat",)
-    for ours, theirs, count in (
-        ("language_layers", "layer", config.language_layers),
-        ("visual_layers", "r_layers", config.visual_layers),
-    ):
+    def stack(self, ours: str, theirs: str, count: int) -> None:
+        """Layers of one stream, named as BERT's."""
         for index in range(count):
             layer = f"encoder.{theirs}.{index}"
-            attention(f"{ours}.{index}.attention", f"{layer}.attention.self", f"{layer}.attention.output")
-            feed_forward(f"{ours}.{index}.feed_forward", f"{layer}.intermediate", f"{layer}.output")
+            self.attention(
+                f"{ours}.{index}.attention", f"{layer}.attention.self", f"{layer}.attention.output"
+            )
+            self.feed_forward(f"{ours}.{index}.feed_forward", f"{layer}.intermediate", f"{layer}.output")
+
+    def text_embedding(self) -> None:
+        for ours, theirs in (("words", "word"), ("positions", "position"), ("token_types", "token_type")):
+            self.add(f"text_embedding.{ours}", f"embeddings.{theirs}_embeddings", kinds=("weight",))
+        self.add("text_embedding.norm", "embeddings.LayerNorm")
+
+    def head_transform(self, ours: str, theirs: str) -> None:
+        self.add(f"{ours}.0", f"{theirs}.dense")
+        self.add(f"{ours}.2", f"{theirs}.LayerNorm")
+
+    def heads(self, config: TransformerConfig) -> None:
+        """Those that both have, and X-LXMERT's of codes."""
+        self.head_transform("word_transform", "cls.predictions.transform")
+        self["word_bias"] = (WORD_BIAS,)
+        self.head_transform("code_head.transform", "obj_predict_head.transform")
+        if config.code_head != "linear":
+            self.add("code_head.features", "obj_predict_head.linear_feat")
+        self.add("code_head.codes", "obj_predict_head.out_cluster")
+        if config.pooled:
+            self.add("pooler", "pooler.dense")
+        if config.matching:
+            self.add("matching_head", MATCHING_HEAD)
+        for kept, last, theirs in (
+            (config.answers, "answer_head.answers", ANSWER_HEAD),
+            (config.pairs, "pair_head.truth", PAIR_HEAD),
+        ):
+            if kept:
+                head = last.split(".")[0]
+                self.add(f"{head}.inner", f"{theirs}.0")
+                self.add(f"{head}.norm", f"{theirs}.2")
+                self.add(last, f"{theirs}.3")
+
+
+def names_of(config: TransformerConfig) -> Names:
+    """The names in the checkpoints of the config's architecture."""
+    return uniter_names(config) if config.architecture == "single_stream" else lxmert_names(config)
+
+
+def lxmert_names(config: TransformerConfig) -> Names:
+    """The names in LXMERT."""
+    names = Names()
+    names.text_embedding()
+    names.add("visual_embedding.features", FEATURE_PROJECTION["two_streams"])
+    names.add("visual_embedding.features_norm", "encoder.visn_fc.visn_layer_norm")
+    names.add("visual_embedding.boxes", "encoder.visn_fc.box_fc")
+    names.add("visual_embedding.boxes_norm", "encoder.visn_fc.box_layer_norm")
+    names["visual_embedding.mask_feature"] = (MASK_FEATURE,)
+    names.stack("language_layers", "layer", config.language_layers)
+    names.stack("visual_layers", "r_layers", config.visual_layers)
     for index in range(config.cross_layers):
         ours, theirs = f"cross_layers.{index}", f"encoder.x_layers.{index}"
         # LXMERT calls it visual_attention, but both streams attend to each other through it.
         cross = f"{theirs}.visual_attention"
-        attention(f"{ours}.cross_attention", f"{cross}.att", f"{cross}.output")
+        names.attention(f"{ours}.cross_attention", f"{cross}.att", f"{cross}.output")
         for stream, short in (("text", "lang"), ("visual", "visn")):
             own = f"{theirs}.{short}_self_att"
-            attention(f"{ours}.{stream}_attention", f"{own}.self", f"{own}.output")
-            feed_forward(
+            names.attention(f"{ours}.{stream}_attention", f"{own}.self", f"{own}.output")
+            names.feed_forward(
                 f"{ours}.{stream}_feed_forward", f"{theirs}.{short}_inter", f"{theirs}.{short}_output"
             )
-    head_transform("word_transform", "cls.predictions.transform")
-    names["word_bias"] = ("cls.predictions.bias",)
-    head_transform("code_head.transform", "obj_predict_head.transform")
-    if config.code_head != "linear":
-        add("code_head.features", "obj_predict_head.linear_feat")
-    add("code_head.codes", "obj_predict_head.out_cluster")
-    if config.pooled:
-        add("pooler", "pooler.dense")
-    if config.matching:
-        add("matching_head", MATCHING_HEAD)
-    for kept, last, theirs in (
-        (config.answers, "answer_head.answers", ANSWER_HEAD),
-        (config.pairs, "pair_head.truth", PAIR_HEAD),
+    names.heads(config)
+    return names
+
+
+def uniter_names(config: TransformerConfig) -> Names:
+    """The names in UNITER, whose mask feature and regression have become tensors of their own
+    (:mod:`diptych.model.importers.uniter`)."""
+    names = Names()
+    names.text_embedding()
+    for ours, theirs in (
+        ("features", "img_linear"),
+        ("features_norm", "img_layer_norm"),
+        ("boxes", "pos_linear"),
+        ("boxes_norm", "pos_layer_norm"),
+        ("norm", "LayerNorm"),
     ):
-        if kept:
-            head = last.split(".")[0]
-            add(f"{head}.inner", f"{theirs}.0")
-            add(f"{head}.norm", f"{theirs}.2")
-            add(last, f"{theirs}.3")
+        names.add(f"visual_embedding.{ours}", f"img_embeddings.{theirs}")
+    names["visual_embedding.mask_feature"] = (MASK_FEATURE,)
+    names.stack("layers", "layer", config.layers)
+    names.heads(config)
+    if config.regresses:
+        names.add("feature_head.transform.0", "feat_regress.net.0")
+        names.add("feature_head.transform.2", "feat_regress.net.2")
+        names.add("feature_head.features", REGRESSION)
     return names
 
 

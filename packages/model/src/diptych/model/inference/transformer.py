@@ -16,8 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from diptych.model.networks.architectures import build_transformer
 from diptych.model.networks.attention import Attention, Projection
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 
 FEW_ROWS = 80
 
@@ -87,8 +88,8 @@ class FewRowsProjection(Projection):
         return torch.cat([queries(states), keys_values(states)], -1)
 
 
-class InferenceTransformer(UnifiedTransformer):
-    """A transformer for decoding only, made from a trained one, whose later changes it may or may not see.
+def inference_transformer(model: UnifiedTransformer, dtype: torch.dtype | None = None) -> UnifiedTransformer:
+    """Return a transformer for decoding only, made from a trained one, whose later changes it may or may not see.
 
     Logits differ from those of ``model`` by rounding. Weights are shared with ``model``; the additional copies are of
     matrices that text reads. It stays on the device of ``model``.
@@ -96,38 +97,32 @@ class InferenceTransformer(UnifiedTransformer):
     dtype: of matrix products; None is that of ``model``. With another it has copies of all matrices, and is for use under
     autocast to that dtype only (:func:`diptych.model.precision.autocast_context`).
     """
-
-    def __init__(self, model: UnifiedTransformer, dtype: torch.dtype | None = None) -> None:
-        with torch.device("meta"):
-            super().__init__(model.config)
-        self.load_state_dict(model.state_dict(), assign=True)
-        self.eval().requires_grad_(False)
-        head = self.code_head
-        if isinstance(head.features, nn.Linear):
-            weight, bias = head.codes.weight, head.codes.bias
-            codes = linear(weight @ head.features.weight, weight @ head.features.bias + bias)
-            head.features, head.codes = nn.Identity(), codes
-        for module in self.modules():
-            if isinstance(module, Attention):
-                module.fused = True
-        words = self.text_embedding.words.weight
-        dtype = dtype or words.dtype
-        self.word_projection = linear(words, self.word_bias)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                for part in (module.weight, module.bias):
-                    part.data = part.data.to(dtype)
-        if words.device.type == "cpu" and has_layout(dtype):
-            self.word_projection = FewRowsLinear(self.word_projection.weight, self.word_projection.bias)
-            repack(self.language_layers)
-            repack(self.word_transform)
-            for layer in self.cross_layers:
-                repack(layer.cross_attention)
-                repack(layer.text_attention)
-                repack(layer.text_feed_forward)
-
-    def word_logits(self, states: Tensor) -> Tensor:
-        return self.word_projection(self.word_transform(states))
+    with torch.device("meta"):
+        frozen = build_transformer(model.config)
+    frozen.load_state_dict(model.state_dict(), assign=True)
+    frozen.eval().requires_grad_(False)
+    head = frozen.code_head
+    if isinstance(head.features, nn.Linear):
+        weight, bias = head.codes.weight, head.codes.bias
+        codes = linear(weight @ head.features.weight, weight @ head.features.bias + bias)
+        head.features, head.codes = nn.Identity(), codes
+    for module in frozen.modules():
+        if isinstance(module, Attention):
+            module.fused = True
+    words = frozen.text_embedding.words.weight
+    dtype = dtype or words.dtype
+    frozen.word_projection = linear(words, frozen.word_bias)
+    for module in frozen.modules():
+        if isinstance(module, nn.Linear):
+            for part in (module.weight, module.bias):
+                part.data = part.data.to(dtype)
+    if words.device.type == "cpu" and has_layout(dtype):
+        projection = frozen.word_projection
+        frozen.word_projection = FewRowsLinear(projection.weight, projection.bias)
+        repack(frozen.word_transform)
+        for part in frozen.parts_that_text_reads():
+            repack(part)
+    return frozen
 
 
 def repack(module: nn.Module) -> None:

@@ -78,6 +78,53 @@ class KeyValueCache:
             self.keys, self.values = self.keys[rows], self.values[rows]
 
 
+def attention_beside(
+    queries: Tensor,
+    image: tuple[Tensor, Tensor],
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """Attend with the queries of texts ``[n * c, heads, q, d]``, c of each of n images, to the keys and values of their image
+    (``image``, a pair ``[n, heads, v, d]``) and to their own ``[n * c, heads, k, d]``, as to one row: one softmax over both.
+
+    The texts of one image lie side by side as queries, so its keys and values exist once. ``bias``, of the texts' own keys,
+    broadcasts to ``[n * c, heads, q, k]``; the image is seen by all.
+    """
+    visual_keys, visual_values = image
+    n, _, cells, d = visual_keys.shape
+    queries = queries * (1 / math.sqrt(d))
+    own = torch.matmul(queries, keys.transpose(-1, -2))
+    if bias is not None:
+        own += bias
+    seen = torch.matmul(side_by_side(queries, n), visual_keys.transpose(-1, -2))
+    scores = torch.cat([one_by_one(seen, queries.shape[0]), own], -1)
+    probabilities = scores.softmax(-1)
+    if dropout:
+        probabilities = F.dropout(probabilities, dropout)
+    of_image, of_text = probabilities.split([cells, keys.shape[2]], -1)
+    looked = torch.matmul(side_by_side(of_image, n), visual_values)
+    return one_by_one(looked, queries.shape[0]) + torch.matmul(of_text, values)
+
+
+def side_by_side(rows: Tensor, n: int) -> Tensor:
+    """``[n * c, heads, q, w]`` to ``[n, heads, c * q, w]``."""
+    if rows.shape[0] == n:
+        return rows
+    _, heads, q, width = rows.shape
+    return rows.view(n, -1, heads, q, width).transpose(1, 2).reshape(n, heads, -1, width)
+
+
+def one_by_one(rows: Tensor, count: int) -> Tensor:
+    """:func:`side_by_side` undone: ``[n, heads, c * q, w]`` to ``[count, heads, q, w]``, ``count`` being n * c."""
+    if rows.shape[0] == count:
+        return rows
+    n, heads, length, width = rows.shape
+    c = count // n
+    return rows.view(n, heads, c, length // c, width).transpose(1, 2).reshape(count, heads, -1, width)
+
+
 class Projection(nn.Linear):
     """Queries, keys and values from one matrix, so that a stream which needs all three pays for one product; a
     stream that needs only some of them uses a slice of the matrix."""
@@ -128,10 +175,36 @@ class Attention(nn.Module):
         self, states: Tensor, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None
     ) -> Tensor:
         """Return LayerNorm(states + output(attention)), ``[n, length, h]``."""
-        dropout = self.dropout if self.training else 0.0
-        mixed = scaled_dot_product(queries, keys, values, bias, dropout, self.fused)
+        return self.added(states, scaled_dot_product(queries, keys, values, bias, self.dropping, self.fused))
+
+    @property
+    def dropping(self) -> float:
+        """The chance with which an attention probability is dropped now."""
+        return self.dropout if self.training else 0.0
+
+    def added(self, states: Tensor, mixed: Tensor) -> Tensor:
+        """LayerNorm(states + output(mixed)), ``[n, length, h]``, of mixed values ``[n, heads, length, d]``."""
         mixed = mixed.transpose(1, 2).reshape(states.shape)
-        return self.norm(states + F.dropout(self.output(mixed), dropout, self.training))
+        return self.norm(states + F.dropout(self.output(mixed), self.dropping, self.training))
+
+    def beside(
+        self,
+        states: Tensor,
+        image: tuple[Tensor, Tensor],
+        bias: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of texts ``[n * c, t, h]`` over themselves, cached positions before them included, and over their image,
+        whose keys and values are given (:func:`attention_beside`). With ``rows`` ``[n * c, p, h]`` only at these of them."""
+        if rows is None:
+            rows = states
+            queries, keys, values = self.project(states)
+        else:
+            queries, (keys, values) = self.queries(rows), self.keys_values(states)
+        if cache is not None:
+            keys, values = cache.append(keys, values)
+        return self.added(rows, attention_beside(queries, image, keys, values, bias, self.dropping))
 
     def forward(
         self, states: Tensor, bias: Tensor | None = None, cache: KeyValueCache | None = None
@@ -141,3 +214,16 @@ class Attention(nn.Module):
         if cache is not None:
             keys, values = cache.append(keys, values)
         return self.attend(states, queries, keys, values, bias)
+
+
+def attention_scores(attention: Attention, states: Tensor, keys: Tensor) -> Tensor:
+    """Return the scores before the softmax of ``states`` ``[n, t, h]`` and ``keys`` ``[n, heads, k, d]``: float32
+    ``[n, heads, t, k]``."""
+    queries = attention.queries(states)
+    return queries.float() @ keys.float().transpose(-1, -2) / math.sqrt(queries.shape[-1])
+
+
+def attention_weights(attention: Attention, states: Tensor, keys: Tensor) -> Tensor:
+    """Return what ``states`` ``[n, t, h]`` attend to among ``keys`` ``[n, heads, k, d]``, mean over heads: float32 ``[n, t, k]``,
+    every row of which sums to 1."""
+    return attention_scores(attention, states, keys).softmax(-1).mean(1)

@@ -10,6 +10,11 @@ from diptych.model.errors import UserError
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 SIZES = ("smoke", "toybox", "base")
+# the numbers of layers that each has
+ARCHITECTURES = {
+    "two_streams": ("language_layers", "visual_layers", "cross_layers"),
+    "single_stream": ("layers",),
+}
 CODE_HEADS = ("linear", "features", "codebook")
 CAPTION_ATTENTIONS = ("prefix", "masked")
 LARGEST = 2**31 - 1  # of any size: what tensors can be told
@@ -18,9 +23,9 @@ IMAGE_FEATURES = ("two_level", "dense", "discrete")
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Shape of a :class:`diptych.model.networks.two_streams.UnifiedTransformer`.
+    """Shape of a :class:`diptych.model.networks.unified.UnifiedTransformer`.
 
-    The size ``base`` is the paper's (UMT 5.1; LXMERT's 9 language, 5 visual and 5 cross-modality layers). The
+    The size ``base`` of two streams is the paper's (UMT 5.1; LXMERT's 9 language, 5 visual and 5 cross-modality layers). The
     papers count it as 228 M parameters: language layers 63.8 M + cross-modality layers 82.7 M + visual layers
     35.4 M + word embedding, tied with the word head, 23.4 M + code head 22.7 M. They leave out 2.6 M: position
     and token-type tables (0.4 M), the visual embedding (1.6 M) and the word head's transform (0.6 M).
@@ -29,9 +34,11 @@ class TransformerConfig:
         hidden_size: width of both streams.
         attention_heads: heads of every attention; divides ``hidden_size``.
         intermediate_size: width of the feed-forward networks.
-        language_layers: layers that see only text.
+        architecture: ``two_streams`` (LXMERT's) or ``single_stream`` (UNITER's).
+        language_layers: of two streams, layers that see only text.
         visual_layers: layers that see only the image.
         cross_layers: cross-modality layers.
+        layers: of a single stream, layers over text and image.
         vocab_size: number of word pieces.
         codebook_size: number of codes, K.
         feature_dim: width of a grid feature and of a codebook vector, D.
@@ -45,7 +52,7 @@ class TransformerConfig:
             reference implementation) or ``codebook`` (H to D, then the products with the frozen centroids).
         initial_std: standard deviation of the initial weights.
         caption_attention: the scheme by which the weights were, or are to be, trained to caption: ``masked`` (the
-            papers') or ``prefix`` (:mod:`diptych.model.networks.two_streams` explains both). Any weights fit either, so it
+            papers') or ``prefix`` (:mod:`diptych.model.networks.unified` explains both). Any weights fit either, so it
             can be changed; trainings and decoders follow it.
         image_features: in the same way, what the weights were trained to see of pictures: ``two_level`` (UMT 3.2), or
             ``dense`` or ``discrete``, with which the paper compares it (:mod:`diptych.model.image_features`).
@@ -60,9 +67,6 @@ class TransformerConfig:
     hidden_size: int
     attention_heads: int
     intermediate_size: int
-    language_layers: int
-    visual_layers: int
-    cross_layers: int
     vocab_size: int
     codebook_size: int
     feature_dim: int
@@ -73,6 +77,11 @@ class TransformerConfig:
     code_head: str
     initial_std: float
     caption_attention: str
+    architecture: str = "two_streams"
+    language_layers: int = 0
+    visual_layers: int = 0
+    cross_layers: int = 0
+    layers: int = 0
     image_features: str = "two_level"
     answers: int = 0
     matching: bool = False
@@ -101,6 +110,15 @@ class TransformerConfig:
                 f"transformer config: attention_heads ({self.attention_heads}) must divide "
                 f"hidden_size ({self.hidden_size})"
             )
+        if self.architecture not in ARCHITECTURES:
+            raise UserError(
+                f"transformer config: architecture {self.architecture!r} is not one of {tuple(ARCHITECTURES)}"
+            )
+        for architecture, counts in ARCHITECTURES.items():
+            for name in counts:
+                if (getattr(self, name) > 0) != (architecture == self.architecture):
+                    needed = "must be at least 1" if architecture == self.architecture else "must be 0"
+                    raise UserError(f"transformer config: {name} of {self.architecture} {needed}")
         if self.object_classes and not self.regresses:
             raise UserError(
                 "transformer config: object_classes need regresses: their head reads predicted features"
@@ -157,11 +175,13 @@ def read_config(path: Path, **sizes: int) -> TransformerConfig:
     return TransformerConfig(**values)
 
 
-def named_config(name: str, **sizes: int) -> TransformerConfig:
-    """Return the size ``name`` of ``configs/`` (toybox, smoke, base), completed by what the data decides.
+def named_config(name: str, architecture: str = "two_streams", **sizes: int) -> TransformerConfig:
+    """Return the size ``name`` of ``configs/`` (toybox, smoke, base) of an architecture, completed by what the data decides.
 
     ``toybox`` and ``smoke`` need ``vocab_size``, ``codebook_size`` and ``feature_dim``.
     """
     if name not in SIZES:
         raise UserError(f"unknown transformer size {name!r}; known sizes: {', '.join(SIZES)}")
-    return read_config(CONFIG_FOLDER / f"{name}.json", **sizes)
+    if architecture not in ARCHITECTURES:
+        raise UserError(f"unknown architecture {architecture!r}; known ones: {', '.join(ARCHITECTURES)}")
+    return read_config(CONFIG_FOLDER / f"{architecture}_{name}.json", **sizes)

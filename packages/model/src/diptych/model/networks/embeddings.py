@@ -48,11 +48,13 @@ class VisualEmbedding(nn.Module):
     the identity, as imported checkpoints expect. A learned mask feature stands in for cells that are to be predicted.
     """
 
+    box_sizes = 4
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.features = nn.Linear(config.feature_dim, config.hidden_size)
         self.features_norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPSILON)
-        self.boxes = nn.Linear(4, config.hidden_size)
+        self.boxes = nn.Linear(self.box_sizes, config.hidden_size)
         self.rows, self.columns = (
             nn.Embedding(config.grid_size, config.hidden_size) if config.cell_positions else None
             for _ in range(2)
@@ -61,12 +63,17 @@ class VisualEmbedding(nn.Module):
         # Not zero: LayerNorm of a zero vector has gradients of the order of 1e6.
         self.mask_feature = nn.Parameter(torch.randn(config.feature_dim))
         self.dropout = config.dropout
-        self.register_buffer("grid_boxes", grid_boxes(config.grid_size))
+        self.register_buffer("grid_boxes", grid_boxes(config.grid_size, self.box_sizes))
         self.register_buffer("feature_mean", torch.zeros(config.feature_dim))
         self.register_buffer("feature_scale", torch.ones(()))
 
     def forward(self, features: Tensor, masked: Tensor | None = None) -> Tensor:
         """Embed features ``[n, v, D]``; cells where ``masked`` (bool ``[n, v]``) hold the mask feature."""
+        states, boxes = self.parts(features, masked)
+        return F.dropout((states + boxes) / 2, self.dropout, self.training)
+
+    def parts(self, features: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Normed features ``[n, v, h]`` and boxes ``[v, h]``."""
         if masked is None:
             states = self.project(features)
         else:
@@ -76,18 +83,35 @@ class VisualEmbedding(nn.Module):
         positions = self.boxes(self.grid_boxes)
         if self.rows is not None and self.columns is not None:
             positions = positions + (self.rows.weight[:, None] + self.columns.weight).flatten(0, 1)
-        states = states + self.boxes_norm(positions)
-        return F.dropout(states / 2, self.dropout, self.training)
+        return states, self.boxes_norm(positions)
 
     def project(self, features: Tensor) -> Tensor:
         """LayerNorm(dense(features)) of ``[..., D]``, without the boxes: ``[..., h]``."""
         return self.features_norm(self.features((features - self.feature_mean) / self.feature_scale))
 
 
-def grid_boxes(grid_size: int) -> Tensor:
-    """Return the cells' normalised boxes (x0, y0, x1, y1), float32 ``[grid_size ** 2, 4]``, row-major from the top
-    left."""
+class TypedVisualEmbedding(VisualEmbedding):
+    """UNITER's: LayerNorm(LayerNorm(dense(features)) + LayerNorm(dense(boxes)) + token type of images), then dropout; boxes have
+    width, height and area beside their corners (UNITER 3.1)."""
+
+    box_sizes = 7
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPSILON)
+
+    def embed(self, features: Tensor, masked: Tensor | None, image_type: Tensor) -> Tensor:
+        """Embed features as :meth:`VisualEmbedding.forward`; ``image_type`` ``[h]`` is the text embedding's token type 1."""
+        states, boxes = self.parts(features, masked)
+        return F.dropout(self.norm(states + (boxes + image_type)), self.dropout, self.training)
+
+
+def grid_boxes(grid_size: int, sizes: int = 4) -> Tensor:
+    """Return the cells' normalised boxes, float32 ``[grid_size ** 2, sizes]``, row-major from the top left: the first ``sizes``
+    of x0, y0, x1, y1, width, height, area."""
     starts = torch.arange(grid_size) / grid_size
     y, x = torch.meshgrid(starts, starts, indexing="ij")
     corners = torch.stack([x, y], -1).view(-1, 2)
-    return torch.cat([corners, corners + 1 / grid_size], 1)
+    boxes = torch.cat([corners, corners + 1 / grid_size], 1)
+    width_height = boxes[:, 2:] - boxes[:, :2]
+    return torch.cat([boxes, width_height, width_height.prod(1, keepdim=True)], 1)[:, :sizes]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diptych.model.decoding.answer import answer_logits
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diptych.model.decoding.answer import question_states
 from diptych.model.errors import UserError
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer
 
 MASKED_SHARE = 0.15  # of words, and of cells where these are masked one by one

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from diptych.eval.scorers.clip_score import PROMPT
 from diptych.model.decoding.caption import word_log_probabilities
 from diptych.model.decoding.paint import PaintText, mask_predict_counts
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.objectives.token import hidden_words
 from diptych.model.pixels import to_unit_range
 from diptych.model.tokenizer import CaptionTokenizer

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diptych.model.decoding.caption import encode_images
 from diptych.model.decoding.decisions import PAPER, Decisions
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.objectives.answers import answer_loss
 from diptych.model.tokenizer import CaptionTokenizer
 

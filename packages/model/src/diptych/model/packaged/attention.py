@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from diptych.model.networks.attention import Attention, causal_bias, padding_bias
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.attention import causal_bias, padding_bias
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer
 
 
@@ -22,14 +21,6 @@ class WordAttention:
 
     words: tuple[str, ...]
     weights: Tensor
-
-
-def attention_weights(attention: Attention, states: Tensor, keys: Tensor) -> Tensor:
-    """Return what ``states`` ``[n, t, h]`` attend to, mean over heads: float32 ``[n, t, k]``; ``keys``
-    ``[n, heads, k, d]``."""
-    queries = attention.queries(states)
-    scores = queries.float() @ keys.float().transpose(-1, -2) / math.sqrt(queries.shape[-1])
-    return scores.softmax(-1).mean(1)
 
 
 @torch.no_grad()
@@ -48,42 +39,17 @@ def piece_attention(
     The model should be in eval mode.
     """
     if model.config.caption_attention == "prefix":
-        return prefix_attention(model, images, ids[:, :-1], causal_bias(ids.shape[1] - 1, ids.device))
+        bias = causal_bias(ids.shape[1] - 1, ids.device)
+        return model.prefix_attention(ids[:, :-1], bias, model.visual_keys_values(images))
     masks = ids.new_full((len(ids), 1), tokenizer.mask)
     steps = range(1, ids.shape[1])
     return torch.stack(
         [
-            masked_attention(model, images[0], torch.cat([ids[:, :step], masks], 1), None)[:, -1]
+            model.masked_attention(torch.cat([ids[:, :step], masks], 1), None, images[0])[:, -1]
             for step in steps
         ],
         1,
     )
-
-
-def prefix_attention(model: UnifiedTransformer, images: list[Tensor], ids: Tensor, bias: Tensor) -> Tensor:
-    """One pass over ``ids`` ``[n, t]`` of which ``bias`` hides some from others: float32 ``[n, t, cells]``."""
-    text = model.text_embedding(ids)
-    for layer in model.language_layers:
-        text = layer(text, bias)
-    total = torch.zeros((), device=ids.device)
-    for layer, pair in zip(model.cross_layers, model.visual_keys_values(images), strict=True):
-        total = total + attention_weights(layer.cross_attention, text, pair[0])
-        text = layer.text_from_visual(text, bias, pair)
-    return total / len(model.cross_layers)
-
-
-def masked_attention(
-    model: UnifiedTransformer, visual: Tensor, ids: Tensor, visible: Tensor | None
-) -> Tensor:
-    """One pass over ``ids`` ``[n, t]``, ``visible`` bool ``[n, t]`` (None: all), where both streams see each other:
-    float32 ``[n, t, cells]``."""
-    text, bias = model.encode_text(ids, visible)
-    total = torch.zeros((), device=ids.device)
-    for layer in model.cross_layers:
-        keys = layer.cross_attention.keys_values(visual)[0]
-        total = total + attention_weights(layer.cross_attention, text, keys)
-        text, visual = layer(text, bias, visual)
-    return total / len(model.cross_layers)
 
 
 @torch.no_grad()
@@ -95,9 +61,9 @@ def question_attention(
     heads of each cross-modality layer, then over the layers. A word's is the mean of its pieces'."""
     visible = ids != tokenizer.pad
     if model.config.caption_attention == "prefix":
-        weights = prefix_attention(model, images, ids, padding_bias(visible))
+        weights = model.prefix_attention(ids, padding_bias(visible), model.visual_keys_values(images))
     else:
-        weights = masked_attention(model, images[0], ids, visible)
+        weights = model.masked_attention(ids, visible, images[0])
     counts = visible.sum(1) - 2  # without [CLS] and [SEP]
     return [
         grouped(tokenizer, row[1 : count + 1].tolist(), own[1 : count + 1])

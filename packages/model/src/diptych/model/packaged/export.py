@@ -32,7 +32,7 @@ from diptych.model.decoding.schedules import schedule_counts
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input
 from diptych.model.networks.image_generator import ImageGenerator
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer
 
 CAPTIONER_FILE, PAINTER_FILE, GENERATOR_FILE = "captioner.pt2", "painter.pt2", "image_generator.pt2"

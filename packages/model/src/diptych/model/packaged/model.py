@@ -14,8 +14,9 @@ from diptych.features.errors import UserError as FeaturesError
 from diptych.model.answer_table import AnswerTable, load_answer_table
 from diptych.model.errors import UserError
 from diptych.model.inference.image_generator import InferenceImageGenerator
-from diptych.model.inference.transformer import InferenceTransformer
+from diptych.model.inference.transformer import inference_transformer
 from diptych.model.networks.image_generator import load_image_generator
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.packaged.answering import Answer, AnsweringPart, Verdict, two_of
 from diptych.model.packaged.attention import WordAttention
 from diptych.model.packaged.captioning import Caption, CaptionChanges, CaptioningPart
@@ -74,7 +75,7 @@ class Diptych:
         self,
         folder: Path,
         config: PackageConfig,
-        transformer: InferenceTransformer,
+        transformer: UnifiedTransformer,
         tokenizer: CaptionTokenizer,
         codebook: Tensor,
         generator: InferenceImageGenerator,
@@ -140,7 +141,7 @@ class Diptych:
         return cls(
             folder,
             config,
-            InferenceTransformer(model, dtype),
+            inference_transformer(model, dtype),
             tokenizer,
             codebook.float(),
             InferenceImageGenerator(generator),

@@ -18,7 +18,7 @@ from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.decoding.paint import FixedCells, Paintings
 from diptych.model.image_features import caption_input
 from diptych.model.inference.image_generator import InferenceImageGenerator
-from diptych.model.inference.transformer import InferenceTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.packaged.attention import WordAttention, question_attention, word_attention
 from diptych.model.packaged.machine import Machine
 from diptych.model.tokenizer import CaptionTokenizer
@@ -83,7 +83,7 @@ class UnifiedCaptionDecoder:
     """Captions by the transformer (:class:`diptych.model.packaged.captioning.CaptionDecoder`)."""
 
     def __init__(
-        self, transformer: InferenceTransformer, tokenizer: CaptionTokenizer, images: GridTokenizer
+        self, transformer: UnifiedTransformer, tokenizer: CaptionTokenizer, images: GridTokenizer
     ) -> None:
         self.transformer, self.tokenizer, self.images = transformer, tokenizer, images
 
@@ -107,7 +107,7 @@ class UnifiedPaintDecoder:
     """Paintings by the transformer (:class:`diptych.model.packaged.painting.PaintDecoder`)."""
 
     def __init__(
-        self, transformer: InferenceTransformer, tokenizer: CaptionTokenizer, codebook: Tensor, length: int
+        self, transformer: UnifiedTransformer, tokenizer: CaptionTokenizer, codebook: Tensor, length: int
     ) -> None:
         """``codebook``: float32 ``[K, D]`` on the device; ``length``: of encoded captions, [CLS] and [SEP]
         included."""

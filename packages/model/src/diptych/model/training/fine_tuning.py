@@ -15,7 +15,7 @@ from diptych.model.decoding.answer import statement_logits
 from diptych.model.decoding.caption import encode_images
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input, caption_rows
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import check_codebook
 from diptych.model.tokenizer import CaptionTokenizer

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from diptych.model.answer_table import AnswerTable
 from diptych.model.errors import UserError
+from diptych.model.networks.architectures import build_transformer
 from diptych.model.networks.config import TransformerConfig, named_config
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.pretrained import load_transformer
 from diptych.model.tokenizer import CaptionTokenizer, build_tokenizer
 
@@ -22,6 +23,7 @@ MOST_UNKNOWN = 0.01
 
 def random_transformer(
     network: str,
+    architecture: str,
     caption_attention: str,
     image_features: str,
     texts: Sequence[str],
@@ -31,14 +33,16 @@ def random_transformer(
     answers: int = 0,
     **heads: Any,
 ) -> tuple[UnifiedTransformer, CaptionTokenizer]:
-    """Build the named size ``network`` for a codebook float32 ``[K, D]`` and a vocabulary from the training captions, with
+    """Build the named size ``network`` of an architecture for a codebook float32 ``[K, D]`` and a vocabulary from the training captions, with
     ``answers`` in its answer table also from the training questions (:func:`diptych.model.tokenizer.build_tokenizer`).
     ``heads``: other heads, as :class:`TransformerConfig` names them."""
     tokenizer = build_tokenizer(texts, min_count)
     codes, width = codebook.shape
     torch.manual_seed(seed)
-    config = named_config(network, vocab_size=len(tokenizer), codebook_size=codes, feature_dim=width)
-    model = UnifiedTransformer(
+    config = named_config(
+        network, architecture, vocab_size=len(tokenizer), codebook_size=codes, feature_dim=width
+    )
+    model = build_transformer(
         replace(
             config,
             caption_attention=caption_attention,
@@ -54,6 +58,7 @@ def random_transformer(
 def initial_transformer(
     folder: Path,
     network: str,
+    architecture: str,
     caption_attention: str,
     image_features: str,
     captions: Sequence[str],
@@ -61,7 +66,7 @@ def initial_transformer(
 ) -> tuple[UnifiedTransformer, CaptionTokenizer]:
     """Load the model directory ``folder`` to train it further on these ``captions`` and this codebook.
 
-    Its sizes must be those of ``network``; ``caption_attention`` and ``image_features`` may differ from what it was trained
+    Its architecture and sizes must be those of ``architecture`` and ``network``; ``caption_attention`` and ``image_features`` may differ from what it was trained
     with. What else its config decides (dropout, the kind of code head) stays. So do the statistics of its visual input, which for imported
     checkpoints are the identity.
 
@@ -71,18 +76,18 @@ def initial_transformer(
     """
     model, tokenizer, own = load_transformer(folder)
     wanted = named_config(
-        network, vocab_size=len(tokenizer), codebook_size=own.shape[0], feature_dim=own.shape[1]
+        network, architecture, vocab_size=len(tokenizer), codebook_size=own.shape[0], feature_dim=own.shape[1]
     )
     different = [
         f"{field.name} {getattr(model.config, field.name)} instead of {getattr(wanted, field.name)}"
         for field in fields(TransformerConfig)
-        if field.type == "int"
+        if (field.type == "int" or field.name == "architecture")
         and field.name != "answers"
         and getattr(model.config, field.name) != getattr(wanted, field.name)
     ]
     if different:
         raise UserError(
-            f"initial: {folder} is not of the size {network}: {', '.join(different)}; name its size as network"
+            f"initial: {folder} is not of the size {network}: {', '.join(different)}; name its size as network and its architecture"
         )
     if own.shape != codebook.shape or not torch.allclose(own, codebook, rtol=1e-3, atol=1e-5):
         shapes = (
@@ -121,7 +126,7 @@ def with_heads(
     """
     torch.manual_seed(seed)
     rows = len(answers) if answers else 0
-    new = UnifiedTransformer(replace(model.config, answers=rows, matching=matching, pairs=pairs))
+    new = build_transformer(replace(model.config, answers=rows, matching=matching, pairs=pairs))
     weights = new.state_dict()
     old = model.state_dict()
     if answers and known and answers.answers != known.answers:

@@ -14,7 +14,7 @@ from torch import Tensor
 from diptych.features.order import batch_indices
 from diptych.model.decoding.caption import encode_images
 from diptych.model.errors import UserError
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.objectives.pretraining import (
     MASKED_SHARE,
     bernoulli_mask,

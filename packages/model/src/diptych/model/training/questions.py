@@ -14,7 +14,7 @@ from diptych.model.decoding.answer import answer_logits
 from diptych.model.decoding.caption import encode_images
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.objectives.answers import answer_loss, answer_score_loss
 from diptych.model.precision import autocast_context
 from diptych.model.tokenizer import CaptionTokenizer

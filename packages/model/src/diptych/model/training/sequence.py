@@ -15,7 +15,7 @@ from diptych.model.decoding.caption import encode_images, next_word_of, write_ca
 from diptych.model.decoding.noise import sample_seeds
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input, caption_rows
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.objectives.sequence import (
     GumbelSoftmax,
     Scorer,

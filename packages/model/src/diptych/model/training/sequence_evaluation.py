@@ -19,7 +19,7 @@ from diptych.model.decoding.caption import decode_captions, encode_images
 from diptych.model.decoding.paint import paint_codes
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input, caption_rows
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.objectives.sequence import Scorer
 from diptych.model.pixels import to_unit_range
 from diptych.model.precision import autocast_context

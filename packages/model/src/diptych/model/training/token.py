@@ -12,7 +12,7 @@ from torch import Tensor
 from diptych.features.order import batch_indices
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input, caption_rows, painting_shows_features
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.objectives.token import (
     caption_and_answer_losses,
     paint_loss,

@@ -14,7 +14,7 @@ from diptych.model.decoding.answer import answer_logits
 from diptych.model.decoding.caption import decode_captions, encode_images
 from diptych.model.decoding.paint import paint_codes
 from diptych.model.image_features import caption_input, caption_rows, painting_shows_features
-from diptych.model.networks.two_streams import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.objectives.token import (
     caption_and_answer_losses,
     paint_loss,
