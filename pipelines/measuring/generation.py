@@ -13,26 +13,27 @@ from diptych.features.images import read_image
 from diptych.features.questions import questions_of, read_questions
 from diptych.features.shards.reading import ShardDataset
 from diptych.model.answer_table import load_answer_table
-from diptych.model.decoding.clip_rerank import rerank_captions, rerank_paintings
-from diptych.model.decoding.decode import caption_images, paint_captions
+from diptych.model.decoding.clip_rerank import rerank_captions
+from diptych.model.decoding.decode import caption_images
 from diptych.model.decoding.options import AnswerOptions, CaptionOptions, PaintOptions
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input, caption_rows
 from diptych.model.networks.image_generator import load_image_generator
-from diptych.model.pixels import png, to_uint8
+from diptych.model.pixels import png
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import load_transformer
 from pipelines.measuring.answers import QUESTIONS, answered_rows, answers_schema
 from pipelines.measuring.clips import read_clip
+from pipelines.measuring.painters import CodePainter, FeaturePainter, Painter
 from pipelines.runner.params import at_least
 from pipelines.runner.stage import Stage
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
 
 
 TRANSFORMER = Path("models/sequence")
+IMAGE_GENERATOR = Path("models/image_generator")
 
 
 @dataclass(frozen=True)
@@ -157,25 +158,29 @@ def generate(
     to_caption: set[str],
     to_paint: set[str],
     transformer: Path = TRANSFORMER,
+    image_generator: Path = IMAGE_GENERATOR,
 ) -> Iterator[list[dict]]:
     """Rows of the output, a batch at a time; an item's noise depends on the seed and its number in its split only.
 
-    A column of what a picture is not in the set for is missing.
+    A column of what a picture is not in the set for is missing. image_generator: of what the transformer paints, codes or
+    features.
     """
     import torch
     from tqdm import tqdm
 
     device = stage.device
     model, tokenizer, codebook = load_transformer(transformer, device)
-    generator = load_image_generator(Path("models/image_generator"), device)
+    generator = load_image_generator(image_generator, device)
     reranks = params.caption.samples > 1 or params.paint.samples > 1
     scorer = read_clip(Path("models/scorer"), device) if reranks else None
+    painter: Painter = (
+        FeaturePainter(model, tokenizer, generator, params.paint)
+        if model.config.regresses
+        else CodePainter(model, tokenizer, generator, codebook, params.paint, scorer)
+    )
 
     def seeds(indices: list[int]) -> list[int]:
         return [stage.seed * 1_000_003 + index for index in indices]
-
-    def drawn(codes: Tensor) -> Tensor:
-        return generator(codebook[codes]).float()
 
     def captions(dataset: ShardDataset, indices: list[int]) -> list[dict]:
         rows = torch.from_numpy(caption_rows(model.config, dataset)(indices)).to(device)
@@ -195,20 +200,13 @@ def generate(
         # each picture's captions take turns, so that the painted ones are a fair sample of all
         references = [dataset.captions(index) for index in indices]
         prompts = [texts[index % len(texts)] for index, texts in zip(indices, references, strict=True)]
-        options = params.paint
         ids = tokenizer.encode(prompts, params.caption.length).to(device)
-        paintings = paint_captions(model, tokenizer, codebook, ids, options, seeds(indices), keep_steps=True)
-        if scorer is not None and options.samples > 1:
-            paintings = rerank_paintings(paintings, options.samples, prompts, drawn, scorer).best
-        codes, steps = paintings.codes, paintings.steps
-        assert steps is not None
-        real_codes = torch.from_numpy(dataset.codes(indices)).to(device)
-        painted, reconstruction = (to_uint8(drawn(c).cpu()) for c in (codes, real_codes))
+        painted, paintings = painter.paint(prompts, ids, seeds(indices))
+        reconstruction = painter.repaint(dataset, indices)
         return [
             {
                 "prompt": prompt,
-                "codes": codes[row].cpu().numpy().astype("<u2").tobytes(),
-                "steps": steps[row].cpu().numpy().astype("<i4").tobytes(),
+                **paintings[row],
                 "painted": png(painted[row]),
                 "reconstruction": png(reconstruction[row]),
             }

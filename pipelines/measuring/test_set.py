@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.measuring.figures import EMBEDDINGS, EvaluateParams, measure
 from pipelines.measuring.generation import (
+    IMAGE_GENERATOR,
     EvaluationSet,
     GenerateParams,
     Sample,
@@ -44,14 +45,15 @@ def measured_model(
     pictures: Sample | None = None,
     evaluation: EvaluateParams | None = None,
     embeddings: Path = EMBEDDINGS,
+    image_generator: Path = IMAGE_GENERATOR,
 ) -> Iterator[Measured]:
     """Write the table of captions and paintings that the model directory `transformer` makes of the test set, and measure
     it. Inside the block the table is there; after it, it is removed, being large. The seeds of decoding and of R-precision
     are the pipeline's, the same for all models.
 
     paint, evaluation: other options than those of the sections `generate` and `evaluate`. guidance: in the place of that of
-    the options of painting. pictures: those to caption and to paint, in the place of `generate.sets.test`. embeddings:
-    as of `pipelines.measuring.figures.measure`.
+    the options of painting. pictures: those to caption and to paint, in the place of `generate.sets.test`. image_generator: of what
+    the model paints. embeddings: as of `pipelines.measuring.figures.measure`.
     """
     stage, generation = stages.read_stage("generate", GenerateParams)
     evaluation = evaluation or stages.read_stage("evaluate", EvaluateParams)[1]
@@ -63,7 +65,8 @@ def measured_model(
     shards, to_caption, to_paint = pictures_of(wanted, stage.seed)
     table.parent.mkdir(parents=True, exist_ok=True)
     batches = generate(
-        stage, generation, shards, to_caption if captions else set(), to_paint if paintings else set(), transformer
+        stage, generation, shards, to_caption if captions else set(), to_paint if paintings else set(), transformer,
+        image_generator,
     )  # fmt: skip
     try:
         write_rows(table, batches)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diptych.eval.answers.gqa import measure_gqa
@@ -57,7 +58,8 @@ def main(stage: Stage, params: Params) -> None:
         asked = about_pictures_of(shards, questions_in(task, SPLIT), task)
         measured = MeasuredTask(task, [question_of(row) for row in asked], stage.seed)
         for start in params.starts:
-            answers = answers_of(stage, params, task, start, shards, asked)
+            folder, wanted = model_folder(task, start), params.fine_tuning[task]
+            answers = answers_of(stage, wanted, folder, shards, asked, params.batch_size)
             scores = measured.add(answers, "" if start == "pretrained" else f"{start}.")
             answered += [
                 {
@@ -160,20 +162,19 @@ def about_pictures_of(
 
 def answers_of(
     stage: Stage,
-    params: Params,
-    task: Task,
-    start: str,
+    wanted: FineTuneParams,
+    folder: Path,
     shards: ShardDataset,
     asked: Sequence[Mapping[str, Any]],
+    batch_size: int,
 ) -> dict[str, str]:
-    """The likeliest answer of a fine-tuned model to each question, by its id; "true" or "false" to statements."""
-    folder, wanted = model_folder(task, start), params.fine_tuning[task]
+    """The likeliest answer of the fine-tuned model in `folder` to each question, by its id; "true" or "false" to statements."""
     model, tokenizer, codebook = load_transformer(folder, stage.device)
     answers = load_answer_table(folder, model.config.answers)
     if answers is None:
         judge = StatementJudge(stage, wanted, model, tokenizer, codebook, shards)
-        return judge.judged(asked, params.batch_size)
-    options = wanted.length, params.batch_size
+        return judge.judged(asked, batch_size)
+    options = wanted.length, batch_size
     batches = answered_rows(stage, model, tokenizer, codebook, answers, {SPLIT: shards}, asked, *options)
     return {row["question_id"]: row["answers"][0] for rows in batches for row in rows}
 

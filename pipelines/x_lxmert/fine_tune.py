@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diptych.features.shards.reading import ShardDataset
@@ -14,51 +15,60 @@ from diptych.model.training.processes import current_processes
 from diptych.model.training.questions import QuestionTable
 from pipelines.runner.processes import run, training_device
 from pipelines.runner.stage import Stage
-from pipelines.x_lxmert.params import PRETRAINED, SHARDS, Params, model_folder, questions_in
+from pipelines.x_lxmert.params import PRETRAINED, SHARDS, FineTuneParams, Params, model_folder, questions_in
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from diptych.model.networks.unified import UnifiedTransformer
     from diptych.model.tokenizer import CaptionTokenizer
+    from diptych.model.training.contracts import Record
 
 
 def main(stage: Stage, params: Params) -> None:
     """Train on the train split's questions; write the model directory models/x_lxmert/<task>_<start> and the history."""
     task, start = stage.item["task"], stage.item["start"]
     with training_device(stage) as device:
-        wanted = params.fine_tuning[task]
-        train = ShardDataset(SHARDS, "train")
-        asked = questions_in(task, "train")
-        table = None
-        if wanted.answers is not None:
-            table = build_answer_table([row["answers"] for row in asked], wanted.answers.min_count)
-        model, tokenizer, codebook = starting_from(stage, start, table)
-        model.config = replace(model.config, caption_attention=wanted.attention)
-        questions: QuestionTable | StatementTable
-        if table is None:
-            questions = StatementTable(asked, train.keys, tokenizer, wanted.length)
-        else:
-            questions = QuestionTable(asked, train.keys, tokenizer, table, wanted.length)
-        record = fine_tune(
-            wanted.training,
-            model,
-            tokenizer,
-            codebook,
-            train,
-            questions,
-            stage.checkpoints(),
-            device,
-        )
+        model, record = train(stage, params.fine_tuning[task], task, start, PRETRAINED, device)
         if current_processes().rank > 0:
             return
         with stage.write(str(model_folder(task, start))) as folder:
-            save_transformer(folder, model, tokenizer, codebook, table)
+            save_transformer(folder, *model)
         stage.write_history(f"plots/x_lxmert/{task}_{start}.csv", record.history)
 
 
+def train(
+    stage: Stage, params: FineTuneParams, task: str, start: str, pretrained: Path, device: str
+) -> tuple[tuple[UnifiedTransformer, CaptionTokenizer, Tensor, AnswerTable | None], Record]:
+    """A fine-tuned model, its tokenizer, codebook and answer table, and its history. pretrained: the model directory to start
+    from, or with `start` random to have the network of."""
+    shards = ShardDataset(SHARDS, "train")
+    asked = questions_in(task, "train")
+    table = None
+    if params.answers is not None:
+        table = build_answer_table([row["answers"] for row in asked], params.answers.min_count)
+    model, tokenizer, codebook = starting_from(stage, start, pretrained, table)
+    model.config = replace(model.config, caption_attention=params.attention)
+    questions: QuestionTable | StatementTable
+    if table is None:
+        questions = StatementTable(asked, shards.keys, tokenizer, params.length)
+    else:
+        questions = QuestionTable(asked, shards.keys, tokenizer, table, params.length)
+    record = fine_tune(
+        params.training,
+        model,
+        tokenizer,
+        codebook,
+        shards,
+        questions,
+        stage.checkpoints(),
+        device,
+    )
+    return (model, tokenizer, codebook, table), record
+
+
 def starting_from(
-    stage: Stage, start: str, table: AnswerTable | None
+    stage: Stage, start: str, pretrained: Path, table: AnswerTable | None
 ) -> tuple[UnifiedTransformer, CaptionTokenizer, Tensor]:
     """The pretrained model with the head of the task, its tokenizer and codebook; of the start `random` the same network with
     weights drawn by the seed. table: of the answers; null for a head that reads two pictures."""
@@ -66,8 +76,8 @@ def starting_from(
 
     from diptych.model.networks.architectures import build_transformer
 
-    model, tokenizer, codebook = load_transformer(PRETRAINED)
-    known = load_answer_table(PRETRAINED, model.config.answers)
+    model, tokenizer, codebook = load_transformer(pretrained)
+    known = load_answer_table(pretrained, model.config.answers)
     if start == "random":
         torch.manual_seed(stage.seed)
         model, known = build_transformer(replace(model.config, answers=0)), None

@@ -22,53 +22,66 @@ from pipelines.x_lxmert.params import CODEBOOK, PRETRAINED, SHARDS, Params, ques
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from diptych.model.answer_table import AnswerTable
+    from diptych.model.networks.unified import UnifiedTransformer
+    from diptych.model.tokenizer import CaptionTokenizer
+    from diptych.model.training.contracts import Record
+
 DETECTOR = Path("models/detector")
 
 
 def main(stage: Stage, params: Params) -> None:
     """Train on the train split; write the model directory models/x_lxmert/pretrained and the history."""
-    import torch
-
     with training_device(stage) as device:
-        wanted = params.pretraining
-        train = ShardDataset(SHARDS, "train")
-        codebook = torch.from_numpy(load_codebook(CODEBOOK))
-        tasks = dict.fromkeys((*wanted.questions, *params.tasks))
-        rows = {task: questions_in(task, "train") for task in tasks}
-        asked = [row for task in wanted.questions for row in rows[task]]
-        table = build_answer_table([row["answers"] for row in asked], wanted.answers.min_count)
-        objects = None if wanted.training.discrete else object_logits(device)
-        model, tokenizer = random_transformer(
-            params.network,
-            params.architecture,
-            wanted.attention,
-            "two_level",
-            words_of_all_tasks(train, rows.values()),
-            params.tokenizer.min_count,
-            codebook,
-            stage.seed,
-            len(table),
-            matching=True,
-            regresses=not wanted.training.discrete,
-            object_classes=objects(codebook[:1].to(device)).shape[-1] if objects else 0,
-        )
-        questions = QuestionTable(asked, train.keys, tokenizer, table, wanted.training.text_length)
-        record = pretrain(
-            wanted.training,
-            model,
-            tokenizer,
-            codebook,
-            train,
-            questions,
-            stage.checkpoints(),
-            device,
-            objects,
-        )
+        model, record = train(stage, params, device)
         if current_processes().rank > 0:
             return
         with stage.write(str(PRETRAINED)) as folder:
-            save_transformer(folder, model, tokenizer, codebook, table)
+            save_transformer(folder, *model)
         stage.write_history("plots/x_lxmert/pretrain.csv", record.history)
+
+
+def train(
+    stage: Stage, params: Params, device: str
+) -> tuple[tuple[UnifiedTransformer, CaptionTokenizer, Tensor, AnswerTable], Record]:
+    """A pretrained model, its tokenizer, codebook and answer table, and its history."""
+    import torch
+
+    wanted = params.pretraining
+    shards = ShardDataset(SHARDS, "train")
+    codebook = torch.from_numpy(load_codebook(CODEBOOK))
+    tasks = dict.fromkeys((*wanted.questions, *params.tasks))
+    rows = {task: questions_in(task, "train") for task in tasks}
+    asked = [row for task in wanted.questions for row in rows[task]]
+    table = build_answer_table([row["answers"] for row in asked], wanted.answers.min_count)
+    objects = None if wanted.training.discrete else object_logits(device)
+    model, tokenizer = random_transformer(
+        params.network,
+        params.architecture,
+        wanted.attention,
+        "two_level",
+        words_of_all_tasks(shards, rows.values()),
+        params.tokenizer.min_count,
+        codebook,
+        stage.seed,
+        len(table),
+        matching=True,
+        regresses=not wanted.training.discrete,
+        object_classes=objects(codebook[:1].to(device)).shape[-1] if objects else 0,
+    )
+    questions = QuestionTable(asked, shards.keys, tokenizer, table, wanted.training.text_length)
+    record = pretrain(
+        wanted.training,
+        model,
+        tokenizer,
+        codebook,
+        shards,
+        questions,
+        stage.checkpoints(),
+        device,
+        objects,
+    )
+    return (model, tokenizer, codebook, table), record
 
 
 def words_of_all_tasks(train: ShardDataset, asked: Iterable[Iterable[Mapping[str, Any]]]) -> list[str]:

@@ -225,6 +225,31 @@ def test_learns_eight_images_and_keeps_the_colour_of_flat_ones() -> None:
     assert (painted.mean((2, 3)) - real.mean((2, 3)))[flat].abs().max() < 0.1
 
 
+def test_of_features_it_learns_what_no_code_tells() -> None:
+    """All pictures have the same codes and other features: a generator that reads features tells them apart, and only it."""
+
+    class Shades(Flags):
+        def codes(self, indices: Any) -> np.ndarray:
+            return np.zeros((len(indices), 64), np.int64)
+
+        def grid(self, indices: Any) -> np.ndarray:
+            return codebook(SMOKE.feature_dim)[torch.from_numpy(self.grids[indices])].numpy().astype(np.float16)
+
+    errors = {}
+    for reads in ("codes", "features"):
+        torch.manual_seed(0)
+        generator, flags = ImageGenerator(SMOKE), Shades(8)
+        config = training_config(steps=25, batch_size=8, learning_rate=1e-2, reads=reads)
+        train_image_generator(config, generator, codebook(SMOKE.feature_dim), flags, None)
+        grid = flags.grid(range(8)) if reads == "features" else codebook(SMOKE.feature_dim)[flags.codes(range(8))].numpy()
+        real = flags.images(range(8), 64).float() / 127.5 - 1
+        with torch.inference_mode():
+            errors[reads] = float((generator(torch.from_numpy(grid).float()) - real).abs().mean())
+    assert errors["features"] < 0.6 * errors["codes"], errors
+    with pytest.raises(UserError, match="reads must be one of codes, features"):
+        training_config(reads="pixels")
+
+
 @pytest.mark.parametrize("ema_decay", [0.0, 0.8])
 def test_resume_is_exact(ema_decay: float, tmp_path: Path) -> None:
     """With noise, spectral norm, shuffled batches, and the interruption in the second epoch."""

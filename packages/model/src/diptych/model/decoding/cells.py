@@ -116,6 +116,29 @@ def paint_in_order(
 
 
 @torch.no_grad()
+def paint_features_in_order(text: PaintText, order: Tensor) -> Tensor:
+    """Predict the grid features of one image per text in a given order: float32 ``[n, cells, D]``. As :func:`paint_in_order`,
+    where a step writes the features that the transformer predicts, and no code.
+
+    Args:
+        order: int64 ``[n, steps, cells at a time]``, which names every cell.
+
+    Raises:
+        UserError: the transformer has no head that regresses features.
+    """
+    config, (n, steps, _) = text.model.config, order.shape
+    masked = torch.ones(n, config.cells, dtype=torch.bool, device=order.device)
+    features = torch.zeros(n, config.cells, config.feature_dim, device=order.device)
+    rows = torch.arange(n, device=order.device)[:, None]
+    for step in range(steps):
+        positions = order[:, step]
+        masked[rows, positions] = True
+        features[rows, positions] = text.regressed(features, masked, positions)
+        masked[rows, positions] = False
+    return features
+
+
+@torch.no_grad()
 def paint_easiest_first(
     text: PaintText,
     codebook: Tensor,

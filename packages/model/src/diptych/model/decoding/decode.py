@@ -12,6 +12,7 @@ from diptych.model.decoding.beam import beam_search
 from diptych.model.decoding.caption import Captions, encode_images, next_word_of, write_captions
 from diptych.model.decoding.cells import (
     paint_easiest_first,
+    paint_features_in_order,
     paint_in_order,
     random_order,
     row_order,
@@ -143,11 +144,47 @@ def paint_captions(
         return mask_predict(text, codebook, schedule, temperature, noise, seeds, keep_steps, decisions, given)
     if options.method == "easiest":
         return paint_easiest_first(text, codebook, temperature, noise, seeds, keep_steps, given)
-    free = free_cells(text, codebook, given)
-    if options.method == "rows":
-        order = row_order(free)
-    elif options.method == "random":
-        order = random_order(free, seeds, options.extra_steps)
-    else:
-        order = sweep_order(free, seeds, options.sweeps, options.cells_at_once)
+    order = order_of(options, free_cells(text, codebook, given), seeds)
     return paint_in_order(text, codebook, order, temperature, seeds, keep_steps, given)
+
+
+@torch.no_grad()
+def paint_features(
+    model: UnifiedTransformer,
+    tokenizer: CaptionTokenizer,
+    ids: Tensor,
+    options: PaintOptions,
+    seeds: Sequence[int],
+) -> Tensor:
+    """Paint captions with a transformer that regresses features, as LXMERT would (X-LXMERT 4.1): float32 ``[n, cells, D]``, for
+    an image generator that was trained on features.
+
+    Args:
+        ids: int64 ``[n, t]`` from ``tokenizer.encode``.
+        options: methods ``rows`` and ``random`` alone, without guidance or temperature: a regression has one answer, without a
+            probability, so that neither confidences nor draws are to be had. After as many steps as there are cells
+            ``random`` goes on with cells that are painted, Gibbs sampling in the paper's words.
+        seeds: one whole number >= 0 per caption, of the order.
+
+    Raises:
+        UserError: another option, no caption, or a transformer that predicts codes. It should be in eval mode.
+    """
+    in_order = options.method in ("rows", "random")
+    if not in_order or options != PaintOptions(method=options.method, extra_steps=options.extra_steps):
+        raise UserError(
+            "a transformer that regresses features paints cell by cell, by method rows or random, without guidance, temperature "
+            "or samples"
+        )
+    text = PaintText(model, tokenizer, ids)
+    free = torch.ones(len(ids), model.config.cells, dtype=torch.bool, device=ids.device)
+    return paint_features_in_order(text, order_of(options, free, seeds))
+
+
+def order_of(options: PaintOptions, free: Tensor, seeds: Sequence[int]) -> Tensor:
+    """The order in which ``free`` cells (bool ``[n, cells]``) are painted one by one or some at a time, int64
+    ``[n, steps, cells at a time]``."""
+    if options.method == "rows":
+        return row_order(free)
+    if options.method == "random":
+        return random_order(free, seeds, options.extra_steps)
+    return sweep_order(free, seeds, options.sweeps, options.cells_at_once)

@@ -103,11 +103,7 @@ class PaintText:
     def logits(self, features: Tensor, masked: Tensor, positions: Tensor) -> Tensor:
         """Return guided logits float32 ``[n, p, K]`` at cells ``positions`` (int64 ``[n, p]``) of features
         ``[n or 1, cells, D]``, hidden where ``masked`` (bool ``[n, cells]``)."""
-        visual = self.model.encode_visual(features, masked)
-        projection = self.model.visual_projection(visual)  # serves both texts and, of one image, all captions
-        n = len(self.text)
-        visual = visual.expand(n, -1, -1)
-        projection = tuple(part.expand(n, -1, -1, -1) for part in projection)
+        visual, projection = self.seen(features, masked)
         logits = self.model.paint_logits(self.text, self.bias, visual, positions, projection).float()
         if self.guidance != 1:
             empty = self.model.paint_logits(
@@ -115,6 +111,28 @@ class PaintText:
             ).float()
             logits = empty + self.guidance * (logits - empty)
         return logits
+
+    def regressed(self, features: Tensor, masked: Tensor, positions: Tensor) -> Tensor:
+        """Return the grid features float32 ``[n, p, D]`` that a transformer with such a head predicts at cells; arguments as of
+        :meth:`logits`. There is no guidance: it is of logits.
+
+        Raises:
+            UserError: the transformer has no head that regresses features.
+        """
+        if self.model.feature_head is None:
+            raise UserError("this transformer has no head that regresses features: it predicts codes")
+        visual, projection = self.seen(features, masked)
+        states = self.model.visual_states(self.text, self.bias, visual, positions, projection)
+        embedding = self.model.visual_embedding
+        predicted = self.model.feature_head(states)
+        return (predicted * embedding.feature_scale + embedding.feature_mean).float()
+
+    def seen(self, features: Tensor, masked: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Visual states ``[n, cells, h]`` and their projection, which serves both texts and, of one image, all captions."""
+        visual = self.model.encode_visual(features, masked)
+        projection = self.model.visual_projection(visual)
+        n = len(self.text)
+        return visual.expand(n, -1, -1), tuple(part.expand(n, -1, -1, -1) for part in projection)
 
 
 def free_cells(text: PaintText, codebook: Tensor, given: FixedCells | None) -> Tensor:

@@ -33,6 +33,7 @@ from diptych.model.training.schedules import warmup_constant, warmup_cosine
 from diptych.model.training.state import fingerprint
 
 SCHEDULES = ("cosine", "constant")
+READS = ("codes", "features")
 # A history row shows collapse where a loss is so many times its best, or the hinge loss is so close to 0.
 COLLAPSED_LOSS = 3.0
 COLLAPSED_HINGE = 0.01
@@ -49,6 +50,9 @@ class ImageShards(Protocol):
 
     def codes(self, indices: Any) -> Any:
         """Codes, numpy int64 [n, 64]."""
+
+    def grid(self, indices: Any) -> Any:
+        """Grid features, numpy float16 [n, 64, D]."""
 
     def images(self, indices: Any, size: int) -> Tensor:
         """Images, uint8 [n, 3, size, size]."""
@@ -91,6 +95,8 @@ class ImageGeneratorTrainingConfig(LoopConfig):
     reconstruction_weight, perceptual_weight: weights of the two losses (D.5: 0 and 10).
     perceptual_shift: pixels by which both pictures move at random before the perceptual encoder, which keeps its
         strides from painting a grid (paper: 0; 3 suits a stride of 4).
+    reads: what it is to turn into pixels: "codes", their codebook vectors (X-LXMERT), or "features", the grid features
+        themselves, for a transformer that regresses those (LXMERT + Grid, X-LXMERT 4.2).
     object_weight: pixels inside an object's box count 1 + object_weight times as much in the reconstruction
         loss; 0 for all alike. A box over the whole image (scenery) does not count.
     game: the adversarial game, or None for reconstruction and perceptual loss alone.
@@ -109,6 +115,7 @@ class ImageGeneratorTrainingConfig(LoopConfig):
     reconstruction_weight: float
     perceptual_weight: float
     perceptual_shift: int = 0
+    reads: str = "codes"
     object_weight: float
     game: GameConfig | None = None
     evaluation: SampleConfig | None = None
@@ -118,6 +125,8 @@ class ImageGeneratorTrainingConfig(LoopConfig):
         check_at_least_one(self, "batch_size")
         if self.reconstruction not in ("l1", "huber"):
             raise UserError(f"reconstruction must be l1 or huber, is {self.reconstruction!r}")
+        if self.reads not in READS:
+            raise UserError(f"reads must be one of {', '.join(READS)}, is {self.reads!r}")
         if self.schedule not in SCHEDULES:
             raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}, is {self.schedule!r}")
         if self.game is not None and not 0 <= self.game.warm_start_steps < self.steps:
@@ -158,29 +167,37 @@ class ImageGeneratorTrainingConfig(LoopConfig):
 
 @dataclass(frozen=True)
 class Batch:
-    """Codes int64 [n, 64], pictures uint8 [n, 3, S, S] and weights of their pixels [n, 1, S, S] or None."""
+    """Codes int64 [n, 64], where they are read grid features float16 [n, 64, D], pictures uint8 [n, 3, S, S] and weights of their
+    pixels [n, 1, S, S] or None."""
 
     codes: Tensor
+    features: Tensor | None
     images: Tensor
     emphasis: Tensor | None
 
     def on(self, device: torch.device, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Codebook vectors [n, 64, D], pictures float [n, 3, S, S] in -1..1 and weights, on `device`."""
+        """Codebook vectors or features [n, 64, D], pictures float [n, 3, S, S] in -1..1 and weights, on `device`."""
         real = self.images.to(device).float().div_(127.5).sub_(1)
         real = real.contiguous(memory_format=torch.channels_last)
         return (
-            codebook[self.codes.to(device)],
+            codebook[self.codes.to(device)] if self.features is None else self.features.to(device).float(),
             real,
             None if self.emphasis is None else self.emphasis.to(device),
         )
 
 
-def read_batch(shards: ImageShards, indices: Sequence[int], size: int, object_weight: float) -> Batch:
+def read_batch(
+    config: ImageGeneratorTrainingConfig, shards: ImageShards, indices: Sequence[int], size: int
+) -> Batch:
     """The images `indices` at `size` pixels per side."""
-    emphasis = None
-    if object_weight > 0:
-        emphasis = object_emphasis([shards.meta(index) for index in indices], size, object_weight)
-    return Batch(torch.from_numpy(shards.codes(indices)), shards.images(indices, size), emphasis)
+    emphasis, features = None, None
+    if config.object_weight > 0:
+        metas = [shards.meta(index) for index in indices]
+        emphasis = object_emphasis(metas, size, config.object_weight)
+    if config.reads == "features":
+        features = torch.from_numpy(shards.grid(indices))
+    codes = torch.from_numpy(shards.codes(indices))
+    return Batch(codes, features, shards.images(indices, size), emphasis)
 
 
 class ImageGeneratorSteps:
@@ -204,7 +221,7 @@ class ImageGeneratorSteps:
         config = self.config
         indices = batch_indices(len(self.train), config.batch_size, config.seed, step).tolist()
         size = self.generator.config.image_size
-        return [read_batch(self.train, indices[rows], size, config.object_weight) for rows in self.rows]
+        return [read_batch(config, self.train, indices[rows], size) for rows in self.rows]
 
     def pieces(self, step: int, data: list[Batch]) -> list[Piece]:
         """The batch's loss is the mean over images."""
@@ -353,7 +370,7 @@ class ImageGeneratorEvaluation:
         self.keys = [val.keys[index] for index in indices]
         size = generator.config.image_size
         self.batches = [
-            read_batch(val, indices[start : start + EVALUATION_BATCH], size, config.object_weight)
+            read_batch(config, val, indices[start : start + EVALUATION_BATCH], size)
             for start in range(0, len(indices), EVALUATION_BATCH)
         ]
 
@@ -387,7 +404,7 @@ def train_image_generator(
     device: torch.device | str = "cpu",
     val: ImageShards | None = None,
 ) -> Record:
-    """Trains `generator` in place to repaint the images of `train` from their codes; leaves it in eval mode.
+    """Trains `generator` in place to repaint the images of `train` from their codes or features; leaves it in eval mode.
 
     codebook: float [K, D]. encoder: the frozen perceptual encoder, or None without perceptual loss.
     val: the images that `config.evaluation` is about.
