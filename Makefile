@@ -9,6 +9,7 @@
 # make compare-stages      stage 2 against stage 1 over three seeds, in metrics/ (after make run)
 # make table1   the paper's table 1 in miniature, every row over five seeds: ablations/table1/index.html (docs/ablations.md)
 # make x-lxmert  X-LXMERT: pretraining, fine-tuning on VQA, GQA and NLVR2: ablations/x_lxmert/index.html (docs/x-lxmert.md)
+# make table-x-lxmert  X-LXMERT's tables in miniature, and X-UNITER: ablations/table_x_lxmert/index.html (docs/x-lxmert.md)
 # make compare-attentions  masked against prefix captions over three seeds, in benchmarks/results (after make run)
 # make doctor   what this machine and clone lack to run, and what to do
 # make team-cache  share outputs and features with other clones: make team-cache DIRECTORY=/srv/diptych (docs/team-cache.md)
@@ -63,12 +64,13 @@ compare-stages: $(VENV)/.complete
 	python -m pipelines.commands.compare_training_stages
 
 # each folder of pipelines/tables with data is a table and a target
-TABLES := $(patsubst pipelines/tables/%/table.py,%,$(wildcard pipelines/tables/*/table.py))
+TABLES := $(subst _,-,$(patsubst pipelines/tables/%/table.py,%,$(wildcard pipelines/tables/*/table.py)))
 .PHONY: $(TABLES)
 table1:
+table-x-lxmert:
 $(TABLES): $(VENV)/.complete
 	@python -m pipelines.runner.check
-	@python -m pipelines.tables $@ $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS))
+	@python -m pipelines.tables $(subst -,_,$@) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS))
 
 x-lxmert: $(VENV)/.complete
 	@python -m pipelines.runner.check

@@ -46,9 +46,10 @@ class TableItem:
 
 def mends(table: str) -> Mends:
     """What messages about a table tell to do, where a stage's own would say `dvc repro`."""
+    command = f"make {table.replace('_', '-')}"
     return Mends(
-        f"make {table}",
-        f"run fewer items side by side (`make {table} JOBS=1`), or close other programs",
+        command,
+        f"run fewer items side by side (`{command} JOBS=1`), or close other programs",
     )
 
 

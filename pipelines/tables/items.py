@@ -12,6 +12,8 @@ from pipelines.runner.params import ParameterError
 from pipelines.tables.table import Table, read_table, table_names
 
 SHARED = Path("dvc.yaml")
+# pipelines of other systems, of which items may read outputs
+SYSTEMS = "pipelines/*/dvc.yaml"
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,8 @@ class TableItems:
     """All items of a table and some seeds.
 
     work: seed by seed, so that the first ones are whole early, each after those that it needs; then those
-    that are the same for all seeds. last: the stage that makes the page. shared: stages of the pipeline that
-    make what all these read.
+    that are the same for all seeds. last: the stage that makes the page. shared: stages of the pipeline and
+    of other systems' that make what all these read, as `dvc repro` takes them.
     """
 
     work: list[Item]
@@ -62,5 +64,9 @@ def table_items(table: Table, params: Mapping[str, Any], seeds: Iterable[int]) -
         *(item for item in found if item.seed is None),
     ]
     read = [dep for item in [*work, last] for dep in item.deps]
-    shared = [stage.name for stage in read_items(SHARED, params) if any(map(stage.makes, read))]
+    systems = [stage for path in sorted(Path().glob(SYSTEMS)) for stage in read_items(path, params)]
+    shared = [
+        *(stage.name for stage in read_items(SHARED, params) if any(map(stage.makes, read))),
+        *(stage.target for stage in systems if any(map(stage.makes, read))),
+    ]
     return TableItems(work, last, shared)

@@ -135,7 +135,10 @@ def paper_table(table: Table, paper: PaperTable) -> ComparisonTable:
         [
             (
                 table.rows[name].title,
-                [(how.format(value), "") for how, value in zip(formats, values, strict=True)],
+                [
+                    ("–" if value is None else how.format(value), "")
+                    for how, value in zip(formats, values, strict=True)
+                ],
             )
             for name, values in paper.rows.items()
         ],
@@ -202,8 +205,17 @@ def claim_shown(
     for each in judged:
         comparison, what = each.comparison, table.columns[each.comparison.column]
         name = f"{what.title}, {table.rows[comparison.row].title}"
+        if comparison.of != OURS:
+            name = (
+                f"{what.title}, {table.rows[comparison.of].title} against {table.rows[comparison.row].title}"
+            )
+        least = (
+            f"{comparison.points * what.scale:g} points"
+            if comparison.points
+            else f"{comparison.margin:.1%} of it"
+        )
         rule = {
-            "not worse": f"at most {comparison.margin:.1%} of it worse",
+            "not worse": f"at most {least} worse",
             "better": "better: the interval excludes zero",
         }[comparison.wanted]
         rule += "" if comparison.counts else "; not counted"
@@ -211,7 +223,7 @@ def claim_shown(
             number(statistics.mean(row.values[comparison.column]), what)
             if comparison.column in row.values
             else "–"
-            for row in (rows[OURS], rows[comparison.row])
+            for row in (rows[comparison.of], rows[comparison.row])
         ]
         gap = "not measured"
         if each.difference is not None:
@@ -231,7 +243,8 @@ def reason(each: Judged, claim: Claim, rows: Mapping[str, RowValues]) -> str:
         return "one seed has no interval; measure more of them."
     gain = each.difference.value / scale_of(rows, each.comparison)
     width = (each.difference.high - each.difference.low) / 2 / scale_of(rows, each.comparison)
-    told = f"ours is {abs(gain):.1%} {'better' if gain > 0 else 'worse'}, within ± {width:.1%}"
+    who = "ours" if each.comparison.of == OURS else "it"
+    told = f"{who} is {abs(gain):.1%} {'better' if gain > 0 else 'worse'}, within ± {width:.1%}"
     if abs(gain) < width:
         return f"{told}: too few seeds or pictures to tell."
     likely = claim.likely.get((each.comparison.column, each.comparison.row))

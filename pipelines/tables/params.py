@@ -28,6 +28,26 @@ class TableParams:
 
 
 @dataclass(frozen=True)
+class PretrainingTableParams(TableParams):
+    """The section of a table whose rows are pretrainings of x_lxmert, some of them fine-tuned.
+
+    steps: of every pretraining; fine_tuning_steps: of every fine-tuning; generator_steps: of the image generator that reads
+    features; null: those of x_lxmert and image_generator. pictures: of which a caption is painted; null: those of
+    generate.sets.test. examples: painted captions that the page shows.
+    """
+
+    steps: int | None
+    fine_tuning_steps: int | None
+    generator_steps: int | None
+    pictures: Sample | None
+    examples: int
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps", "fine_tuning_steps", "generator_steps", "examples")
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
 class TransformerTableParams(TableParams):
     """The section of a table whose rows are trainings of the transformer in one stage or two.
 

@@ -23,7 +23,7 @@ OURS = "ours"
 class Row:
     """A row of the table. title: in the paper. models: of each seed, by what they do, which is the first part
     of the names of the figures that they are measured by: {"caption": "sequence_ours", "painted":
-    "sequence_ours"}."""
+    "sequence_ours"}. What no model of a row does is not measured of it."""
 
     title: str
     models: Mapping[str, str]
@@ -52,10 +52,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours against another row in one column.
+    """Ours, or the row `of`, against another row in one column.
 
-    wanted: "not worse" by more than `margin`, a share of the other row's mean; or "better". counts: whether
-    the claim's verdict depends on it; the page shows the others beside.
+    wanted: "not worse" by more than `margin`, a share of the other row's mean, or by more than `points`, in the
+    figure's own unit; or "better". counts: whether the claim's verdict depends on it; the page shows the others
+    beside.
     """
 
     column: str
@@ -63,6 +64,8 @@ class Comparison:
     wanted: Literal["not worse", "better"]
     margin: float = 0.0
     counts: bool = True
+    points: float = 0.0
+    of: str = OURS
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,12 @@ class Claim:
 @dataclass(frozen=True)
 class PaperTable:
     """The same table as the paper prints it. columns: a format for the numbers of each. rows: by the name of
-    ours."""
+    ours; None where it prints none."""
 
     title: str
     note: str
     columns: Mapping[str, str]
-    rows: Mapping[str, tuple[float, ...]]
+    rows: Mapping[str, tuple[float | None, ...]]
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ class Table:
     @property
     def command(self) -> str:
         """Makes it, or goes on."""
-        return f"make {self.name}"
+        return f"make {self.name.replace('_', '-')}"
 
     @property
     def page(self) -> str:

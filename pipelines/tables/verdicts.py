@@ -65,7 +65,7 @@ class RowValues:
 
 @dataclass(frozen=True)
 class Judged:
-    """A comparison and what came of it. difference: ours - the other row, positive where ours is better; None
+    """A comparison and what came of it. difference: ours, or the row `of`, - the other row, positive where ours is better; None
     where a figure is missing."""
 
     comparison: Comparison
@@ -139,7 +139,9 @@ def read_row(table: Table, row: Row, seeds: Sequence[int]) -> RowValues:
     pictures: dict[str, PictureValues] = {}
     measured_by: dict[str, frozenset[str]] = {}
     for column, what in table.columns.items():
-        of_seeds = measured[row.models[column.partition(".")[0]]]
+        if (kind := column.partition(".")[0]) not in row.models:
+            continue
+        of_seeds = measured[row.models[kind]]
         records = [each.figures.get(column, NO_FIGURE) for each in of_seeds]
         missing = [record["reason"] for record in records if record["value"] is None]
         if missing:
@@ -237,7 +239,11 @@ def judge(
     """The verdict of each comparison of a claim."""
     judged = []
     for comparison in claim.comparisons:
-        found = differences[comparison.row][comparison.column]
+        found = (
+            differences[comparison.row][comparison.column]
+            if comparison.of == OURS
+            else difference(rows[comparison.row], rows[comparison.of], comparison.column)
+        )
         if found is None:
             judged.append(Judged(comparison, None, "undecided"))
             continue
@@ -245,7 +251,8 @@ def judge(
         if comparison.wanted == "better":
             verdict = better(gain)
         else:
-            verdict = not_worse(gain, comparison.margin * scale_of(rows, comparison))
+            share = comparison.margin * scale_of(rows, comparison) if comparison.margin else 0.0
+            verdict = not_worse(gain, share + comparison.points)
         judged.append(Judged(comparison, gain, verdict))
     return judged
 

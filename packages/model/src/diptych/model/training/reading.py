@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -60,7 +61,8 @@ class ReadAhead(Generic[T]):
         if (
             now - self._watched_at > HANG_SECONDS / 30
         ):  # starting its timer anew costs a fraction of a millisecond
-            faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+            # the process's own stderr: what stands in its place, as in notebooks, may be no file
+            faulthandler.dump_traceback_later(HANG_SECONDS, exit=True, file=sys.__stderr__ or sys.stderr)
             self._watched_at = now
         try:
             data, error = self._results.get(timeout=STALL_SECONDS)

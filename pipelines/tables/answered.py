@@ -1,0 +1,71 @@
+"""A pretrained model of one row and seed fine-tuned on a task and measured on it, as `pipelines/x_lxmert` does both (X-LXMERT's
+table 1)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diptych.eval.answers.questions import Question, units_of
+from diptych.eval.figures import write_figures
+from diptych.features.shards.reading import ShardDataset
+from diptych.model.pretrained import save_transformer
+from pipelines.measuring.answers import question_of
+from pipelines.runner.writing import remove
+from pipelines.tables.item import TableItem, only_one_in, run
+from pipelines.tables.measured import parameters
+from pipelines.tables.pretrained import x_lxmert_params
+from pipelines.x_lxmert import fine_tune
+from pipelines.x_lxmert.evaluate import SPLIT, MeasuredTask, about_pictures_of, answers_of
+from pipelines.x_lxmert.params import SHARDS, TASKS, questions_in
+
+if TYPE_CHECKING:
+    from pipelines.tables.params import PretrainingTableParams
+
+
+def main(item: TableItem, section: PretrainingTableParams) -> None:
+    """Write measured/ROW_TASK-SEED in the table's folder: figures.json, pictures.parquet with the accuracy of each picture's
+    questions (for NLVR2 each pair's statements), and parameters.txt. The fine-tuned model is not kept."""
+    stage, row = item.stage, item.values["row"]
+    (task,) = (known for known in TASKS if known == item.values["task"])
+    params = x_lxmert_params(stage)
+    wanted = params.fine_tuning[task]
+    training = replace(wanted.training, steps=section.fine_tuning_steps or wanted.training.steps)
+    start = only_one_in(item.deps, item.path("models"))
+    tuned = replace(wanted, training=training)
+    model, _ = fine_tune.train(stage, tuned, task, "pretrained", start, stage.device)
+    name = f"{row}_{task}-{stage.seed}"
+    fine_tuned = item.unfinished / f"{name}.model"
+    remove(fine_tuned)
+    save_transformer(fine_tuned, *model)
+    shards = ShardDataset(SHARDS, SPLIT)
+    asked = about_pictures_of(shards, questions_in(task, SPLIT), task)
+    questions = [question_of(each) for each in asked]
+    measured = MeasuredTask(task, questions, stage.seed)
+    right = measured.add(answers_of(stage, wanted, fine_tuned, shards, asked, params.batch_size), "")
+    with stage.write(f"{item.table.measured}/{name}") as folder:
+        folder.mkdir()
+        write_figures(measured.figures, folder / "figures.json")
+        write_pictures(folder / "pictures.parquet", f"{task}.accuracy", questions, right)
+        (folder / "parameters.txt").write_text(f"{parameters(fine_tuned)}\n", encoding="utf-8")
+    remove(fine_tuned)
+
+
+def write_pictures(path: Path, name: str, questions: Sequence[Question], right: Mapping[str, float]) -> None:
+    """A row per picture, or per pair of pictures: `image_id`, and in the column `name` the mean of its questions."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    counted = [question for question in questions if question.question_id in right]
+    of_unit: dict[str, list[float]] = {}
+    for question, unit in zip(counted, units_of(counted)[0], strict=True):
+        of_unit.setdefault(unit, []).append(right[question.question_id])
+    columns = {"image_id": list(of_unit), name: [statistics.fmean(values) for values in of_unit.values()]}
+    pq.write_table(pa.table(columns), path)
+
+
+if __name__ == "__main__":
+    run("answered", ("row", "task", "seed"), main)

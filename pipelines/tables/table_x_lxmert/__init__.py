@@ -1,0 +1,1 @@
+"""X-LXMERT's tables in miniature: `make table-x-lxmert`."""
