@@ -14,7 +14,7 @@ from pipeline_clone import REPOSITORY, Clone
 
 from pipelines.runner.params import Machine, ParameterError, provided_by, read_params, read_section
 from pipelines.runner.profile import write_profile
-from pipelines.tables import answered, features_generator, page, painted, pretrained
+from pipelines.tables import answered, features_generator, page, painted, pretrained, started
 from pipelines.tables.item import run
 from pipelines.tables.items import table_items
 from pipelines.tables.pretrained import pretraining_params
@@ -94,6 +94,10 @@ def test_rows_are_pretrained_painted_fine_tuned_and_compared(
     }
     assert configs["lxmert"]["regresses"] and configs["lxmert"]["architecture"] == "two_streams"
     assert not configs["x_uniter"]["regresses"] and configs["x_uniter"]["architecture"] == "single_stream"
+    shutil.copytree(outputs / "models/pretrained_x_uniter-0", outputs / "models/pretrained_ours-0")
+    do(started, ())
+    texts = pq.read_table(outputs / "started.parquet").to_pylist()
+    assert len(texts) == 3 and all(row["What"].startswith("what ") and row["A"].startswith("a ") for row in texts)
     do(features_generator, ())
     do(painted, ("row", "sampler", "seed"), "lxmert", "features", "0")
     do(painted, ("row", "sampler", "seed"), "x_uniter", "mask_predict_4", "0")
@@ -129,4 +133,5 @@ def test_rows_are_pretrained_painted_fine_tuned_and_compared(
     assert found["claim.samplers"] == "undecided" and found["rows.painted.frechet_judge.difference"] == 0
     assert "x_uniter.vqa.accuracy.mean" not in found and "ours.vqa.accuracy.mean" in found
     text = (outputs / "index.html").read_text()
+    assert "Texts from their first words" in text and texts[0]["Where"] in text
     assert "X-UNITER against UNITER + Grid" in text and "at most 2.5 points worse" in text

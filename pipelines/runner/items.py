@@ -12,8 +12,8 @@ from typing import Any
 
 from pipelines.runner.params import PARAMS_FILE, ParameterError
 
-# `${section.key}`: a value of params.yaml, or of the item
-_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+# `${section.key}`, `${section.list[0]}`: a value of params.yaml, or of the item
+_REFERENCE = re.compile(r"\$\{([\w.\[\]]+)\}")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,10 @@ def resolved(value: Any, known: Mapping[str, Any]) -> Any:
 def value_of(params: Mapping[str, Any], key: str, file: Path | str = PARAMS_FILE) -> Any:
     """The value of `section.key` of a file. Raises ParameterError where there is none."""
     value: Any = params
-    for name in key.split("."):
+    for name in key.replace("[", ".").replace("]", "").split("."):
+        if isinstance(value, list) and name.isdecimal() and int(name) < len(value):
+            value = value[int(name)]
+            continue
         if not isinstance(value, Mapping) or name not in value:
             mend = ": `make profile PROFILE=toybox` restores it" if file == PARAMS_FILE else ""
             raise ParameterError(f"{file}: {key} is missing{mend}")

@@ -12,12 +12,13 @@ from diptych.eval.comparisons.claims_page import (
     ClaimsPage,
     ComparedFigure,
     ComparisonTable,
+    Gallery,
     JudgedClaim,
     write_claims_page,
 )
 from diptych.eval.comparisons.paired import Difference
 from pipelines.tables.item import TableItem, run
-from pipelines.tables.table import OURS, Claim, Column, PaperTable, Samplers, Table
+from pipelines.tables.table import OURS, Claim, Column, PaperTable, Samplers, Table, Texts
 from pipelines.tables.verdicts import (
     Judged,
     Results,
@@ -68,7 +69,9 @@ def page(
     if waiting:
         title += f" (seeds {', '.join(map(str, waiting))} are not finished)"
     first = results.seeds[0]
-    gallery = examples(table, first) if table.gallery else []
+    galleries = [paintings(table, first)] if table.gallery else []
+    if table.texts is not None:
+        galleries.append(texts(table, table.texts))
     return ClaimsPage(
         title,
         " ".join(filter(None, (table.introduction, RULE, table.caveat))),
@@ -77,9 +80,7 @@ def page(
             claim_shown(table, table.claims[name], judged, results.rows)
             for name, judged in results.claims.items()
         ],
-        f"The first {len(gallery)} captions of the test split, painted by the models of seed {first}.",
-        ["real", *(row.title for row in table.rows.values())],
-        gallery,
+        galleries,
     )
 
 
@@ -251,7 +252,7 @@ def reason(each: Judged, claim: Claim, rows: Mapping[str, RowValues]) -> str:
     return f"{told}. Likely, {likely}." if likely else f"{told}."
 
 
-def examples(table: Table, seed: int) -> list[tuple[str, list[tuple[str, bytes | None]]]]:
+def paintings(table: Table, seed: int) -> Gallery:
     """Prompts, and what the rows have painted of them; the real picture first."""
     import pyarrow.parquet as pq
 
@@ -262,7 +263,7 @@ def examples(table: Table, seed: int) -> list[tuple[str, list[tuple[str, bytes |
         row.title: read(table.measured / f"{row.models[table.gallery]}-{seed}") for row in table.rows.values()
     }
     first = painted[table.rows[OURS].title]
-    return [
+    shown = [
         (
             prompt["prompt"],
             [
@@ -273,6 +274,20 @@ def examples(table: Table, seed: int) -> list[tuple[str, list[tuple[str, bytes |
         for place, prompt in enumerate(first)
         if prompt["prompt"] is not None
     ]
+    note = f"The first {len(shown)} captions of the test split, painted by the models of seed {seed}."
+    return Gallery("Paintings side by side", note, ["caption", "real", *painted], shown)
+
+
+def texts(table: Table, what: Texts) -> Gallery:
+    """Pictures and what was written of each."""
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(Path(table.folder) / what.file).to_pylist()
+    columns = [name for name in rows[0] if name not in ("image_id", "real")] if rows else []
+    shown = [
+        (row["image_id"], [("real", row["real"]), *((name, row[name]) for name in columns)]) for row in rows
+    ]
+    return Gallery(what.title, what.note, ["picture", "real", *columns], shown)
 
 
 if __name__ == "__main__":

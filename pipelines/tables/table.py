@@ -102,6 +102,16 @@ class Samplers:
 
 
 @dataclass(frozen=True)
+class Texts:
+    """Texts about pictures that the page shows. file: in the table's folder, a Parquet table of `image_id`, `real` and a column of
+    texts for each heading."""
+
+    title: str
+    note: str
+    file: str
+
+
+@dataclass(frozen=True)
 class Table:
     """A table and all that its page says.
 
@@ -113,7 +123,7 @@ class Table:
     title, introduction, caveat: the page's heading, and its text before and after the rule of the verdicts.
     note: what stands above the table besides how it was measured. done: what was done with pictures, by the
     first part of figures' names: {"caption": "captioned"}. gallery: the one of these whose models' examples
-    the page shows; none if empty.
+    the page shows; none if empty. texts: shown below it.
 
     weights: how long items of a stage take compared with others', until some have run; 1 if not named. timed:
     stages whose items measure time, and so have a GPU for themselves.
@@ -133,6 +143,7 @@ class Table:
     paper: PaperTable | None = None
     samplers: Samplers | None = None
     gallery: str = ""
+    texts: Texts | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
     timed: tuple[str, ...] = ()
 

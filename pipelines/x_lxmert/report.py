@@ -12,6 +12,7 @@ from diptych.eval.comparisons.claims_page import (
     ClaimsPage,
     ComparedFigure,
     ComparisonTable,
+    Gallery,
     JudgedClaim,
     write_claims_page,
 )
@@ -50,11 +51,20 @@ def main(stage: Stage, params: Params) -> None:
         NOTE,
         [table_of(figures, task) for task in params.tasks],
         list(claims(figures, params.tasks)),
-        "Drawn by the seed from the test split; ✓ is an answer that counts at least half.",
-        ["picture", "right picture", "people", *(STARTS[start] for start in params.starts)],
-        gallery,
-        "Questions and answers",
-        "question",
+        [
+            Gallery(
+                "Questions and answers",
+                "Drawn by the seed from the test split; ✓ is an answer that counts at least half.",
+                [
+                    "question",
+                    "picture",
+                    "right picture",
+                    "people",
+                    *(STARTS[start] for start in params.starts),
+                ],
+                gallery,
+            )
+        ],
         [(title, read_history(path)) for title, path in histories(params).items()],
     )
     with stage.write(PAGE) as path:

@@ -46,23 +46,26 @@ class ComparisonTable:
 
 
 @dataclass(frozen=True)
-class ClaimsPage:
-    """What the page shows; what is empty is left out.
+class Gallery:
+    """Pictures and texts side by side. columns: their names, that of the rows' texts first. rows: a text, such as a prompt, and for
+    each other column its name and a picture as PNG or JPEG, a text, or None."""
 
-    gallery: a text, such as a prompt, and for each of `gallery_columns` its name and a picture as PNG or JPEG, a text, or None.
-    gallery_title, gallery_head: above the gallery and its first column. curves: names, and the rows of a training's history
-    (`step` and what was recorded).
-    """
+    title: str
+    note: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[tuple[str, bytes | str | None]]]]
+
+
+@dataclass(frozen=True)
+class ClaimsPage:
+    """What the page shows; what is empty is left out. curves: names, and the rows of a training's history (`step` and what was
+    recorded)."""
 
     title: str
     note: str
     tables: Sequence[ComparisonTable]
     claims: Sequence[JudgedClaim] = ()
-    gallery_note: str = ""
-    gallery_columns: Sequence[str] = ()
-    gallery: Sequence[tuple[str, Sequence[tuple[str, bytes | str | None]]]] = ()
-    gallery_title: str = "Paintings side by side"
-    gallery_head: str = "caption"
+    galleries: Sequence[Gallery] = ()
     curves: Sequence[tuple[str, Sequence[Mapping[str, float]]]] = ()
 
 

@@ -1,0 +1,87 @@
+"""Texts of a pretrained model by Gibbs sampling, from their first words (X-LXMERT 7.3, figure 5; Wang and Cho 2019).
+
+Pretraining never writes from left to right: it predicts words that are hidden anywhere in a sentence. So a text starts as its first
+words and a row of [MASK], and its other places are visited in random order, again and again: each time the word there is hidden,
+predicted from all others and the picture, and drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diptych.model.decoding.caption import encode_images, word_log_probabilities
+from diptych.model.decoding.noise import derived_seed, sample_from, uniform_noise
+from diptych.model.decoding.words import start_words
+from diptych.model.errors import UserError
+from diptych.model.networks.unified import UnifiedTransformer
+from diptych.model.tokenizer import CaptionTokenizer
+
+
+@torch.no_grad()
+def gibbs_texts(
+    model: UnifiedTransformer,
+    tokenizer: CaptionTokenizer,
+    features: Tensor,
+    start: str,
+    words: int,
+    seeds: Sequence[int],
+    sweeps: int = 4,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Write one text for each of n images: int64 ``[n, words + 2]``, ``[CLS] words [SEP]``.
+
+    Args:
+        features: float ``[n, cells, D]`` (:func:`diptych.model.image_features.caption_input`); the model reads them with a text
+            as it reads them with a question, by the attention that its config names.
+        start: the first words, such as "A" or "What", which stay.
+        words: word pieces of a text, its start and its last mark included.
+        seeds: one whole number >= 0 per image; the same seed gives an image the same text in every batch.
+        sweeps: how often each place is visited.
+        temperature: words are drawn from softmax(logits / temperature); above 0. In the last sweep the likeliest is taken.
+
+    Raises:
+        UserError: ``start`` leaves no room or is not in the vocabulary, or a number is out of range.
+    """
+    if sweeps < 1 or not temperature > 0:
+        raise UserError(f"sweeps must be at least 1 and temperature above 0, are {sweeps} and {temperature}")
+    given = start_words(tokenizer, start, words + 3)
+    free = range(1 + len(given), 1 + words)
+    n, device = len(features), features.device
+    images = encode_images(model, features)
+    ids = torch.full((n, words + 2), tokenizer.mask, device=device)
+    ids[:, 0], ids[:, -1] = tokenizer.cls, tokenizer.sep
+    ids[:, 1 : 1 + len(given)] = torch.tensor(given, dtype=ids.dtype, device=device)
+    noise = uniform_noise(seeds, sweeps, len(free), device=device)
+    orders = torch.stack([places(seed, free, sweeps) for seed in seeds]).to(
+        device
+    )  # [n, sweeps, free places]
+    for sweep in range(sweeps):
+        for visit in range(len(free)):
+            position = orders[:, sweep, visit, None]
+            ids.scatter_(1, position, tokenizer.mask)
+            logits = hidden_word_logits(model, images, ids, position)
+            chances = word_log_probabilities(logits, tokenizer, temperature)
+            last = sweep == sweeps - 1
+            drawn = chances.argmax(-1) if last else sample_from(chances, noise[:, sweep, visit])
+            ids.scatter_(1, position, drawn[:, None])
+    return ids
+
+
+def hidden_word_logits(
+    model: UnifiedTransformer, images: list[Tensor], ids: Tensor, position: Tensor
+) -> Tensor:
+    """Logits ``[n, V]`` of the word at ``position`` int64 ``[n, 1]`` of each text, from all its others and its image."""
+    chosen = torch.zeros_like(ids, dtype=torch.bool).scatter_(1, position, True)
+    if model.config.caption_attention == "prefix":
+        return model.question_word_logits(ids, None, model.visual_keys_values(images), chosen)
+    return model.masked_word_logits(ids, None, images[0], chosen)
+
+
+def places(seed: int, free: range, sweeps: int) -> Tensor:
+    """The places of a text in several random orders, int64 ``[sweeps, free places]``."""
+    generator = torch.Generator().manual_seed(derived_seed(seed, "words"))
+    orders = [torch.randperm(len(free), generator=generator) for _ in range(sweeps)]
+    return torch.stack(orders) + free.start
