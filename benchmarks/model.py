@@ -129,17 +129,7 @@ class Sides:
 
     def flops(self, work: Callable[[], object]) -> int:
         """FLOPs of the matrix products in ``work``."""
-        # The counter knows only torch's own product and attention in its parts.
-        few_rows, inference.FEW_ROWS = inference.FEW_ROWS, 0
-        attentions = [module for module in self.fast.modules() if isinstance(module, Attention)]
-        for module in attentions:
-            module.fused = False
-        with FlopCounterMode(display=False) as counter:
-            work()
-        inference.FEW_ROWS = few_rows
-        for module in attentions:
-            module.fused = True
-        return counter.get_total_flops()
+        return count_flops(self.fast, work)
 
     # Decoding
 
@@ -207,6 +197,21 @@ class Sides:
                 self.ours, self.tokenizer, self.codebook, codes, ids, masked, SMOOTHING
             ),
         }
+
+
+def count_flops(model: UnifiedTransformer, work: Callable[[], object]) -> int:
+    """FLOPs of the matrix products in ``work``, in which ``model`` may be a copy for inference."""
+    # The counter knows only torch's own product and attention in its parts.
+    few_rows, inference.FEW_ROWS = inference.FEW_ROWS, 0
+    attentions = [module for module in model.modules() if isinstance(module, Attention)]
+    for module in attentions:
+        module.fused = False
+    with FlopCounterMode(display=False) as counter:
+        work()
+    inference.FEW_ROWS = few_rows
+    for module in attentions:
+        module.fused = True
+    return counter.get_total_flops()
 
 
 def product_rate() -> float:
