@@ -30,10 +30,10 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.alternate import alternate, median_ratio, seconds
 from benchmarks.figures import record
+from benchmarks.floors import Floor, floor_of, product_rate, read_rate
 from benchmarks.reference_model import ReferenceModel
 from diptych.model.decoding.caption import MaskedNextWord, PrefixNextWord, encode_images, write_captions
 from diptych.model.decoding.decisions import REFERENCE
@@ -41,9 +41,7 @@ from diptych.model.decoding.paint import paint_codes
 from diptych.model.importers.checkpoint import build
 from diptych.model.importers.names import common_names
 from diptych.model.importers.x_lxmert import GENERATE_IT_NAMES, UNTRAINED
-from diptych.model.inference import transformer as inference
 from diptych.model.inference.transformer import inference_transformer
-from diptych.model.networks.attention import Attention
 from diptych.model.networks.config import TransformerConfig, named_config
 from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.objectives.token import (
@@ -127,9 +125,9 @@ class Sides:
             )
         return ids
 
-    def flops(self, work: Callable[[], object]) -> int:
-        """FLOPs of the matrix products in ``work``."""
-        return count_flops(self.fast, work)
+    def floor(self, work: Callable[[], object]) -> Floor:
+        """FLOPs and bytes of weights of the matrix products in ``work``."""
+        return floor_of(self.fast, work)
 
     # Decoding
 
@@ -199,27 +197,6 @@ class Sides:
         }
 
 
-def count_flops(model: UnifiedTransformer, work: Callable[[], object]) -> int:
-    """FLOPs of the matrix products in ``work``, in which ``model`` may be a copy for inference."""
-    # The counter knows only torch's own product and attention in its parts.
-    few_rows, inference.FEW_ROWS = inference.FEW_ROWS, 0
-    attentions = [module for module in model.modules() if isinstance(module, Attention)]
-    for module in attentions:
-        module.fused = False
-    with FlopCounterMode(display=False) as counter:
-        work()
-    inference.FEW_ROWS = few_rows
-    for module in attentions:
-        module.fused = True
-    return counter.get_total_flops()
-
-
-def product_rate() -> float:
-    """FLOP/s of a large float32 matrix product, the best of some."""
-    a, b = torch.randn(2, 2048, 2048).unbind()
-    return 2 * 2048**3 / min(seconds(lambda: a @ b) for _ in range(5))
-
-
 def turns(make: Callable[[], dict[str, Callable[[], object]]]) -> dict[str, Callable[[], float]]:
     """The sides of :func:`alternate`: each measures its work of a round; ``make`` draws the inputs of a round."""
     names = list(make())
@@ -253,18 +230,21 @@ def compare(
     rounds: int,
     agreement: str,
 ) -> dict[str, list[float]]:
-    """Measure reference / ours and report it with both sides' FLOPs and what ours would take at the machine's rate."""
+    """Measure reference / ours and report it with both sides' FLOPs, and what ours would take for its FLOPs and for reading its
+    weights at the machine's rates."""
     both = turns(make)
     both["ours"]()  # not the first touch of memory
     times = alternate(both, rounds)
     work = make()
-    counts = {side: sides.flops(work[side]) for side in ("reference", "ours")}
+    floors = {side: sides.floor(work[side]) for side in ("reference", "ours")}
+    flops = {side: floor.flops for side, floor in floors.items()}
     report.add(
         figure,
         median_ratio(times["reference"], times["ours"]),
         f"{statistics.median(times['reference']):.2f} s | {statistics.median(times['ours']):.2f} s | "
-        f"{counts['ours'] / product_rate():.2f} s | {counts['reference'] / 1e9:.0f} | "
-        f"{counts['ours'] / 1e9:.0f} | {counts['reference'] / counts['ours']:.2f} | {agreement}",
+        f"{flops['ours'] / product_rate():.2f} s | {floors['ours'].weight_bytes / read_rate():.2f} s | "
+        f"{flops['reference'] / 1e9:.0f} | {flops['ours'] / 1e9:.0f} | {flops['reference'] / flops['ours']:.2f} | "
+        f"{agreement}",
     )
     return times
 
@@ -346,7 +326,7 @@ def steps(sides: Sides, report: Report, figure: str, rounds: int) -> dict[str, f
         sides, report, figure, make, rounds, f"gradients differ by {difference:.0e} of the largest"
     )
     rates.append(product_rate())
-    ours = statistics.mean(sides.flops(make()["ours"]) for _ in range(8))
+    ours = statistics.mean(sides.floor(make()["ours"]).flops for _ in range(8))
     return {"ours": ours / statistics.median(times["ours"]), "machine": max(rates)}
 
 
@@ -360,7 +340,7 @@ def words_per_second(sides: Sides, report: Report, rounds: int) -> None:
 
         def ours() -> Tensor:
             return caption_loss(
-                sides.ours, sides.tokenizer, encode_images(sides.ours, features), ids, SMOOTHING
+                sides.ours, sides.tokenizer, sides.ours.encode_visual_prefix(features), ids, SMOOTHING
             )
 
         return {
@@ -376,7 +356,7 @@ def words_per_second(sides: Sides, report: Report, rounds: int) -> None:
     report.add(
         "train.words_per_second",
         median_ratio(rates["ours"], rates["reference"]),
-        f"{statistics.median(rates['reference']):.1f} words/s | {statistics.median(rates['ours']):.1f} words/s | | | | | "
+        f"{statistics.median(rates['reference']):.1f} words/s | {statistics.median(rates['ours']):.1f} words/s | | | | | | "
         "another function",
     )
 
@@ -385,7 +365,7 @@ def bfloat16(sides: Sides, report: Report, figure: str, rounds: int) -> None:
     """Ours in bfloat16 against ours in float32."""
     if not (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()):
         report.add(
-            figure, None, "| | | | | | this processor multiplies no bfloat16 (neither AMX nor AVX512-BF16)"
+            figure, None, "| | | | | | | this processor multiplies no bfloat16 (neither AMX nor AVX512-BF16)"
         )
         return
     features, ids, losses = sides.images(4), sides.texts(4), sides.caption_losses(8)["ours"]
@@ -414,7 +394,7 @@ def bfloat16(sides: Sides, report: Report, figure: str, rounds: int) -> None:
     report.add(
         figure,
         median_ratio(times["float32"], times["bfloat16"]),
-        f"{statistics.median(times['float32']):.2f} s | {statistics.median(times['bfloat16']):.2f} s | | | | | "
+        f"{statistics.median(times['float32']):.2f} s | {statistics.median(times['bfloat16']):.2f} s | | | | | | "
         f"word logits: standard deviation {exact.std():.3f}, of the error {(rounded - exact).std():.4f}",
     )
 
@@ -424,11 +404,14 @@ def measure(size: str, figures: list[str], rounds: int, threads: int, seed: int)
     torch.set_num_threads(threads)
     config = named_config("base") if size == "base" else small(named_config("base"))
     sides, report = Sides(replace(config, dropout=0.0), seed), Report()
-    print(f"{size}, {threads} threads, {product_rate() / 1e9:.0f} GFLOP/s, {rounds} rounds")
     print(
-        "| figure | median | aim | reference | ours | floor of ours | GFLOP reference | GFLOP ours | ratio of these | |"
+        f"{size}, {threads} threads, {product_rate() / 1e9:.0f} GFLOP/s, "
+        f"{read_rate() / 1e9:.0f} GB/s, {rounds} rounds"
     )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "| figure | median | aim | reference | ours | FLOP floor of ours | memory floor of ours | GFLOP reference | GFLOP ours | ratio of these | |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     shares = []
     for figure in (figure for figure in FIGURES if figure in figures):
         if figure.startswith("caption"):
@@ -447,7 +430,7 @@ def measure(size: str, figures: list[str], rounds: int, threads: int, seed: int)
             report.add(
                 figure,
                 share,
-                f"| {rate['ours'] / 1e9:.0f} of {rate['machine'] / 1e9:.0f} GFLOP/s | | | | | optimizer included",
+                f"| {rate['ours'] / 1e9:.0f} of {rate['machine'] / 1e9:.0f} GFLOP/s | | | | | | optimizer included",
             )
     return report
 

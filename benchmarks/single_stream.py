@@ -23,7 +23,8 @@ from torch import Tensor
 
 from benchmarks.alternate import alternate, median_ratio, seconds
 from benchmarks.figures import record
-from benchmarks.model import count_flops, product_rate, small
+from benchmarks.floors import floor_of, product_rate
+from benchmarks.model import small
 from diptych.model.inference.transformer import inference_transformer
 from diptych.model.networks.architectures import build_transformer
 from diptych.model.networks.config import TransformerConfig, named_config
@@ -84,7 +85,7 @@ def measure(size: str, rounds: int) -> Mapping[str, float]:
     figures: dict[str, float] = {}
     shares = []
     for figure in work["single"]:
-        counts = {name: count_flops(models[name], work[name][figure]) for name in models}
+        counts = {name: floor_of(models[name], work[name][figure]).flops for name in models}
         for name in models:
             work[name][figure]()  # not the first touch of memory
         sides = {name: lambda own=work[name][figure]: seconds(own) for name in models}
