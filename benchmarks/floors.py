@@ -20,8 +20,9 @@ READ_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Floor:
-    """flops: of the matrix products of a work. weight_bytes: of the right-hand matrices of its products, each time one is read; where
-    rows are few these are the weights, and they do not fit the caches."""
+    """flops: of the matrix products of a work. weight_bytes: of the right-hand matrices of its products, each time one is read. In
+    decoding these are the weights, and they do not fit the caches; in training they are activations and gradients as well, so that the
+    number says nothing of it."""
 
     flops: int
     weight_bytes: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,16 +64,16 @@ def main(stage: Stage, params: ImageGeneratorParams) -> None:
 
 
 def train(
-    stage: Stage, params: ImageGeneratorParams, device: str, part: str = ""
+    stage: Stage, params: ImageGeneratorParams, device: str, part: str = "", reads: str = "codes"
 ) -> tuple[ImageGenerator, Record]:
     """A trained generator, from the seed's weights, and what its training leaves besides.
 
-    part: names the training where a stage has several.
+    part: names the training where a stage has several. reads: codes, or features.
     """
     import torch
 
     codebook = torch.from_numpy(load_codebook(CODEBOOK))
-    config = dataclasses.replace(named_config(params.network), feature_dim=codebook.shape[1])
+    config = named_config(params.network, feature_dim=codebook.shape[1], reads=reads)
     torch.manual_seed(stage.seed)
     generator = ImageGenerator(config)
     record = train_image_generator(

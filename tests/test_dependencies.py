@@ -21,6 +21,7 @@ PIPELINES = {
 }
 STAGES = PIPELINES["dvc.yaml"]
 TABLE1 = PIPELINES["pipelines/tables/table1/dvc.yaml"]
+TABLE_X_LXMERT = PIPELINES["pipelines/tables/table_x_lxmert/dvc.yaml"]
 PACKAGES = {
     f"diptych.{name}": REPOSITORY / f"packages/{name}/src/diptych/{name}"
     for name in ("features", "eval", "model")
@@ -225,6 +226,31 @@ def test_an_item_of_table1_lists_the_files_that_its_stages_read(
     assert files - own <= set(TABLE1[item]["deps"])
     params = {param for stage in stages for param in STAGES[stage]["params"]}
     assert params - {"seed"} <= {param for param in TABLE1[item]["params"] if isinstance(param, str)}
+
+
+@pytest.mark.parametrize(
+    ("item", "stages", "own"),
+    [
+        # no figures of the val split, for which the detector is read
+        ("features_generator", [STAGES["image_generator"]], {"models/detector"}),
+        ("painted", [STAGES["generate"], STAGES["evaluate"]], {"models/sequence", "data/generated", QUESTIONS}),
+        ("sampled", [STAGES["generate"], STAGES["evaluate"]], {"models/sequence", "data/generated", QUESTIONS}),
+        # it has an image generator of its own
+        (
+            "regressed",
+            [STAGES["generate"], STAGES["evaluate"]],
+            {"models/sequence", "models/image_generator", "data/generated", QUESTIONS},
+        ),
+    ],
+)
+def test_an_item_of_x_lxmerts_tables_lists_the_files_that_its_stages_read(
+    item: str, stages: list[dict], own: set[str]
+) -> None:
+    files = {dep for stage in stages for dep in stage["deps"] if not dep.startswith("code/")}
+    assert own <= files
+    assert files - own <= set(TABLE_X_LXMERT[item]["deps"])
+    params = {param for stage in stages for param in stage["params"]}
+    assert params <= {param for param in TABLE_X_LXMERT[item]["params"] if isinstance(param, str)}
 
 
 def test_no_output_persists() -> None:

@@ -10,7 +10,8 @@ import pytest
 from pipeline_clone import REPOSITORY, Clone
 from ruamel.yaml import YAML
 
-from pipelines.commands.seeds import summary
+from pipelines.commands.seeds import link_inputs, summary
+from pipelines.runner.params import read_params
 
 # a clone for seed 1, as `make seeds` sets it up, without its run
 SET_UP = """
@@ -180,11 +181,14 @@ def test_other_machine_settings_run_nothing(finished_clone: Clone, tmp_path: Pat
 def test_a_seed_that_ran_here_is_not_run_again(finished_clone: Clone, tmp_path: Path) -> None:
     clone = finished_clone.copy(tmp_path / "clone")
     (clone.folder / "data/mine").mkdir()
+    (clone.folder / "data/x_lxmert").mkdir()  # another pipeline's output
+    (clone.folder / "pipelines/x_lxmert/dvc.lock").write_text("schema: '2.0'\n")
     done = clone.run("python", "-m", "pipelines.commands.seeds", "--seeds", "0")
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.findall(r"^Running stage '(\w+)'", done.stdout, re.MULTILINE) == []
     own = Clone(clone.folder / ".cache/seeds/0")
     assert (own.folder / "report/index.html").is_file() and (own.folder / "data/mine").is_symlink()
+    assert not (own.folder / "data/x_lxmert").exists()
     figures = read(clone, "seeds")
     assert figures["seeds"] == 1 and figures["caption.cider_d_std"] == 0
     assert figures["caption.cider_d"] == read(clone, "evaluate")["caption.cider_d"]
@@ -198,6 +202,16 @@ def test_a_seed_that_ran_here_is_not_run_again(finished_clone: Clone, tmp_path: 
     other = Clone(clone.folder / ".cache/seeds/1")
     assert "dataset:" in other.run("dvc", "status", "dataset").stdout
     assert other.repro("dataset") == ["dataset"]
+
+
+def test_what_parameters_name_and_no_stage_makes_is_linked(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(clone.folder)
+    (clone.folder / "models/x_lxmert/pretrained").mkdir(parents=True)
+    params = read_params()
+    params["train_token"]["initial"] = "models/x_lxmert/pretrained"
+    link_inputs(Path("seed"), params)
+    assert [path.name for path in Path("seed").rglob("*")] == ["models", "x_lxmert", "pretrained"]
+    assert Path("seed/models/x_lxmert/pretrained").resolve() == clone.folder / "models/x_lxmert/pretrained"
 
 
 def test_figures_of_seeds_become_means_and_deviations() -> None:

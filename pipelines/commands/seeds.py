@@ -14,11 +14,11 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.runner.code import SOURCES
+from pipelines.runner.code import PIPELINES, SOURCES
 from pipelines.runner.errors import Mends, one_line_errors
 from pipelines.runner.items import read_items, within
 from pipelines.runner.params import PARAMS_FILE, ParameterError, read_params
@@ -52,6 +52,8 @@ def main() -> None:
     seeds = list(dict.fromkeys(parser.parse_args().seeds))
     mends = Mends("make seeds", "lower the batch sizes in params.yaml, or close other programs")
     with one_line_errors(NAME, mends):
+        if min(seeds) < 0:
+            raise ParameterError(f"--seeds: seeds are whole numbers from 0 on, not {min(seeds)}")
         params = read_params()
         commit = committed_code()
         made: dict[int, dict[str, float]] = {}
@@ -69,7 +71,8 @@ def main() -> None:
 
 def committed_code() -> str:
     """The commit that the clones run. Raises ParameterError where code was changed since."""
-    changed = git("status", "--porcelain", "--", *CODE)
+    # DVC's records of what ran here are no code
+    changed = git("status", "--porcelain", "--", *CODE, ":(exclude,glob)**/dvc.lock")
     if changed:
         name = changed.splitlines()[0][3:]
         raise ParameterError(
@@ -87,9 +90,9 @@ def set_up(folder: Path, commit: str, seed: int, params: Mapping[str, Any]) -> N
             git("clone", "--quiet", "--no-checkout", ".", str(path))
     git("fetch", "--quiet", str(Path.cwd()), commit, folder=folder)
     git("checkout", "--quiet", "--force", "--detach", commit, folder=folder)
-    dvc = Path(sys.executable).with_name("dvc")
-    cache = subprocess.run([dvc, "cache", "dir"], capture_output=True, text=True, check=True).stdout.strip()
-    subprocess.run([dvc, "cache", "dir", "--quiet", "--local", cache], cwd=folder, check=True)
+    dvc = str(Path(sys.executable).with_name("dvc"))
+    cache = told(dvc, "cache", "dir")
+    told(dvc, "cache", "dir", "--quiet", "--local", cache, folder=folder)
     link_inputs(folder, params)
     yaml = YAML()
     written = yaml.load(PARAMS_FILE)
@@ -100,15 +103,33 @@ def set_up(folder: Path, commit: str, seed: int, params: Mapping[str, Any]) -> N
 
 
 def link_inputs(folder: Path, params: Mapping[str, Any]) -> None:
-    """What was put into data/ beside the outputs, such as data/coco, stands in the clone as a link."""
-    outs = [out for item in read_items(PIPELINE, params) for out in item.outs]
-    for path in Path("data").glob("*"):
-        name, link = path.as_posix(), folder / path
-        if any(within(out, name) or within(name, out) for out in outs) or path.name.startswith("."):
-            continue
-        if not link.is_symlink():
-            link.parent.mkdir(exist_ok=True)
+    """What was put into data/ beside the outputs, such as data/coco, and what parameters name that no stage of the pipeline makes,
+    such as a model to start from, stand in the clone as links."""
+    pipelines = [path for pattern in PIPELINES for path in sorted(Path().glob(pattern))]
+    every = [out for path in pipelines for item in read_items(path, params) for out in item.outs]
+    own = [out for item in read_items(PIPELINE, params) for out in item.outs]
+    put = [path for path in Path("data").glob("*") if not (path.name.startswith(".") or touches(path, every))]
+    named = [path for path in named_paths(params) if path.exists() and not touches(path, own)]
+    for path in (*put, *named):
+        link = folder / path
+        if not link.exists() and not link.is_symlink():
+            link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path.resolve())
+
+
+def touches(path: Path, outs: Sequence[str]) -> bool:
+    """Whether `path` is one of the outputs, lies in one, or has one in it."""
+    name = path.as_posix()
+    return any(within(out, name) or within(name, out) for out in outs)
+
+
+def named_paths(value: Any) -> Iterator[Path]:
+    """The texts anywhere in parameters that could be paths below this folder."""
+    if isinstance(value, Mapping | list):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from named_paths(each)
+    elif isinstance(value, str) and "/" in value and not Path(value).is_absolute():
+        yield Path(value)
 
 
 def run(folder: Path, seed: int) -> None:
@@ -161,9 +182,15 @@ def table(made: Mapping[int, Mapping[str, float]], means: Mapping[str, float]) -
 
 def git(*arguments: str, folder: Path = Path()) -> str:
     """What git prints. Raises ParameterError with its last line where it fails."""
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    return told("git", *arguments, folder=folder)
+
+
+def told(*command: str, folder: Path = Path()) -> str:
+    """What a command prints. Raises ParameterError with its last line where it fails."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ParameterError(f"git {arguments[0]}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+        name = f"{Path(command[0]).name} {command[1]}"
+        raise ParameterError(f"{name}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
     return done.stdout.rstrip("\n")
 
 

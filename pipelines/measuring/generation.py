@@ -163,7 +163,7 @@ def generate(
     """Rows of the output, a batch at a time; an item's noise depends on the seed and its number in its split only.
 
     A column of what a picture is not in the set for is missing. image_generator: of what the transformer paints, codes or
-    features.
+    features, as it reads.
     """
     import torch
     from tqdm import tqdm
@@ -175,7 +175,7 @@ def generate(
     scorer = read_clip(Path("models/scorer"), device) if reranks else None
     painter: Painter = (
         FeaturePainter(model, tokenizer, generator, params.paint)
-        if model.config.regresses
+        if generator.config.reads == "features"
         else CodePainter(model, tokenizer, generator, codebook, params.paint, scorer)
     )
 

@@ -72,7 +72,7 @@ class CodePainter:
 
 @dataclass(frozen=True)
 class FeaturePainter:
-    """Of a transformer that regresses features. generator: one that was trained on features."""
+    """Of a transformer that regresses features. generator: one that reads features."""
 
     model: UnifiedTransformer
     tokenizer: CaptionTokenizer

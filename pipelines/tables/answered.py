@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diptych.eval.answers.questions import Question, units_of
+from diptych.eval.answers.nlvr2 import statement_group
+from diptych.eval.answers.questions import Question
 from diptych.eval.figures import write_figures
 from diptych.features.shards.reading import ShardDataset
 from diptych.model.pretrained import save_transformer
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 def main(item: TableItem, section: PretrainingTableParams) -> None:
     """Write measured/ROW_TASK-SEED in the table's folder: figures.json, pictures.parquet with the accuracy of each picture's
-    questions (for NLVR2 each pair's statements), and parameters.txt. The fine-tuned model is not kept."""
+    questions (for NLVR2 of each sentence), and parameters.txt. The fine-tuned model is not kept."""
     stage, row = item.stage, item.values["row"]
     (task,) = (known for known in TASKS if known == item.values["task"])
     params = x_lxmert_params(stage)
@@ -55,14 +56,17 @@ def main(item: TableItem, section: PretrainingTableParams) -> None:
 
 
 def write_pictures(path: Path, name: str, questions: Sequence[Question], right: Mapping[str, float]) -> None:
-    """A row per picture, or per pair of pictures: `image_id`, and in the column `name` the mean of its questions."""
+    """A row per picture, or per sentence of NLVR2, whose pairs of pictures are its own: `image_id`, and in the column `name` the mean
+    of its questions, which are not independent."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    counted = [question for question in questions if question.question_id in right]
     of_unit: dict[str, list[float]] = {}
-    for question, unit in zip(counted, units_of(counted)[0], strict=True):
-        of_unit.setdefault(unit, []).append(right[question.question_id])
+    for question in questions:
+        if question.question_id in right:
+            sentence = statement_group(question) or question.question_id
+            unit = sentence if len(question.image_ids) == 2 else question.image_ids[0]
+            of_unit.setdefault(unit, []).append(right[question.question_id])
     columns = {"image_id": list(of_unit), name: [statistics.fmean(values) for values in of_unit.values()]}
     pq.write_table(pa.table(columns), path)
 

@@ -20,9 +20,9 @@ def main(item: TableItem, section: PretrainingTableParams) -> None:
     """Write generators/features in the table's folder, and the training's history."""
     _, params = read_stage("image_generator", ImageGeneratorParams)
     steps = section.generator_steps or params.training.steps
-    training = replace(params.training, steps=steps, reads="features", evaluation=None)
+    training = replace(params.training, steps=steps, evaluation=None)
     generator, record = image_generator.train(
-        item.stage, replace(params, training=training), item.stage.device
+        item.stage, replace(params, training=training), item.stage.device, reads="features"
     )
     with item.stage.write(item.path("generators/features")) as folder:
         save_image_generator(folder, generator)

@@ -20,8 +20,8 @@ SYSTEMS = "pipelines/*/dvc.yaml"
 class TableItems:
     """All items of a table and some seeds.
 
-    work: seed by seed, so that the first ones are whole early, each after those that it needs; then those
-    that are the same for all seeds. last: the stage that makes the page. shared: stages of the pipeline and
+    work: what is the same for all seeds and some of them need; then seed by seed, so that the first ones are
+    whole early, each after those that it needs; then the rest that is the same for all seeds. last: the stage that makes the page. shared: stages of the pipeline and
     of other systems' that make what all these read, as `dvc repro` takes them.
     """
 
@@ -59,10 +59,10 @@ def table_items(table: Table, params: Mapping[str, Any], seeds: Iterable[int]) -
         found = wanted + found
         missing = [item for item in sharing if item not in found]
         wanted = [item for item in missing if any(item.makes(dep) for each in wanted for dep in each.deps)]
-    work = [
-        *(item for seed in seeds for item in found if item.seed == seed),
-        *(item for item in found if item.seed is None),
-    ]
+    of_seeds = [item for seed in seeds for item in found if item.seed == seed]
+    of_all = [item for item in found if item.seed is None]
+    first = [item for item in of_all if any(item.makes(dep) for each in of_seeds for dep in each.deps)]
+    work = [*first, *of_seeds, *(item for item in of_all if item not in first)]
     read = [dep for item in [*work, last] for dep in item.deps]
     systems = [stage for path in sorted(Path().glob(SYSTEMS)) for stage in read_items(path, params)]
     shared = [

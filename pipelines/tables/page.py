@@ -71,7 +71,7 @@ def page(
     first = results.seeds[0]
     galleries = [paintings(table, first)] if table.gallery else []
     if table.texts is not None:
-        galleries.append(texts(table, table.texts))
+        galleries.append(texts(table, table.texts, first))
     return ClaimsPage(
         title,
         " ".join(filter(None, (table.introduction, RULE, table.caveat))),
@@ -278,11 +278,11 @@ def paintings(table: Table, seed: int) -> Gallery:
     return Gallery("Paintings side by side", note, ["caption", "real", *painted], shown)
 
 
-def texts(table: Table, what: Texts) -> Gallery:
-    """Pictures and what was written of each."""
+def texts(table: Table, what: Texts, seed: int) -> Gallery:
+    """Pictures and what the model of a seed has written of each."""
     import pyarrow.parquet as pq
 
-    rows = pq.read_table(Path(table.folder) / what.file).to_pylist()
+    rows = pq.read_table(Path(table.folder) / what.file.format(seed=seed)).to_pylist()
     columns = [name for name in rows[0] if name not in ("image_id", "real")] if rows else []
     shown = [
         (row["image_id"], [("real", row["real"]), *((name, row[name]) for name in columns)]) for row in rows

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from diptych.eval.figures import write_figures
 from diptych.model.decoding.options import PaintOptions
+from diptych.model.pretrained import load_transformer
 from pipelines.measuring.generation import IMAGE_GENERATOR
 from pipelines.measuring.test_set import measured_model
 from pipelines.tables.item import TableItem, embeddings, only_one_in, read_entry, run
@@ -24,6 +25,10 @@ def main(item: TableItem, section: PretrainingTableParams) -> None:
     name = f"{row}_{sampler}-{item.stage.seed}"
     transformer, generated = only_one_in(item.deps, item.path("models")), item.unfinished / f"{name}.parquet"
     generators = [Path(dep) for dep in item.deps if Path(dep).parent == Path(item.path("generators"))]
+    if load_transformer(transformer)[0].config.regresses != bool(generators):
+        raise ValueError(
+            f"{item.stage.name}: a model that regresses features, and no other, has a generator of its own"
+        )
     with (
         measured_model(
             transformer,

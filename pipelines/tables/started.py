@@ -20,8 +20,8 @@ SPLIT = "test"
 
 
 def main(item: TableItem, section: PretrainingTableParams) -> None:
-    """Write started.parquet in the table's folder: `image_id`, `real` and a column for each of the data's STARTS, with a text that
-    begins so. The pictures are drawn by the seed, and so are the words."""
+    """Write started/SEED.parquet in the table's folder: `image_id`, `real` and a column for each of the data's STARTS, with a text
+    that begins so. The pictures are drawn by the item's seed, and so are the words."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     import torch
@@ -41,9 +41,9 @@ def main(item: TableItem, section: PretrainingTableParams) -> None:
         for start, words in starts.items():
             ids = gibbs_texts(model, tokenizer, seen, start, words, [stage.seed + index for index in indices])
             columns[start] = [tokenizer.decode(row) for row in ids]
-    with stage.write(item.path("started.parquet")) as path:
+    with stage.write(item.path(f"started/{stage.seed}.parquet")) as path:
         pq.write_table(pa.table(columns), path)
 
 
 if __name__ == "__main__":
-    run("started", (), main)
+    run("started", ("seed",), main)

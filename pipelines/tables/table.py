@@ -103,8 +103,8 @@ class Samplers:
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts about pictures that the page shows. file: in the table's folder, a Parquet table of `image_id`, `real` and a column of
-    texts for each heading."""
+    """Texts about pictures that the page shows. file: in the table's folder, with `{seed}` in its name, a Parquet table of `image_id`,
+    `real` and a column of texts for each heading."""
 
     title: str
     note: str
@@ -123,7 +123,8 @@ class Table:
     title, introduction, caveat: the page's heading, and its text before and after the rule of the verdicts.
     note: what stands above the table besides how it was measured. done: what was done with pictures, by the
     first part of figures' names: {"caption": "captioned"}. gallery: the one of these whose models' examples
-    the page shows; none if empty. texts: shown below it.
+    the page shows; none if empty. counted: those whose models' parameters a row has; all, if empty. texts: shown
+    below the gallery, of the first seed.
 
     weights: how long items of a stage take compared with others', until some have run; 1 if not named. timed:
     stages whose items measure time, and so have a GPU for themselves.
@@ -143,6 +144,7 @@ class Table:
     paper: PaperTable | None = None
     samplers: Samplers | None = None
     gallery: str = ""
+    counted: tuple[str, ...] = ()
     texts: Texts | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
     timed: tuple[str, ...] = ()

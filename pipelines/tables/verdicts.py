@@ -151,7 +151,8 @@ def read_row(table: Table, row: Row, seeds: Sequence[int]) -> RowValues:
         measured_by[column] = frozenset(record["model"] for record in records if record.get("model"))
         if what.over == "pictures":
             pictures[column] = picture_values(table, of_seeds, what.parts or (column,))
-    parameters = sum(of_seeds[0].parameters for of_seeds in measured.values())
+    counted = {model for kind, model in row.models.items() if not table.counted or kind in table.counted}
+    parameters = sum(of_seeds[0].parameters for model, of_seeds in measured.items() if model in counted)
     return RowValues(parameters, values, reasons, pictures, measured_by)
 
 

@@ -46,7 +46,16 @@ def test_each_place_is_drawn_from_all_others_and_the_picture(tiny, attention: st
 
 
 def test_numbers_out_of_range_and_words_without_room_are_named(tiny) -> None:
-    with pytest.raises(UserError, match="sweeps must be at least 1 and temperature above 0"):
-        gibbs_texts(tiny.model, tiny.tokenizer, tiny.features, "a", 5, [1, 2, 3], sweeps=0)
-    with pytest.raises(UserError, match="start: .* has 2 word pieces"):
-        gibbs_texts(tiny.model, tiny.tokenizer, tiny.features, "a red", 2, [1, 2, 3])
+    def refused(message: str, start: str, words: int, **changes) -> None:
+        features = tiny.features[: changes.pop("images", 3)]
+        with pytest.raises(UserError, match=message):
+            gibbs_texts(tiny.model, tiny.tokenizer, features, start, words, [1, 2, 3][: len(features)], **changes)
+
+    refused("words and sweeps must be at least 1, are 5 and 0", "a", 5, sweeps=0)
+    refused("words and sweeps must be at least 1, are 0 and 4", "", 0)
+    refused("temperature must be a finite number above 0, is inf", "a", 5, temperature=float("inf"))
+    refused("temperature must be a finite number above 0, is 0", "a", 5, temperature=0)
+    refused("start: .* has 2 word pieces, a text of 2 has room for at most 1", "a red", 2)
+    refused("there is no image to write about", "a", 5, images=0)
+    with pytest.raises(ValueError, match="one seed per text"):
+        gibbs_texts(tiny.model, tiny.tokenizer, tiny.features, "a", 5, [1, 2])

@@ -238,8 +238,8 @@ def test_of_features_it_learns_what_no_code_tells() -> None:
     errors = {}
     for reads in ("codes", "features"):
         torch.manual_seed(0)
-        generator, flags = ImageGenerator(SMOKE), Shades(8)
-        config = training_config(steps=25, batch_size=8, learning_rate=1e-2, reads=reads)
+        generator, flags = ImageGenerator(dataclasses.replace(SMOKE, reads=reads)), Shades(8)
+        config = training_config(steps=25, batch_size=8, learning_rate=1e-2)
         train_image_generator(config, generator, codebook(SMOKE.feature_dim), flags, None)
         grid = flags.grid(range(8)) if reads == "features" else codebook(SMOKE.feature_dim)[flags.codes(range(8))].numpy()
         real = flags.images(range(8), 64).float() / 127.5 - 1
@@ -247,7 +247,7 @@ def test_of_features_it_learns_what_no_code_tells() -> None:
             errors[reads] = float((generator(torch.from_numpy(grid).float()) - real).abs().mean())
     assert errors["features"] < 0.6 * errors["codes"], errors
     with pytest.raises(UserError, match="reads must be one of codes, features"):
-        training_config(reads="pixels")
+        dataclasses.replace(SMOKE, reads="pixels")
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.8])

@@ -16,13 +16,16 @@ from torch import Tensor
 from diptych.model.errors import UserError
 from diptych.model.importers.__main__ import main
 from diptych.model.importers.detect import detect_format
+from diptych.model.importers.hugging_face import export_lxmert
 from diptych.model.importers.uniter import import_uniter
 from diptych.model.networks.architectures import build_transformer
 from diptych.model.networks.attention import causal_bias
 from diptych.model.networks.config import named_config
+from diptych.model.networks.single_stream import share_of_cells
 from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.pretrained import load_transformer
 from diptych.model.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from diptych.model.training.initial import with_heads
 
 UNITER = dataclasses.replace(
     CONFIG, architecture="single_stream", layers=2, language_layers=0, visual_layers=0, cross_layers=0
@@ -215,6 +218,11 @@ def test_the_command_tells_uniter_and_a_cased_vocabulary(tensors, codebook, tmp_
     (tmp_path / "bert-base-cased/vocab.txt").write_text("\n".join(pieces) + "\n")
     tokenizer = load_tokenizer(tmp_path / "bert-base-cased")
     assert tokenizer.pieces(["Red red A a"])[0] == [pieces.index(piece) for piece in ("Red", "red", "A", "a")]
+    (tmp_path / "bert-base-cased/tokenizer_config.json").write_text('{"model_max_length": 512}')
+    assert load_tokenizer(tmp_path / "bert-base-cased").pieces(["Red"]) == [[pieces.index("Red")]]
+    (tmp_path / "bert-base-cased/tokenizer_config.json").write_text('{"do_lower_case": true}')
+    assert load_tokenizer(tmp_path / "bert-base-cased").pieces(["Red"]) == [[pieces.index("red")]]
+    (tmp_path / "bert-base-cased/tokenizer_config.json").unlink()
     source = tmp_path / "uniter-base.pt"
     assert detect_format(source) == "uniter"
     (tmp_path / "size.json").write_text(UNITER.to_json())
@@ -226,6 +234,46 @@ def test_the_command_tells_uniter_and_a_cased_vocabulary(tensors, codebook, tmp_
     assert main([*command, "--codebook", str(tmp_path / "codebook.npy")]) == 0
     model, _, _ = load_transformer(tmp_path / "out")
     assert model.config.architecture == "single_stream" and model.config.matching
+
+
+def test_more_token_types_and_a_tie_that_is_stored_once(tensors, codebook, tmp_path):
+    """As NLVR2's fine-tuning leaves them, and as safetensors stores one tensor with two names."""
+    types = torch.randn(3, 24)
+    changed = {**tensors, "uniter.embeddings.token_type_embeddings.weight": types}
+    del changed["feat_regress.weight"]
+    changed["nlvr2_output.weight"] = torch.randn(2, 48)
+    torch.save(changed, tmp_path / "nlvr2.pt")
+    imported = import_uniter(tmp_path / "nlvr2.pt", UNITER, codebook)
+    assert imported.model.text_embedding.token_types.weight.equal(types[:2])
+    features = tensors["uniter.img_embeddings.img_linear.weight"]
+    assert imported.model.feature_head.features.weight.equal(features.T)
+    assert "other tasks" in imported.report.unused["nlvr2_output.weight"]
+    with pytest.raises(UserError, match="UNITER is a single stream"):
+        import_uniter(tmp_path / "nlvr2.pt", CONFIG, codebook)
+
+
+def test_a_single_stream_is_no_lxmert(tensors, codebook, tmp_path):
+    imported = import_uniter(tmp_path / "uniter-base.pt", UNITER, codebook)
+    with pytest.raises(UserError, match="a single stream cannot be exported"):
+        export_lxmert(tmp_path / "out", imported.model, None, imported.codebook)
+    assert not (tmp_path / "out").exists()
+
+
+def test_further_training_leaves_the_head_of_features_out(tensors, codebook, tmp_path):
+    """What is painted by then are codes."""
+    imported = import_uniter(tmp_path / "uniter-base.pt", UNITER, codebook)
+    assert imported.model.feature_head is not None
+    assert with_heads(imported.model, 0, matching=True).feature_head is None
+
+
+def test_shares_of_cells_are_finite_where_words_take_all():
+    seen, own = torch.zeros(1, 2, 3, 4), torch.full((1, 2, 3, 5), 200.0)
+    seen[..., 1] = 1.0
+    shares = share_of_cells(seen, own)
+    torch.testing.assert_close(shares, seen.softmax(-1)[:, 0])
+    random = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 5)
+    plain = torch.cat(random, -1).softmax(-1)[..., :4].mean(1)
+    torch.testing.assert_close(share_of_cells(*random), plain / plain.sum(-1, keepdim=True))
 
 
 def test_a_fine_tuned_answer_head_needs_its_answers(tensors, codebook, tmp_path):

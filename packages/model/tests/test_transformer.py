@@ -236,11 +236,11 @@ def test_cell_positions_tell_rows_and_columns_apart(tiny):
     torch.manual_seed(0)
     embedding = build_transformer(dataclasses.replace(tiny.config, cell_positions=True)).visual_embedding
     features, masked = torch.zeros(1, 16, 10), torch.ones(1, 16, dtype=torch.bool)
-    before = embedding(features, masked)[0]
+    before = embedding(features, masked, torch.zeros(24))[0]
     with torch.no_grad():
         embedding.rows.weight[2] += torch.randn(24)
         embedding.columns.weight[3] += torch.randn(24)
-    changed = (embedding(features, masked)[0] - before).abs().amax(1) > 1e-4
+    changed = (embedding(features, masked, torch.zeros(24))[0] - before).abs().amax(1) > 1e-4
     assert changed.view(4, 4).tolist() == [[c == 3 or r == 2 for c in range(4)] for r in range(4)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import string
 import warnings
@@ -267,8 +268,10 @@ def load_tokenizer(folder: Path) -> CaptionTokenizer:
             check_vocabulary(vocabulary, str(file))
             # A vocabulary alone, as UNITER's bert-base-cased, does not say so; capitals in it do.
             cased = any(piece != piece.lower() for piece in vocabulary if not piece.startswith("["))
-            said = {} if (folder / "tokenizer_config.json").is_file() else {"do_lower_case": not cased}
-            tokenizer = BertTokenizerFast.from_pretrained(folder, **said).backend_tokenizer
+            config = folder / "tokenizer_config.json"
+            says = config.is_file() and "do_lower_case" in json.loads(config.read_text(encoding="utf-8"))
+            casing = {} if says else {"do_lower_case": not cased}
+            tokenizer = BertTokenizerFast.from_pretrained(folder, **casing).backend_tokenizer
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 - the libraries raise whatever they like

@@ -126,7 +126,7 @@ class MaskedNextWord:
 
 def encode_images(model: UnifiedTransformer, features: Tensor) -> list[Tensor]:
     """Encode features float ``[n, 64, D]`` (:func:`diptych.model.image_features.caption_input`) for captioning by the
-    attention that the model's config names: the visual states ``[n, 64, h]`` that every word reads (``prefix``: one for each cross-modality layer)."""
+    attention that the model's config names: the visual states ``[n, 64, h]`` that every word reads (``prefix``: one for each layer in which text sees the image)."""
     if model.config.caption_attention == "prefix":
         return model.encode_visual_prefix(features)
     return [model.encode_visual(features)]

@@ -7,7 +7,8 @@ predicted from all others and the picture, and drawn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,8 +17,10 @@ from diptych.model.decoding.caption import encode_images, word_log_probabilities
 from diptych.model.decoding.noise import derived_seed, sample_from, uniform_noise
 from diptych.model.decoding.words import start_words
 from diptych.model.errors import UserError
-from diptych.model.networks.unified import UnifiedTransformer
+from diptych.model.networks.unified import UnifiedTransformer, at_positions
 from diptych.model.tokenizer import CaptionTokenizer
+
+LONGEST = 10_000  # no bound of its own for the start: that of the text is checked here
 
 
 @torch.no_grad()
@@ -43,14 +46,25 @@ def gibbs_texts(
         temperature: words are drawn from softmax(logits / temperature); above 0. In the last sweep the likeliest is taken.
 
     Raises:
-        UserError: ``start`` leaves no room or is not in the vocabulary, or a number is out of range.
+        UserError: there is no image, ``start`` leaves no room or is not in the vocabulary, or a number is out of range.
     """
-    if sweeps < 1 or not temperature > 0:
-        raise UserError(f"sweeps must be at least 1 and temperature above 0, are {sweeps} and {temperature}")
-    given = start_words(tokenizer, start, words + 3)
-    free = range(1 + len(given), 1 + words)
     n, device = len(features), features.device
-    images = encode_images(model, features)
+    if n == 0:
+        raise UserError("there is no image to write about")
+    if len(seeds) != n:
+        raise ValueError("sampling needs one seed per text")
+    if words < 1 or sweeps < 1:
+        raise UserError(f"words and sweeps must be at least 1, are {words} and {sweeps}")
+    if not 0 < temperature < math.inf:
+        raise UserError(f"temperature must be a finite number above 0, is {temperature}")
+    given = start_words(tokenizer, start, LONGEST)
+    if len(given) >= words:
+        raise UserError(
+            f"start: {start!r} has {len(given)} word pieces, a text of {words} has room for at most {words - 1}; shorten it or "
+            "raise words"
+        )
+    free = range(1 + len(given), 1 + words)
+    predict = hidden_words_of(model, features)
     ids = torch.full((n, words + 2), tokenizer.mask, device=device)
     ids[:, 0], ids[:, -1] = tokenizer.cls, tokenizer.sep
     ids[:, 1 : 1 + len(given)] = torch.tensor(given, dtype=ids.dtype, device=device)
@@ -62,22 +76,27 @@ def gibbs_texts(
         for visit in range(len(free)):
             position = orders[:, sweep, visit, None]
             ids.scatter_(1, position, tokenizer.mask)
-            logits = hidden_word_logits(model, images, ids, position)
-            chances = word_log_probabilities(logits, tokenizer, temperature)
+            chances = word_log_probabilities(predict(ids, position[:, 0]), tokenizer, temperature)
             last = sweep == sweeps - 1
             drawn = chances.argmax(-1) if last else sample_from(chances, noise[:, sweep, visit])
             ids.scatter_(1, position, drawn[:, None])
     return ids
 
 
-def hidden_word_logits(
-    model: UnifiedTransformer, images: list[Tensor], ids: Tensor, position: Tensor
-) -> Tensor:
-    """Logits ``[n, V]`` of the word at ``position`` int64 ``[n, 1]`` of each text, from all its others and its image."""
-    chosen = torch.zeros_like(ids, dtype=torch.bool).scatter_(1, position, True)
+def hidden_words_of(model: UnifiedTransformer, features: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """What maps texts int64 ``[n, t]`` and a place of each, int64 ``[n]``, to logits ``[n, V]`` of the word there, from all its
+    others and its image. What of the images follows from no text is computed here."""
+    images = encode_images(model, features)
     if model.config.caption_attention == "prefix":
-        return model.question_word_logits(ids, None, model.visual_keys_values(images), chosen)
-    return model.masked_word_logits(ids, None, images[0], chosen)
+        keys_values = model.visual_keys_values(images)
+
+        def by_prefix(ids: Tensor, position: Tensor) -> Tensor:
+            states = model.all_question_states(ids, None, keys_values)
+            return model.word_logits(at_positions(states, position[:, None])[:, 0])
+
+        return by_prefix
+    projection = model.visual_projection(images[0])
+    return lambda ids, position: model.masked_caption_logits(ids, None, images[0], position, projection)
 
 
 def places(seed: int, free: range, sweeps: int) -> Tensor:

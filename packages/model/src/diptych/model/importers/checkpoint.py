@@ -33,7 +33,7 @@ from diptych.model.networks.architectures import build_transformer
 from diptych.model.networks.config import TransformerConfig
 from diptych.model.networks.unified import UnifiedTransformer
 
-# What LXMERT's checkpoints may be without.
+# What checkpoints of LXMERT and UNITER may be without.
 HEADS = ("word_", "code_head.", "visual_embedding.mask_feature")
 FOREIGN = "unknown: no name of this family of networks"
 

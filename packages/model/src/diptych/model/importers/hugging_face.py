@@ -21,7 +21,7 @@ from diptych.model.tokenizer import CaptionTokenizer
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 LXMERT_NAMES = {"lxmert.": "", "bert.": ""}
-LANGUAGE = ("text_embedding.", "language_layers.")
+LANGUAGE = ("text_embedding.", "language_layers.", "layers.")
 NEXT_SENTENCE = "BERT's prediction of the next sentence, which tells nothing about pictures"
 
 
@@ -109,12 +109,13 @@ def import_bert(folder: Path, config: TransformerConfig, codebook: Tensor, seed:
     if values.get("layer_norm_eps", 1e-12) != 1e-12:
         raise UserError(f"{folder}: layer_norm_eps is {values['layer_norm_eps']}; ours is 1e-12")
     tensors = common_names(read_weights(folder), LXMERT_NAMES)
-    beyond = range(config.language_layers, values["num_hidden_layers"])
+    own = config.layers or config.language_layers
+    beyond = range(own, values["num_hidden_layers"])
     unused = {r"(pooler|cls\.seq_relationship)\.": NEXT_SENTENCE}
     if beyond:
         layers = "|".join(map(str, beyond))
         unused[rf"encoder\.layer\.({layers})\."] = (
-            f"layers beyond the {config.language_layers} language layers"
+            f"layers beyond the {own} {'layers' if config.layers else 'language layers'}"
         )
     return build(
         folder, tensors, config, codebook, lambda name: not name.startswith(LANGUAGE), unused, seed=seed
@@ -138,10 +139,12 @@ def export_lxmert(
     pooler if it lacks all, transformers starts at random and says so.
 
     Raises:
-        UserError: the network has row and column embeddings of cells, for which LXMERT has no place.
+        UserError: the network is a single stream, or has row and column embeddings of cells, for which LXMERT has no place.
     """
     check_codebook(model, codebook, "codebook")
     config = model.config
+    if config.architecture != "two_streams":
+        raise UserError("LXMERT has two streams; a single stream cannot be exported as one")
     if config.cell_positions:
         raise UserError(
             "LXMERT has no embeddings of a cell's row and column; only a transformer trained with cell_positions false "

@@ -9,7 +9,14 @@ from torch import Tensor
 from diptych.model.errors import UserError
 from diptych.model.importers.checkpoint import HEADS, Imported, build, find_tensors, released_config
 from diptych.model.importers.heads import find_heads
-from diptych.model.importers.names import ANSWER_HEAD, MASK_FEATURE, MATCHING_HEAD, REGRESSION, common_names
+from diptych.model.importers.names import (
+    ANSWER_HEAD,
+    FEATURE_PROJECTION,
+    MASK_FEATURE,
+    MATCHING_HEAD,
+    REGRESSION,
+    common_names,
+)
 from diptych.model.networks.config import TransformerConfig
 
 UNITER_NAMES = {
@@ -20,9 +27,11 @@ UNITER_NAMES = {
 }
 MASKS = "img_embeddings.mask_embedding.weight"
 TIED_REGRESSION = f"{REGRESSION}.weight"
+FEATURES = f"{FEATURE_PROJECTION['single_stream']}.weight"
+TYPES = "embeddings.token_type_embeddings.weight"
 LEFT_OUT = {
     r"region_classifier\.": "UNITER's classes of regions; ours predicts codes",
-    r"(nlvr2_output|ve_output|vcr_output|rank_output|attn\d|attn_pool|fc)\b": "a head of one of UNITER's other tasks",
+    r"(nlvr2_output|re_output|vcr_output|rank_output|attn\d|attn_pool|fc)\b": "a head of one of UNITER's other tasks",
 }
 
 
@@ -35,9 +44,10 @@ def import_uniter(
 ) -> Imported:
     """Read UNITER's ``uniter-base.pt`` or a checkpoint fine-tuned from it, a dict of tensors.
 
-    Its pictures were regions; as the start of X-UNITER their places are those of the grid's cells (X-LXMERT 5.4). Of the two rows
+    Its pictures were regions; as the start of X-UNITER their places are those of the grid's cells (X-LXMERT 7.2). Of the two rows
     of its mask embedding the second is what a masked region holds, the mask feature here; the first is zero whenever UNITER runs.
-    Its regression of features, whose matrix is that of the visual input, becomes a head with a matrix of its own.
+    Its regression of features, whose matrix is that of the visual input, becomes a head with a matrix of its own. Of the token types
+    the first two stay, text and image; what is fine-tuned on NLVR2 or VCR has more.
 
     Args:
         config: its size; None: as its tensors show (:func:`diptych.model.importers.checkpoint.released_config`). It decides no
@@ -51,15 +61,20 @@ def import_uniter(
     tensors = common_names(find_tensors(path), UNITER_NAMES)
     if codebook is None:
         raise UserError(f"{path}: UNITER has no codebook; give the centroids of the cluster stage")
+    if config is not None and config.architecture != "single_stream":
+        raise UserError(f"{path}: UNITER is a single stream; give the size of one")
     if MASKS in tensors:
         original, rows = tensors.pop(MASKS)
         if rows.ndim != 2 or len(rows) != 2:
             raise UserError(f"{path}: {original} is {list(rows.shape)}; UNITER's has two rows")
         tensors[MASK_FEATURE] = original, rows[1]
-    regresses = TIED_REGRESSION in tensors
-    if regresses:
-        original, tied = tensors[TIED_REGRESSION]
-        tensors[TIED_REGRESSION] = original, tied.mT if tied.ndim == 2 else tied
+    if TYPES in tensors:
+        original, types = tensors[TYPES]
+        tensors[TYPES] = original, types[:2]
+    regresses = f"{REGRESSION}.bias" in tensors
+    tied = tensors.get(TIED_REGRESSION) or tensors.get(FEATURES)  # one tensor, which some files have once
+    if regresses and tied:
+        tensors[TIED_REGRESSION] = tied[0], tied[1].mT if tied[1].ndim == 2 else tied[1]
     heads = find_heads(path, tensors, answers)
     config = heads.on(config or released_config(path, tensors, codebook, "single_stream"), regresses)
     return build(

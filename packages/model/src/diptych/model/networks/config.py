@@ -31,7 +31,7 @@ class TransformerConfig:
     and token-type tables (0.4 M), the visual embedding (1.6 M) and the word head's transform (0.6 M).
 
     Attributes:
-        hidden_size: width of both streams.
+        hidden_size: width of the states.
         attention_heads: heads of every attention; divides ``hidden_size``.
         intermediate_size: width of the feed-forward networks.
         architecture: ``two_streams`` (LXMERT's) or ``single_stream`` (UNITER's).

@@ -67,8 +67,9 @@ class VisualEmbedding(nn.Module):
         self.register_buffer("feature_mean", torch.zeros(config.feature_dim))
         self.register_buffer("feature_scale", torch.ones(()))
 
-    def forward(self, features: Tensor, masked: Tensor | None = None) -> Tensor:
-        """Embed features ``[n, v, D]``; cells where ``masked`` (bool ``[n, v]``) hold the mask feature."""
+    def forward(self, features: Tensor, masked: Tensor | None, image_type: Tensor) -> Tensor:
+        """Embed features ``[n, v, D]``; cells where ``masked`` (bool ``[n, v]``; None: none) hold the mask feature. ``image_type``
+        ``[h]``, the text embedding's token type 1, stays unread: LXMERT's streams need none."""
         states, boxes = self.parts(features, masked)
         return F.dropout((states + boxes) / 2, self.dropout, self.training)
 
@@ -100,8 +101,7 @@ class TypedVisualEmbedding(VisualEmbedding):
         super().__init__(config)
         self.norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPSILON)
 
-    def embed(self, features: Tensor, masked: Tensor | None, image_type: Tensor) -> Tensor:
-        """Embed features as :meth:`VisualEmbedding.forward`; ``image_type`` ``[h]`` is the text embedding's token type 1."""
+    def forward(self, features: Tensor, masked: Tensor | None, image_type: Tensor) -> Tensor:
         states, boxes = self.parts(features, masked)
         return F.dropout(self.norm(states + (boxes + image_type)), self.dropout, self.training)
 

@@ -50,6 +50,7 @@ NORM_EPSILON = 1e-5
 
 UPSAMPLINGS = ("bilinear", "pixel_shuffle")
 MODULATION_RESOLUTIONS = ("block", "grid")
+READS = ("codes", "features")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class ImageGeneratorConfig:
         resolution.
     spectral_norm: on every convolution of the residual path (paper: true).
     noise: learned amount of spatial Gaussian noise after each adaptive norm, in training mode only.
+    reads: what it is trained to turn into pixels: "codes", their codebook vectors (X-LXMERT), or "features", the grid features
+        themselves, for a transformer that regresses those (LXMERT + Grid, X-LXMERT 4.2). The network is the same.
     """
 
     feature_dim: int
@@ -89,6 +92,7 @@ class ImageGeneratorConfig:
     upsampling: str
     spectral_norm: bool
     noise: bool
+    reads: str = "codes"
 
     def __post_init__(self) -> None:
         if not isinstance(self.block_channels, list | tuple):
@@ -115,6 +119,8 @@ class ImageGeneratorConfig:
                 f"block_channels needs {self.blocks + 1} numbers for image_size {self.image_size} "
                 f"(8x8 and each of {self.blocks} upsampling blocks); got {list(self.block_channels)}"
             )
+        if self.reads not in READS:
+            raise UserError(f"reads must be one of {', '.join(READS)}; got {self.reads!r}")
         if self.upsampling not in UPSAMPLINGS:
             raise UserError(f"upsampling must be one of {', '.join(UPSAMPLINGS)}; got {self.upsampling!r}")
         if self.modulation_resolution not in MODULATION_RESOLUTIONS:
@@ -351,8 +357,10 @@ def read_config(file: Path, **changes: Any) -> ImageGeneratorConfig:
 
 def config_from_dict(values: dict[str, Any], source: str) -> ImageGeneratorConfig:
     """The config of a JSON object; UserError naming `source` and the key that is unknown, missing or wrong."""
-    known = {field.name for field in dataclasses.fields(ImageGeneratorConfig)}
-    for key in sorted(values.keys() ^ known):
+    fields = dataclasses.fields(ImageGeneratorConfig)
+    known = {field.name for field in fields}
+    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+    for key in sorted((values.keys() - known) | (needed - values.keys())):
         problem = "is unknown" if key in values else "is missing"
         raise UserError(f"{source}: image generator key {key!r} {problem}")
     try:

@@ -26,7 +26,7 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """One layer of a single stream."""
+    """A layer over one sequence."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

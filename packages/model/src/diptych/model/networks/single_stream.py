@@ -1,4 +1,4 @@
-"""UNITER's single stream: text and image are one sequence for every layer (Chen et al., ECCV 2020; X-UNITER of X-LXMERT 5.4).
+"""UNITER's single stream: text and image are one sequence for every layer (Chen et al., ECCV 2020; X-UNITER of X-LXMERT 7.2).
 
 What can be computed once is less than with two streams. Bidirectionally the image's states follow from the text from the first
 layer on, so only its embedding, and the first layer's queries, keys and values of it, serve several texts and decoding steps. By
@@ -34,8 +34,6 @@ from diptych.model.networks.unified import UnifiedTransformer, at_positions
 class SingleStream(UnifiedTransformer):
     """UNITER's transformer with a word head and a code head."""
 
-    visual_embedding: TypedVisualEmbedding
-
     def build_visual_embedding(self, config: TransformerConfig) -> VisualEmbedding:
         return TypedVisualEmbedding(config)
 
@@ -49,10 +47,6 @@ class SingleStream(UnifiedTransformer):
 
     def encode_text(self, ids: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return self.text_embedding(ids), None if visible is None else padding_bias(visible)
-
-    def encode_visual(self, features: Tensor, masked: Tensor | None = None) -> Tensor:
-        self.check_features(features)
-        return self.visual_embedding.embed(features, masked, self.text_embedding.token_types.weight[1])
 
     def forward(
         self, ids: Tensor, visible: Tensor | None, features: Tensor, masked: Tensor | None = None
@@ -224,5 +218,5 @@ def first_layer(
 def share_of_cells(seen: Tensor, own: Tensor) -> Tensor:
     """Of scores of cells ``[n, heads, t, v]`` and words ``[n, heads, t, k]`` what the attention, mean over heads, gives to the
     cells, in shares of all it gives to cells: float32 ``[n, t, v]``."""
-    weights = torch.cat([seen, own], -1).softmax(-1)[..., : seen.shape[-1]].mean(1)
-    return weights / weights.sum(-1, keepdim=True)
+    shares = torch.cat([seen, own], -1).log_softmax(-1)[..., : seen.shape[-1]]
+    return shares.logsumexp(1).softmax(-1)  # not 0 / 0 where the words take all

@@ -105,11 +105,6 @@ class UnifiedTransformer(nn.Module, ABC):
             UserError: the features are of another grid or size; or, when no gradients are needed, not finite (training
                 checks its loss instead) and this is no export, whose program cannot stop.
         """
-        self.check_features(features)
-        return self.visual_embedding(features, masked)
-
-    def check_features(self, features: Tensor) -> None:
-        """Raise the UserError of :meth:`encode_visual` where it has to."""
         config = self.config
         if features.shape[1:] != (config.cells, config.feature_dim):
             raise UserError(
@@ -123,6 +118,7 @@ class UnifiedTransformer(nn.Module, ABC):
                 f"grid features are NaN or infinite in row {rows[0]} of the batch ({len(rows)} such rows); extract "
                 "these images again"
             )
+        return self.visual_embedding(features, masked, self.text_embedding.token_types.weight[1])
 
     @abstractmethod
     def forward(
@@ -193,7 +189,7 @@ class UnifiedTransformer(nn.Module, ABC):
 
         Args:
             ids: int64 ``[n, t]`` with [MASK] at ``positions``.
-            visible: bool ``[n, t]``, the words that may be seen: by both streams. None: all; so a decoder that writes
+            visible: bool ``[n, t]``, the words that may be seen, by words and cells. None: all; so a decoder that writes
                 the same position of all captions passes the ids up to it and no mask.
             visual: from :meth:`encode_visual`, ``[n, v, h]``; without dropout the same for all words of a caption.
             positions: int64 ``[n]``.
@@ -277,7 +273,8 @@ class UnifiedTransformer(nn.Module, ABC):
     ) -> Tensor:
         """Return what text ids int64 ``[n, t]``, of which ``text_bias`` hides some from others, attends to of the image by the
         ``prefix`` scheme: float32 ``[n, t, v]``, mean over the heads of each layer in which text sees the image, then over
-        the layers; every row sums to 1."""
+        the layers; every row sums to 1. In a single stream a word attends to words and cells at once: these are the shares of
+        what it gives to the cells."""
 
     @abstractmethod
     def masked_attention(self, ids: Tensor, visible: Tensor | None, visual: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where in the picture the words of a caption or question look: the text's cross-attention to the visual stream."""
+"""Where in the picture the words of a caption or question look: the text's attention to the cells."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def piece_attention(
     """Return the attention that wrote each word piece: float32 ``[n, t - 1, cells]``; row i belongs to ``ids[:, i + 1]``.
 
     It is that of the position which predicts the piece (by ``prefix`` attention the piece before it, by ``masked``
-    attention the [MASK] in its place), mean over the heads of each cross-modality layer, then over the layers.
+    attention the [MASK] in its place), mean over the heads of each layer in which text sees the image, then over the layers.
 
     Args:
         images: of :func:`diptych.model.decoding.caption.encode_images`, n of them.
@@ -58,7 +58,7 @@ def question_attention(
 ) -> list[WordAttention]:
     """Return where the words of n questions look, ids int64 ``[n, t]`` as
     :meth:`diptych.model.tokenizer.CaptionTokenizer.encode_questions` has them: of each word at its own place, mean over the
-    heads of each cross-modality layer, then over the layers. A word's is the mean of its pieces'."""
+    heads of each layer in which text sees the image, then over the layers. A word's is the mean of its pieces'."""
     visible = ids != tokenizer.pad
     if model.config.caption_attention == "prefix":
         weights = model.prefix_attention(ids, padding_bias(visible), model.visual_keys_values(images))

@@ -243,6 +243,10 @@ def write_package(
 
     model, tokenizer, codebook = load_transformer(transformer)
     generator = load_image_generator(image_generator)
+    if generator.config.reads != "codes":
+        raise UserError(
+            f"{image_generator}: an image generator that reads features; a package paints codes: give one that reads these"
+        )
     try:
         width = load_detector(detector).feature_dim
     except FeaturesError as error:

@@ -257,7 +257,7 @@ class Diptych:
 
     def attention(self, pictures: Pictures, captions: str | Sequence[str]) -> list[WordAttention]:
         """Tell where in its picture each word of a caption looks: the weights over the 64 cells with which the text
-        reads the visual stream when it predicts the word, mean over all heads of all cross-modality layers
+        reads the picture when it predicts the word, mean over all heads of all layers in which it sees it
         (:mod:`diptych.model.packaged.attention`).
 
         Raises:

@@ -20,7 +20,7 @@ from torch.nn.utils.parametrize import cached
 from diptych.features.order import batch_indices, epoch_order
 from diptych.model.errors import UserError
 from diptych.model.networks.discriminator import Discriminator, DiscriminatorConfig, Judgement
-from diptych.model.networks.image_generator import ImageGenerator
+from diptych.model.networks.image_generator import ImageGenerator, ImageGeneratorConfig
 from diptych.model.objectives.perceptual import PyramidEncoder, feature_distance, perceptual_loss, shifted
 from diptych.model.pixels import to_uint8
 from diptych.model.precision import autocast_context
@@ -33,7 +33,6 @@ from diptych.model.training.schedules import warmup_constant, warmup_cosine
 from diptych.model.training.state import fingerprint
 
 SCHEDULES = ("cosine", "constant")
-READS = ("codes", "features")
 # A history row shows collapse where a loss is so many times its best, or the hinge loss is so close to 0.
 COLLAPSED_LOSS = 3.0
 COLLAPSED_HINGE = 0.01
@@ -95,8 +94,6 @@ class ImageGeneratorTrainingConfig(LoopConfig):
     reconstruction_weight, perceptual_weight: weights of the two losses (D.5: 0 and 10).
     perceptual_shift: pixels by which both pictures move at random before the perceptual encoder, which keeps its
         strides from painting a grid (paper: 0; 3 suits a stride of 4).
-    reads: what it is to turn into pixels: "codes", their codebook vectors (X-LXMERT), or "features", the grid features
-        themselves, for a transformer that regresses those (LXMERT + Grid, X-LXMERT 4.2).
     object_weight: pixels inside an object's box count 1 + object_weight times as much in the reconstruction
         loss; 0 for all alike. A box over the whole image (scenery) does not count.
     game: the adversarial game, or None for reconstruction and perceptual loss alone.
@@ -115,7 +112,6 @@ class ImageGeneratorTrainingConfig(LoopConfig):
     reconstruction_weight: float
     perceptual_weight: float
     perceptual_shift: int = 0
-    reads: str = "codes"
     object_weight: float
     game: GameConfig | None = None
     evaluation: SampleConfig | None = None
@@ -125,8 +121,6 @@ class ImageGeneratorTrainingConfig(LoopConfig):
         check_at_least_one(self, "batch_size")
         if self.reconstruction not in ("l1", "huber"):
             raise UserError(f"reconstruction must be l1 or huber, is {self.reconstruction!r}")
-        if self.reads not in READS:
-            raise UserError(f"reads must be one of {', '.join(READS)}, is {self.reads!r}")
         if self.schedule not in SCHEDULES:
             raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}, is {self.schedule!r}")
         if self.game is not None and not 0 <= self.game.warm_start_steps < self.steps:
@@ -187,14 +181,13 @@ class Batch:
 
 
 def read_batch(
-    config: ImageGeneratorTrainingConfig, shards: ImageShards, indices: Sequence[int], size: int
+    generator: ImageGeneratorConfig, shards: ImageShards, indices: Sequence[int], object_weight: float
 ) -> Batch:
-    """The images `indices` at `size` pixels per side."""
-    emphasis, features = None, None
-    if config.object_weight > 0:
-        metas = [shards.meta(index) for index in indices]
-        emphasis = object_emphasis(metas, size, config.object_weight)
-    if config.reads == "features":
+    """The images `indices` as `generator` reads and paints them."""
+    emphasis, features, size = None, None, generator.image_size
+    if object_weight > 0:
+        emphasis = object_emphasis([shards.meta(index) for index in indices], size, object_weight)
+    if generator.reads == "features":
         features = torch.from_numpy(shards.grid(indices))
     codes = torch.from_numpy(shards.codes(indices))
     return Batch(codes, features, shards.images(indices, size), emphasis)
@@ -220,8 +213,8 @@ class ImageGeneratorSteps:
         """The pieces of a step."""
         config = self.config
         indices = batch_indices(len(self.train), config.batch_size, config.seed, step).tolist()
-        size = self.generator.config.image_size
-        return [read_batch(config, self.train, indices[rows], size) for rows in self.rows]
+        wanted = self.generator.config
+        return [read_batch(wanted, self.train, indices[rows], config.object_weight) for rows in self.rows]
 
     def pieces(self, step: int, data: list[Batch]) -> list[Piece]:
         """The batch's loss is the mean over images."""
@@ -368,9 +361,8 @@ class ImageGeneratorEvaluation:
         self.every, self.at_start, self.samples = evaluation.every, False, evaluation.samples
         indices = epoch_order(len(val), config.seed, 0)[: evaluation.images].tolist()
         self.keys = [val.keys[index] for index in indices]
-        size = generator.config.image_size
         self.batches = [
-            read_batch(config, val, indices[start : start + EVALUATION_BATCH], size)
+            read_batch(generator.config, val, indices[start : start + EVALUATION_BATCH], config.object_weight)
             for start in range(0, len(indices), EVALUATION_BATCH)
         ]
 

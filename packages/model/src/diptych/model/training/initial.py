@@ -82,7 +82,7 @@ def initial_transformer(
         f"{field.name} {getattr(model.config, field.name)} instead of {getattr(wanted, field.name)}"
         for field in fields(TransformerConfig)
         if (field.type == "int" or field.name == "architecture")
-        and field.name != "answers"
+        and field.name not in ("answers", "object_classes")
         and getattr(model.config, field.name) != getattr(wanted, field.name)
     ]
     if different:
@@ -118,7 +118,8 @@ def with_heads(
     matching: bool = False,
     pairs: bool = False,
 ) -> UnifiedTransformer:
-    """Return a transformer with the weights of ``model`` and these heads, those that it lacks drawn by ``seed``.
+    """Return a transformer with the weights of ``model``, these heads, those that it lacks drawn by ``seed``, and no others of
+    pretraining.
 
     Args:
         answers: the table of the answer head. Where ``known``, the table of the answer head of ``model``, is another, the
@@ -126,7 +127,8 @@ def with_heads(
     """
     torch.manual_seed(seed)
     rows = len(answers) if answers else 0
-    new = build_transformer(replace(model.config, answers=rows, matching=matching, pairs=pairs))
+    config = replace(model.config, answers=rows, matching=matching, pairs=pairs)
+    new = build_transformer(replace(config, regresses=False, object_classes=0))
     weights = new.state_dict()
     old = model.state_dict()
     if answers and known and answers.answers != known.answers:

@@ -72,8 +72,9 @@ class SequenceTrainingConfig(LoopConfig):
             :class:`diptych.model.training.token.TokenTrainingConfig`.
         sample_temperature: of the captions that SCST samples and of the policy it improves [1].
         samples_per_image: captions that SCST samples of each image [1].
-        scst_vision: whether SCST trains what sees the image alone, too [true]. Without, it trains the words' side, for two
-            thirds of the cost.
+        scst_vision: whether SCST trains what sees the image alone, too [true]. Without, it trains the words' side, of two
+            streams for two thirds of the cost; a single stream's layers serve both, and only the image's own passes through
+            them are left out.
         baseline: of a sample's reward: ``greedy``, the reward of the greedy caption [greedy], or ``mean``, that of the
             image's other samples.
         scst_weight, clip_weight: of the losses of captions and of whole pictures [1, 1: equations 2 and 4 as they stand;
