@@ -61,7 +61,7 @@ def test_rows_of_one_task_take_the_steps_that_train_it(tmp_path: Path) -> None:
     """Of 10 joint steps and 10 of token-level painting captions have 10 and paintings 20."""
     params = section(tmp_path, "coco", "train_sequence.training.joint_tasks=[scst,clip]")
     params = replace(params, training=replace(params.training, evaluation=None))
-    of = {row: sequence_params(TABLE, row, params, 20, 0).training for row in ("ours", "captions", "paintings")}
+    of = {row: sequence_params(TABLE, row, params, 20, 0, {}).training for row in ("ours", "captions", "paintings")}
     assert {row: training.steps for row, training in of.items()} == {"ours": 20, "captions": 10, "paintings": 20}
     assert of["captions"].turns == [("scst",)] and of["paintings"].turns == [("clip",), ("paint",)]
     assert of["ours"].turns == [("scst", "clip"), ("paint",)]

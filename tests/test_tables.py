@@ -51,7 +51,7 @@ def sections(tmp_path: Path) -> tuple[TrainTokenParams, TrainSequenceParams]:
     sequence = read_section(TrainSequenceParams, "train_sequence", params, provided=provided)
     assert token.training.questions and token.training.muon and sequence.training.muon
     ours = token_params(TABLE, "ours", token, None, 0).training
-    assert ours.questions is None and ours.muon == sequence_params(TABLE, "ours", sequence, None, 0).training.muon == 0
+    assert ours.questions is None and ours.muon == sequence_params(TABLE, "ours", sequence, None, 0, {}).training.muon == 0
     token = replace(token, training=replace(token.training, questions=None, muon=0.0))
     return token, replace(sequence, training=replace(without_answers(sequence.training), muon=0.0))
 
@@ -74,7 +74,7 @@ def test_two_models_of_one_task_cost_what_ours_costs(sections, steps: int | None
     assert rows["captions"].steps + rows["paintings"].steps == rows["ours"].steps
     assert rows["captions"].steps == int(rows["ours"].steps * token.training.caption_share)
     assert (rows["captions"].caption_share, rows["paintings"].caption_share) == (1, 0)
-    second = {row: sequence_params(TABLE, row, sequence, steps, 7).training for row in rows}
+    second = {row: sequence_params(TABLE, row, sequence, steps, 7, {}).training for row in rows}
     assert second["captions"].steps + second["paintings"].steps == second["ours"].steps
     assert set(second["captions"].cycle) == {"scst"} and set(second["paintings"].cycle) == {"clip", "paint"}
     assert {config.seed for config in (*rows.values(), *second.values())} == {7}
@@ -84,7 +84,7 @@ def test_too_few_steps_for_a_row_are_named(sections) -> None:
     token, sequence = sections
     assert sequence.training.cycle[0] == "scst"
     with pytest.raises(ParameterError, match="table1.sequence_steps 1 leaves no step to row paintings"):
-        sequence_params(TABLE, "paintings", sequence, 1, 0)
+        sequence_params(TABLE, "paintings", sequence, 1, 0, {})
     token = replace(token, training=replace(token.training, steps=1200, caption_share=0.25))
     assert token_params(TABLE, "ours", token, 3, 0).training.steps == 3
     with pytest.raises(
@@ -107,12 +107,15 @@ def test_rows_differ_from_ours_in_one_thing(sections) -> None:
     assert of_token["ours"].image_features == "two_level"
     for row in ("dense", "discrete"):
         assert of_token[row] == replace(of_token["ours"], image_features=row)
-    ours = sequence_params(TABLE, "ours", sequence, None, sequence.training.seed)
+    ours = sequence_params(TABLE, "ours", sequence, None, sequence.training.seed, {})
     assert ours == replace(sequence, training=replace(sequence.training, evaluation=None))
-    features = sequence_params(TABLE, "features", sequence, None, sequence.training.seed)
+    features = sequence_params(TABLE, "features", sequence, None, sequence.training.seed, {})
     assert features == replace(ours, training=replace(ours.training, painting_loss="features"))
+    others = {"scst_batch_size": 3, "sample_temperature": 0.9}
+    changed = sequence_params(TABLE, "dense", sequence, None, sequence.training.seed, others)
+    assert changed == replace(ours, training=replace(ours.training, **others)), "the same for all rows"
     for row in ("dense", "discrete"):
-        assert sequence_params(TABLE, row, sequence, None, sequence.training.seed) == ours
+        assert sequence_params(TABLE, row, sequence, None, sequence.training.seed, {}) == ours
 
 
 def planned(seeds: list[int], folder: Path) -> TableItems:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pipelines.measuring.generation import Sample
 from pipelines.runner.params import at_least
+
+STAGE_2 = ("scst_steps", "scst_batch_size", "sample_temperature")
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,9 @@ class PretrainingTableParams(TableParams):
 class TransformerTableParams(TableParams):
     """The section of a table whose rows are trainings of the transformer in one stage or two.
 
-    token_steps, sequence_steps: of ours in stage 1 and 2; null: those of train_token and train_sequence.
+    token_steps, sequence_steps: of ours in stage 1 and 2; null: those of train_token and train_sequence. scst_steps,
+    scst_batch_size, sample_temperature: of all rows' stage 2, whose optimizer may be another than the default's; null: those of
+    train_sequence.
     pictures: that are captioned, and of which a caption is painted; null: those of generate.sets.test.
     guidance: of all paintings, samplers' included; null: that of generate.paint. examples: painted captions
     that the page shows. java: in the place of `evaluate.java`, METEOR being a column of the table; null:
@@ -60,14 +65,23 @@ class TransformerTableParams(TableParams):
 
     token_steps: int | None
     sequence_steps: int | None
+    scst_steps: int | None
+    scst_batch_size: int | None
+    sample_temperature: float | None
     pictures: Sample | None
     guidance: float | None
     examples: int
     java: bool | None
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "token_steps", "sequence_steps", "examples")
+        at_least(self, 1, "token_steps", "sequence_steps", "scst_steps", "scst_batch_size", "examples")
         super().__post_init__()
+
+    @property
+    def stage_2(self) -> dict[str, Any]:
+        """What of train_sequence.training is another for all rows."""
+        values = {name: getattr(self, name) for name in STAGE_2}
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def conditions(self) -> str:

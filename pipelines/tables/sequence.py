@@ -3,8 +3,9 @@ from ours."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diptych.model.pretrained import save_transformer
 from pipelines import train_sequence
@@ -24,7 +25,7 @@ def main(item: TableItem, section: TransformerTableParams) -> None:
     models/sequence_ROW-SEED in the table's folder, and the training's history."""
     stage, row = item.stage, item.values["row"]
     _, ours = read_stage("train_sequence", TrainSequenceParams)
-    params = sequence_params(item.table, row, ours, section.sequence_steps, stage.seed)
+    params = sequence_params(item.table, row, ours, section.sequence_steps, stage.seed, section.stage_2)
     start = only_one_in(item.deps, item.path("models"))
     model, record = train_sequence.train(stage, params, stage.device, start=start)
     with stage.write(item.path(f"models/sequence_{row}-{stage.seed}")) as folder:
@@ -33,15 +34,20 @@ def main(item: TableItem, section: TransformerTableParams) -> None:
 
 
 def sequence_params(
-    table: Table, row: str, params: TrainSequenceParams, steps: int | None, seed: int
+    table: Table,
+    row: str,
+    params: TrainSequenceParams,
+    steps: int | None,
+    seed: int,
+    others: Mapping[str, Any],
 ) -> TrainSequenceParams:
     """The section train_sequence as this row's stage 2 takes it, without steps that answer and with the papers' optimizer.
-    steps: of ours, null those of the section.
+    steps: of ours, null those of the section. others: settings that are other ones for all rows.
 
     Nothing is measured meanwhile, and so nothing ends a training early: all rows take the steps that they are
     said to take. Raises ParameterError where these are too few for the row's task.
     """
-    changes, section = read_changes(table, row), without_answers(params.training)
+    changes, section = read_changes(table, row), without_answers(replace(params.training, **others))
     ours = steps_of_ours(table, "sequence", steps, section.steps)
     own = replace(section, steps=ours.count, seed=seed, muon=0.0, evaluation=None)
     if changes.tasks != "both":
