@@ -236,7 +236,7 @@ def test_samplers_are_timed_alone_on_a_gpu(tmp_path: Path, monkeypatch) -> None:
 @pytest.mark.parametrize("seeds", [(), (1, 1), (-1,)])
 def test_wrong_seeds_are_named(seeds) -> None:
     with pytest.raises(ValueError, match="seeds must be different whole numbers"):
-        TransformerTableParams(seeds, None, None, None, None, 1, None)
+        TransformerTableParams(seeds, None, None, None, None, None, None, None, 1, None)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def page_item() -> TableItem:
 
 
 def section(seeds: Iterable[int]) -> TransformerTableParams:
-    return TransformerTableParams(tuple(seeds), None, None, None, None, 1, None)
+    return TransformerTableParams(tuple(seeds), None, None, None, None, None, None, None, 1, None)
 
 
 def made_table(tmp_path: Path, seeds: int) -> dict[str, Any]:
