@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -43,26 +42,20 @@ class WeightReads(TorchDispatchMode):
 
 def floor_of(model: UnifiedTransformer, work: Callable[[], object]) -> Floor:
     """Of ``work``, in which ``model`` may be a copy for inference."""
-    flops, reads = FlopCounterMode(display=False), WeightReads()
-    counted(model, work, flops)
-    counted(model, work, reads)
-    return Floor(flops.get_total_flops(), reads.bytes)
-
-
-def counted(model: UnifiedTransformer, work: Callable[[], object], counter: AbstractContextManager) -> None:
-    """Run ``work`` within ``counter``, which knows only torch's own product, and attention in its parts."""
+    # The counters know only torch's own product, and attention in its parts.
     few_rows, inference.FEW_ROWS = inference.FEW_ROWS, 0
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
     fused = [module.fused for module in attentions]
     for module in attentions:
         module.fused = False
     try:
-        with counter:
+        with FlopCounterMode(display=False) as flops, WeightReads() as reads:
             work()
     finally:
         inference.FEW_ROWS = few_rows
         for module, before in zip(attentions, fused, strict=True):
             module.fused = before
+    return Floor(flops.get_total_flops(), reads.bytes)
 
 
 def product_rate() -> float:

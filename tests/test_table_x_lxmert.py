@@ -17,7 +17,6 @@ from pipeline_clone import REPOSITORY, Clone
 from pipelines.runner.params import Machine, ParameterError, provided_by, read_params, read_section
 from pipelines.runner.profile import write_profile
 from pipelines.tables import answered, features_generator, page, painted, pretrained, started
-from pipelines.tables.__main__ import check_tasks
 from pipelines.tables.item import run
 from pipelines.tables.items import table_items
 from pipelines.tables.pretrained import pretraining_params
@@ -122,10 +121,11 @@ def test_claims_hold_and_fail_in_their_own_direction(tmp_path: Path, monkeypatch
 
 def test_a_task_without_data_is_named_before_anything_is_trained() -> None:
     params = read_params(REPOSITORY / "params.yaml")
-    check_tasks(TABLE, params)
+    section = read_section(TABLE.section, TABLE.name, params)
+    section.check(TABLE.name, TABLE.pipeline, params)
     params["x_lxmert"]["tasks"] = ["vqa", "gqa"]
     with pytest.raises(ParameterError, match="table_x_lxmert fine-tunes on nlvr2: give it in x_lxmert.tasks"):
-        check_tasks(TABLE, params)
+        section.check(TABLE.name, TABLE.pipeline, params)
 
 
 def test_rows_are_pretrained_painted_fine_tuned_and_compared(

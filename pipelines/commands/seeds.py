@@ -105,9 +105,12 @@ def set_up(folder: Path, commit: str, seed: int, params: Mapping[str, Any]) -> N
 def link_inputs(folder: Path, params: Mapping[str, Any]) -> None:
     """What was put into data/ beside the outputs, such as data/coco, and what parameters name that no stage of the pipeline makes,
     such as a model to start from, stand in the clone as links."""
-    pipelines = [path for pattern in PIPELINES for path in sorted(Path().glob(pattern))]
-    every = [out for path in pipelines for item in read_items(path, params) for out in item.outs]
-    own = [out for item in read_items(PIPELINE, params) for out in item.outs]
+    outs = {
+        path: [out for item in read_items(path, params) for out in item.outs]
+        for pattern in PIPELINES
+        for path in sorted(Path().glob(pattern))
+    }
+    own, every = outs[PIPELINE], [out for of_pipeline in outs.values() for out in of_pipeline]
     put = [path for path in Path("data").glob("*") if not (path.name.startswith(".") or touches(path, every))]
     named = [path for path in named_paths(params) if path.exists() and not touches(path, own)]
     for path in (*put, *named):

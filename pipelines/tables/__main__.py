@@ -14,19 +14,15 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from pipelines.runner.check import check_java
 from pipelines.runner.errors import one_line_errors
-from pipelines.runner.items import read_items
 from pipelines.runner.params import Machine, ParameterError, read_params, read_section
 from pipelines.runner.writing import remove
 from pipelines.tables.item import embeddings, mends
 from pipelines.tables.items import TableItems, table_items
 from pipelines.tables.jobs import DVC, default_jobs, gpu_count, one_line, rounds, run_items, run_shared
-from pipelines.tables.params import PretrainingTableParams, TransformerTableParams
 from pipelines.tables.table import Table, read_table
 
 
@@ -43,11 +39,7 @@ def main() -> None:
         table, params = read_table(arguments.table), read_params()
         section = read_section(table.section, table.name, params)
         machine = read_section(Machine, "machine", params)
-        # before hours of training, though only the measurements would miss it
-        if isinstance(section, TransformerTableParams) and section.java:
-            check_java(f"{table.name}.java", "null")
-        if isinstance(section, PretrainingTableParams):
-            check_tasks(table, params)
+        section.check(table.name, table.pipeline, params)
         seeds = chosen_seeds(table, section.seeds, arguments.seeds)
         if arguments.jobs is not None and arguments.jobs < 1:
             raise ParameterError(f"--jobs must be at least 1, is {arguments.jobs}")
@@ -63,17 +55,6 @@ def main() -> None:
         run_items(table, plan, [plan.last], 1, gpus)
         remove(embeddings(table))
         print(f"{table.name}: {table.metrics}, {table.page}")
-
-
-def check_tasks(table: Table, params: Mapping[str, Any]) -> None:
-    """Raise ParameterError, before hours of training, where the table fine-tunes on a task for which x_lxmert has no data."""
-    wanted = {item.values["task"] for item in read_items(table.pipeline, params) if "task" in item.values}
-    section = params["x_lxmert"]
-    if missing := sorted(wanted - (set(section["tasks"]) & set(section["fine_tuning"]))):
-        raise ParameterError(
-            f"params.yaml: {table.name} fine-tunes on {', '.join(missing)}: give it in x_lxmert.tasks, x_lxmert.fine_tuning and "
-            "x_lxmert.questions (docs/x-lxmert.md)"
-        )
 
 
 def chosen_seeds(table: Table, known: Sequence[int], wanted: Sequence[int] | None) -> list[int]:

@@ -11,13 +11,10 @@ from typing import TYPE_CHECKING
 
 from diptych.eval.answers.nlvr2 import statement_group
 from diptych.eval.answers.questions import Question
-from diptych.eval.figures import write_figures
 from diptych.features.shards.reading import ShardDataset
-from diptych.model.pretrained import save_transformer
 from pipelines.measuring.answers import question_of
-from pipelines.runner.writing import remove
 from pipelines.tables.item import TableItem, only_one_in, run
-from pipelines.tables.measured import parameters
+from pipelines.tables.measured import write_measured
 from pipelines.tables.pretrained import x_lxmert_params
 from pipelines.x_lxmert import fine_tune
 from pipelines.x_lxmert.evaluate import SPLIT, MeasuredTask, about_pictures_of, answers_of
@@ -37,22 +34,18 @@ def main(item: TableItem, section: PretrainingTableParams) -> None:
     training = replace(wanted.training, steps=section.fine_tuning_steps or wanted.training.steps)
     start = only_one_in(item.deps, item.path("models"))
     tuned = replace(wanted, training=training)
-    model, _ = fine_tune.train(stage, tuned, task, "pretrained", start, stage.device)
-    name = f"{row}_{task}-{stage.seed}"
-    fine_tuned = item.unfinished / f"{name}.model"
-    remove(fine_tuned)
-    save_transformer(fine_tuned, *model)
+    (model, tokenizer, codebook, table), _ = fine_tune.train(
+        stage, tuned, task, "pretrained", start, stage.device
+    )
+    fine_tuned = model, tokenizer, codebook.to(stage.device), table
     shards = ShardDataset(SHARDS, SPLIT)
     asked = about_pictures_of(shards, questions_in(task, SPLIT), task)
     questions = [question_of(each) for each in asked]
     measured = MeasuredTask(task, questions, stage.seed)
     right = measured.add(answers_of(stage, wanted, fine_tuned, shards, asked, params.batch_size), "")
-    with stage.write(f"{item.table.measured}/{name}") as folder:
-        folder.mkdir()
-        write_figures(measured.figures, folder / "figures.json")
+    with stage.write(f"{item.table.measured}/{row}_{task}-{stage.seed}") as folder:
+        write_measured(folder, measured.figures, model)
         write_pictures(folder / "pictures.parquet", f"{task}.accuracy", questions, right)
-        (folder / "parameters.txt").write_text(f"{parameters(fine_tuned)}\n", encoding="utf-8")
-    remove(fine_tuned)
 
 
 def write_pictures(path: Path, name: str, questions: Sequence[Question], right: Mapping[str, float]) -> None:

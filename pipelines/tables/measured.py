@@ -17,6 +17,8 @@ from pipelines.tables.changes import tasks_of
 from pipelines.tables.item import TableItem, embeddings, run
 
 if TYPE_CHECKING:
+    from diptych.eval.figures import Figure
+    from diptych.model.networks.unified import UnifiedTransformer
     from pipelines.tables.params import TransformerTableParams
 
 
@@ -39,18 +41,18 @@ def main(item: TableItem, section: TransformerTableParams) -> None:
         ) as measured,
         item.stage.write(f"{table.measured}/{name}") as folder,
     ):
-        folder.mkdir()
         figures = with_mends(measured.figures, section.java, f"{table.name}.java")
-        write_figures(figures, folder / "figures.json")
+        write_measured(folder, figures, load_transformer(transformer)[0])
         write_pictures(folder / "pictures.parquet", measured.rows)
         write_examples(folder / "examples.parquet", generated, section.examples)
-        (folder / "parameters.txt").write_text(f"{parameters(transformer)}\n", encoding="utf-8")
 
 
-def parameters(transformer: Path) -> int:
-    """Trained numbers of a model directory's transformer."""
-    model, _, _ = load_transformer(transformer)
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+def write_measured(folder: Path, figures: Sequence[Figure], model: UnifiedTransformer) -> None:
+    """Make the folder of a measured model, with what all have: figures.json, and parameters.txt, its trained numbers."""
+    folder.mkdir()
+    write_figures(figures, folder / "figures.json")
+    count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    (folder / "parameters.txt").write_text(f"{count}\n", encoding="utf-8")
 
 
 def write_pictures(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

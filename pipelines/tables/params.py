@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipelines.measuring.generation import Sample
-from pipelines.runner.params import at_least
+from pipelines.runner.check import check_java
+from pipelines.runner.items import read_items
+from pipelines.runner.params import ParameterError, at_least
 
 STAGE_2 = ("scst_steps", "scst_batch_size", "sample_temperature")
 
@@ -29,6 +33,12 @@ class TableParams:
         """Under which the table was measured: how the page's list of them goes on."""
         return ""
 
+    def check(self, name: str, pipeline: Path, params: Mapping[str, Any]) -> None:
+        """Raise ParameterError, before hours of training, for what only an item at their end would miss.
+
+        name, pipeline: the table's and its dvc.yaml. params: all of params.yaml.
+        """
+
 
 @dataclass(frozen=True)
 class PretrainingTableParams(TableParams):
@@ -48,6 +58,16 @@ class PretrainingTableParams(TableParams):
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "fine_tuning_steps", "generator_steps", "examples")
         super().__post_init__()
+
+    def check(self, name: str, pipeline: Path, params: Mapping[str, Any]) -> None:
+        """Every task that the table fine-tunes on has data."""
+        wanted = {item.values["task"] for item in read_items(pipeline, params) if "task" in item.values}
+        section = params["x_lxmert"]
+        if missing := sorted(wanted - (set(section["tasks"]) & set(section["fine_tuning"]))):
+            raise ParameterError(
+                f"params.yaml: {name} fine-tunes on {', '.join(missing)}: give it in x_lxmert.tasks, x_lxmert.fine_tuning "
+                "and x_lxmert.questions (docs/x-lxmert.md)"
+            )
 
 
 @dataclass(frozen=True)
@@ -76,6 +96,11 @@ class TransformerTableParams(TableParams):
     def __post_init__(self) -> None:
         at_least(self, 1, "token_steps", "sequence_steps", "scst_steps", "scst_batch_size", "examples")
         super().__post_init__()
+
+    def check(self, name: str, pipeline: Path, params: Mapping[str, Any]) -> None:
+        """Java starts, where METEOR is wanted."""
+        if self.java:
+            check_java(f"{name}.java", "null")
 
     @property
     def stage_2(self) -> dict[str, Any]:

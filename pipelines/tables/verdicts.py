@@ -102,7 +102,7 @@ def results_of(table: Table, wanted: Sequence[int]) -> Results:
         for name, row in rows.items()
         if name != OURS
     }
-    claims = {name: judge(table, claim, rows, differences) for name, claim in table.claims.items()}
+    claims = {name: judge(table, claim, rows) for name, claim in table.claims.items()}
     return Results(seeds, rows, differences, claims)
 
 
@@ -235,16 +235,11 @@ def judge(
     table: Table,
     claim: Claim,
     rows: Mapping[str, RowValues],
-    differences: Mapping[str, Mapping[str, Difference | None]],
 ) -> list[Judged]:
     """The verdict of each comparison of a claim."""
     judged = []
     for comparison in claim.comparisons:
-        found = (
-            differences[comparison.row][comparison.column]
-            if comparison.of == OURS
-            else difference(rows[comparison.row], rows[comparison.of], comparison.column)
-        )
+        found = difference(rows[comparison.row], rows[comparison.of], comparison.column)
         if found is None:
             judged.append(Judged(comparison, None, "undecided"))
             continue

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diptych.eval.answers.gqa import measure_gqa
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
+    from diptych.model.answer_table import AnswerTable
     from diptych.model.networks.unified import UnifiedTransformer
     from diptych.model.tokenizer import CaptionTokenizer
 
@@ -59,7 +59,10 @@ def main(stage: Stage, params: Params) -> None:
         measured = MeasuredTask(task, [question_of(row) for row in asked], stage.seed)
         for start in params.starts:
             folder, wanted = model_folder(task, start), params.fine_tuning[task]
-            answers = answers_of(stage, wanted, folder, shards, asked, params.batch_size)
+            model, tokenizer, codebook = load_transformer(folder, stage.device)
+            known = load_answer_table(folder, model.config.answers)
+            fine_tuned = model, tokenizer, codebook, known
+            answers = answers_of(stage, wanted, fine_tuned, shards, asked, params.batch_size)
             scores = measured.add(answers, "" if start == "pretrained" else f"{start}.")
             answered += [
                 {
@@ -163,14 +166,14 @@ def about_pictures_of(
 def answers_of(
     stage: Stage,
     wanted: FineTuneParams,
-    folder: Path,
+    fine_tuned: tuple[UnifiedTransformer, CaptionTokenizer, Tensor, AnswerTable | None],
     shards: ShardDataset,
     asked: Sequence[Mapping[str, Any]],
     batch_size: int,
 ) -> dict[str, str]:
-    """The likeliest answer of the fine-tuned model in `folder` to each question, by its id; "true" or "false" to statements."""
-    model, tokenizer, codebook = load_transformer(folder, stage.device)
-    answers = load_answer_table(folder, model.config.answers)
+    """The likeliest answer of a fine-tuned model to each question, by its id; "true" or "false" to statements. fine_tuned: the model
+    in eval mode, its tokenizer, codebook, both on the stage's device, and answer table."""
+    model, tokenizer, codebook, answers = fine_tuned
     if answers is None:
         judge = StatementJudge(stage, wanted, model, tokenizer, codebook, shards)
         return judge.judged(asked, batch_size)

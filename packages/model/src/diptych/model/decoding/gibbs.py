@@ -15,12 +15,10 @@ from torch import Tensor
 
 from diptych.model.decoding.caption import encode_images, word_log_probabilities
 from diptych.model.decoding.noise import derived_seed, sample_from, uniform_noise
-from diptych.model.decoding.words import start_words
+from diptych.model.decoding.words import start_pieces
 from diptych.model.errors import UserError
 from diptych.model.networks.unified import UnifiedTransformer, at_positions
 from diptych.model.tokenizer import CaptionTokenizer
-
-LONGEST = 10_000  # no bound of its own for the start: that of the text is checked here
 
 
 @torch.no_grad()
@@ -57,7 +55,7 @@ def gibbs_texts(
         raise UserError(f"words and sweeps must be at least 1, are {words} and {sweeps}")
     if not 0 < temperature < math.inf:
         raise UserError(f"temperature must be a finite number above 0, is {temperature}")
-    given = start_words(tokenizer, start, LONGEST)
+    given = start_pieces(tokenizer, start)
     if len(given) >= words:
         raise UserError(
             f"start: {start!r} has {len(given)} word pieces, a text of {words} has room for at most {words - 1}; shorten it or "

@@ -11,20 +11,16 @@ from diptych.model.errors import UserError
 from diptych.model.tokenizer import CaptionTokenizer
 
 
-def start_words(tokenizer: CaptionTokenizer, start: str, length: int) -> tuple[int, ...]:
-    """Return the word pieces of the words that captions are to start with, such as "A" or "What" (X-LXMERT 7.3).
+def start_pieces(tokenizer: CaptionTokenizer, start: str) -> tuple[int, ...]:
+    """Return the word pieces of the words that texts are to start with, such as "A" or "What" (X-LXMERT 7.3).
 
     Args:
         start: the words; empty for none.
-        length: tokens in a row, as in :func:`diptych.model.decoding.caption.write_captions`.
 
     Raises:
-        UserError: a word has characters that the tokenizer does not know, or has or is a full stop, or no room is left
-            for one more word and a full stop.
+        UserError: a word has characters that the tokenizer does not know, or has or is a full stop.
     """
     texts = start.split()
-    if not texts:
-        return ()
     words: list[int] = []
     for word, pieces in zip(texts, tokenizer.pieces(texts), strict=True):
         if not pieces or tokenizer.unk in pieces or tokenizer.stop in pieces:
@@ -33,12 +29,26 @@ def start_words(tokenizer: CaptionTokenizer, start: str, length: int) -> tuple[i
                 "leave it out"
             )
         words += pieces
-    if len(words) > length - 4:
+    return tuple(words)
+
+
+def start_words(tokenizer: CaptionTokenizer, start: str, length: int) -> tuple[int, ...]:
+    """Return the :func:`start_pieces` of captions.
+
+    Args:
+        start: the words; empty for none.
+        length: tokens in a row, as in :func:`diptych.model.decoding.caption.write_captions`.
+
+    Raises:
+        UserError: as there, or no room is left for one more word and a full stop.
+    """
+    words = start_pieces(tokenizer, start)
+    if words and len(words) > length - 4:
         raise UserError(
             f"start: {start!r} has {len(words)} word pieces, captions of length {length} have room for at most "
             f"{max(0, length - 4)} before what is written; shorten it or raise length"
         )
-    return tuple(words)
+    return words
 
 
 def is_among_largest(values: Tensor, k: int) -> Tensor:

@@ -12,7 +12,7 @@ size, D feature size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -140,28 +140,21 @@ class SingleStream(UnifiedTransformer):
         caches: list[KeyValueCache] | None = None,
     ) -> Tensor:
         bias = causal_bias(ids.shape[1], ids.device) if ids.shape[1] > 1 else None
-        layer_caches: list[KeyValueCache | None] = [*caches] if caches else [None] * len(self.layers)
         text = self.text_embedding(ids, caches[0].length if caches else 0)
-        for layer, image, cache in zip(self.layers, keys_values, layer_caches, strict=True):
-            text = layer.feed_forward(layer.attention.beside(text, image, bias, cache))
-        return text
+        return beside(self.layers, text, bias, keys_values, caches)
 
     def question_states(
         self, ids: Tensor, visible: Tensor | None, keys_values: list[tuple[Tensor, Tensor]]
     ) -> Tensor:
         text, bias = self.encode_text(ids, visible)
-        for layer, image in zip(self.layers[:-1], keys_values[:-1], strict=True):
-            text = layer.feed_forward(layer.attention.beside(text, image, bias))
-        last = self.layers[-1]
+        text, last = beside(self.layers[:-1], text, bias, keys_values[:-1]), self.layers[-1]
         return last.feed_forward(last.attention.beside(text, keys_values[-1], bias, rows=text[:, :1]))[:, 0]
 
     def all_question_states(
         self, ids: Tensor, visible: Tensor | None, keys_values: list[tuple[Tensor, Tensor]]
     ) -> Tensor:
         text, bias = self.encode_text(ids, visible)
-        for layer, image in zip(self.layers, keys_values, strict=True):
-            text = layer.feed_forward(layer.attention.beside(text, image, bias))
-        return text
+        return beside(self.layers, text, bias, keys_values)
 
     def caption_caches(self, length: int) -> list[KeyValueCache]:
         return [KeyValueCache(length) for _ in self.layers]
@@ -192,6 +185,20 @@ class SingleStream(UnifiedTransformer):
             total = total + share_of_cells(scores[..., t:], scores[..., :t])
             states = layer(states, bias)
         return total / len(self.layers)
+
+
+def beside(
+    layers: nn.ModuleList,
+    text: Tensor,
+    bias: Tensor | None,
+    keys_values: Sequence[tuple[Tensor, Tensor]],
+    caches: Sequence[KeyValueCache] | None = None,
+) -> Tensor:
+    """Run layers over texts ``[n * c, t, h]`` beside their images, of which each layer has its keys and values."""
+    of_layers: Sequence[KeyValueCache | None] = caches or [None] * len(layers)
+    for layer, image, cache in zip(layers, keys_values, of_layers, strict=True):
+        text = layer.feed_forward(layer.attention.beside(text, image, bias, cache))
+    return text
 
 
 def joined(text: Tensor, text_bias: Tensor | None, visual: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -33,8 +33,9 @@ def random_transformer(
     answers: int = 0,
     **heads: Any,
 ) -> tuple[UnifiedTransformer, CaptionTokenizer]:
-    """Build the named size ``network`` of an architecture for a codebook float32 ``[K, D]`` and a vocabulary from the training captions, with
-    ``answers`` in its answer table also from the training questions (:func:`diptych.model.tokenizer.build_tokenizer`).
+    """Build the named size ``network`` of an architecture for a codebook float32 ``[K, D]`` and a vocabulary from the training
+    captions, with ``answers`` in its answer table also from the training questions
+    (:func:`diptych.model.tokenizer.build_tokenizer`).
     ``heads``: other heads, as :class:`TransformerConfig` names them."""
     tokenizer = build_tokenizer(texts, min_count)
     codes, width = codebook.shape
@@ -66,9 +67,9 @@ def initial_transformer(
 ) -> tuple[UnifiedTransformer, CaptionTokenizer]:
     """Load the model directory ``folder`` to train it further on these ``captions`` and this codebook.
 
-    Its architecture and sizes must be those of ``architecture`` and ``network``; ``caption_attention`` and ``image_features`` may differ from what it was trained
-    with. What else its config decides (dropout, the kind of code head) stays. So do the statistics of its visual input, which for imported
-    checkpoints are the identity.
+    Its architecture and sizes must be those of ``architecture`` and ``network``; ``caption_attention`` and ``image_features`` may
+    differ from what it was trained with. What else its config decides (dropout, the kind of code head) stays. So do the statistics
+    of its visual input, which for imported checkpoints are the identity.
 
     Raises:
         UserError: it has another size, it was made with another codebook, its vocabulary lacks more than a hundredth of
@@ -87,7 +88,8 @@ def initial_transformer(
     ]
     if different:
         raise UserError(
-            f"initial: {folder} is not of the size {network}: {', '.join(different)}; name its size as network and its architecture"
+            f"initial: {folder} is not of the size {network}: {', '.join(different)}; name its size as "
+            "network and its architecture"
         )
     if own.shape != codebook.shape or not torch.allclose(own, codebook, rtol=1e-3, atol=1e-5):
         shapes = (
