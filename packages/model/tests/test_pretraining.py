@@ -92,10 +92,10 @@ def test_cells_are_masked_one_by_one_and_at_least_one_of_each_picture() -> None:
 
 
 def test_each_modality_is_masked_in_a_third_of_the_steps() -> None:
-    counts = Counter(masked_in(step, 5) for step in range(3000))
+    counts = Counter(masked_in(step, 5, 1 / 3) for step in range(3000))
     assert set(counts) == {"cells", "words", "nothing"}
     assert all(count == pytest.approx(1000, abs=100) for count in counts.values())
-    assert [masked_in(step, 5) for step in range(20)] != [masked_in(step, 6) for step in range(20)]
+    assert [masked_in(step, 5, 1 / 3) for step in range(20)] != [masked_in(step, 6, 1 / 3) for step in range(20)]
 
 
 @both_architectures
@@ -172,7 +172,7 @@ def test_pieces_add_up_to_the_gradient_of_the_whole_batch(
         steps = PretrainingSteps(
             config, model, tiny.tokenizer, tiny.codebook, tiny.train, questions, detector
         )
-        step = next(number for number in range(30) if masked_in(number, config.seed) == task)
+        step = next(number for number in range(30) if masked_in(number, config.seed, config.cells_share) == task)
         torch.manual_seed(2)
         model.zero_grad()
         add_gradients(steps.pieces(step, steps.read(step)))
@@ -195,7 +195,7 @@ def test_codes_are_predicted_from_captions_only(tiny, pretrained, monkeypatch: p
         config = dataclasses.replace(CONFIG, captions_only=captions_only)
         steps = PretrainingSteps(config, model, tiny.tokenizer, tiny.codebook, tiny.train, questions)
         for task in ("cells", "words", "nothing"):
-            step = next(number for number in range(30) if masked_in(number, config.seed) == task)
+            step = next(number for number in range(30) if masked_in(number, config.seed, config.cells_share) == task)
             steps.pieces(step, steps.read(step))
     assert asked == [True, False, False, False, False, False]
 

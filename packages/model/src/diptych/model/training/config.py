@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from diptych.model.errors import UserError
 
@@ -86,6 +86,24 @@ def check_share(settings: object, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(settings, name) <= 1:
             raise UserError(f"{name} must be in [0, 1], is {getattr(settings, name)}")
+
+
+class MaskSettings(Protocol):
+    """Settings of uniform masks: the least share of a picture's cells that is masked, and the share of pictures with all masked."""
+
+    @property
+    def least_masked(self) -> float: ...
+
+    @property
+    def all_masked(self) -> float: ...
+
+
+def check_masking(config: MaskSettings) -> None:
+    """Raise a UserError where shares of masked cells or pictures are not such."""
+    if not 0 <= config.least_masked < 1:
+        raise UserError(f"least_masked must be in [0, 1), is {config.least_masked}")
+    check_share(config, "all_masked")
+
 
 
 def check_at_least_one(settings: object, *names: str, section: str = "") -> None:

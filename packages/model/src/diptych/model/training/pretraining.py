@@ -27,7 +27,7 @@ from diptych.model.objectives.token import paint_loss, sample_mask
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import check_codebook
 from diptych.model.tokenizer import CaptionTokenizer
-from diptych.model.training.config import LoopConfig, check_at_least_one, check_share
+from diptych.model.training.config import LoopConfig, check_at_least_one, check_masking, check_share
 from diptych.model.training.contracts import Checkpoints, Piece, Record
 from diptych.model.training.data import TrainingShards, on_device, read_rows
 from diptych.model.training.loop import run_training
@@ -38,7 +38,6 @@ from diptych.model.training.sentences import SentenceTable
 from diptych.model.training.state import fingerprint
 
 Masked = Literal["cells", "words", "nothing"]
-KINDS: tuple[Masked, ...] = ("cells", "words", "nothing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,11 @@ class PretrainingConfig(LoopConfig):
         warmup_share: share of the steps that warm up [0.05].
         discrete: masked cells are predicted as codes (CCC), and pictures seen as codebook vectors [true]. Without, as
             LXMERT: grid features are seen, regressed (MVFR) and, with object classes, classified (MOC).
+        cells_share: share of the steps that mask cells; as many of the others mask words as nothing [1/3]. A short training
+            learns to paint last.
         uniform_masking: masks of cells with a ratio drawn from (0, 1] [true]; without, each cell with a chance of 15%.
+        least_masked, all_masked: of uniform masks, as in
+            :class:`diptych.model.training.token.TokenTrainingConfig` [0, 0].
         masked_words: share of the words that are predicted where words are masked [0.15]. The texts of a small world are
             short, and a picture says more of their words.
         captions_only: masked cells are predicted from captions only, never from questions [true: "data alignment"].
@@ -71,18 +74,25 @@ class PretrainingConfig(LoopConfig):
     masked_words: float = MASKED_SHARE
     sentences_per_image: int = 1
     captions_only: bool = True
+    cells_share: float = 1 / 3
+    least_masked: float = 0.0
+    all_masked: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(self, "batch_size", "sentences_per_image")
-        check_share(self, "warmup_share")
+        check_share(self, "warmup_share", "cells_share")
+        check_masking(self)
         if not 0 < self.masked_words <= 1:
             raise UserError(f"masked_words must be in (0, 1], is {self.masked_words}")
 
 
-def masked_in(step: int, seed: int) -> Masked:
-    """What ``step`` masks; a function of the two numbers, so that reading ahead knows it."""
-    return KINDS[int(np.random.default_rng((seed, step)).integers(len(KINDS)))]
+def masked_in(step: int, seed: int, cells_share: float) -> Masked:
+    """What ``step`` masks; a function of the three numbers, so that reading ahead knows it."""
+    drawn = np.random.default_rng((seed, step)).random()
+    if drawn < cells_share:
+        return "cells"
+    return "words" if drawn < (1 + cells_share) / 2 else "nothing"
 
 
 class PretrainingSteps:
@@ -111,7 +121,7 @@ class PretrainingSteps:
         """Return what ``step`` masks, and the images of its batch; all tasks walk the epochs together."""
         config = self.config
         images = batch_indices(len(self.train), config.batch_size, config.seed, step).tolist()
-        return masked_in(step, config.seed), images
+        return masked_in(step, config.seed, config.cells_share), images
 
     def read(self, step: int) -> list[Tensor]:
         """Read the codes of each of this process's pieces, without ``discrete`` their grid features."""
@@ -137,7 +147,7 @@ class PretrainingSteps:
         config, cells, device = self.config, self.model.config.cells, self.codebook.device
         ids = self.sentences.choose(indices, captions_only=config.captions_only).ids
         masked = (
-            sample_mask(len(indices), cells)
+            sample_mask(len(indices), cells, config.least_masked, config.all_masked)
             if config.uniform_masking
             else bernoulli_mask(len(indices), cells)
         )

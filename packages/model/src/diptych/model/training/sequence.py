@@ -27,7 +27,7 @@ from diptych.model.objectives.sequence import (
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import check_codebook
 from diptych.model.tokenizer import CaptionTokenizer
-from diptych.model.training.config import LoopConfig, check_at_least_one, check_share
+from diptych.model.training.config import LoopConfig, check_at_least_one, check_masking, check_share
 from diptych.model.training.contracts import Checkpoints, Piece, Record
 from diptych.model.training.data import CaptionTable, TrainingShards, on_device, read_rows
 from diptych.model.training.loop import run_training
@@ -36,7 +36,7 @@ from diptych.model.training.questions import QuestionTable, answer_pieces
 from diptych.model.training.schedules import warmup_constant, warmup_cosine
 from diptych.model.training.sequence_evaluation import SequenceEvaluation, SequenceEvaluationConfig
 from diptych.model.training.state import fingerprint
-from diptych.model.training.token import check_data, check_masking, paint_pieces, read_to_paint
+from diptych.model.training.token import check_data, paint_pieces, read_to_paint
 
 Task = Literal["scst", "clip", "paint", "answer"]
 

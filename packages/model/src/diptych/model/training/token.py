@@ -22,7 +22,13 @@ from diptych.model.objectives.token import (
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import check_codebook
 from diptych.model.tokenizer import CaptionTokenizer
-from diptych.model.training.config import LoopConfig, check_at_least_one, check_share
+from diptych.model.training.config import (
+    LoopConfig,
+    MaskSettings,
+    check_at_least_one,
+    check_masking,
+    check_share,
+)
 from diptych.model.training.contracts import Checkpoints, Piece, Record
 from diptych.model.training.data import CaptionTable, TrainingShards, on_device, read_rows
 from diptych.model.training.loop import run_training
@@ -90,14 +96,8 @@ def drop_text(tokenizer: CaptionTokenizer, ids: Tensor, probability: float) -> T
     return torch.where(torch.rand(len(ids), 1) < probability, no_text, ids)
 
 
-class PaintSettings(Protocol):
+class PaintSettings(MaskSettings, Protocol):
     """What token-level painting reads of either stage's config."""
-
-    @property
-    def least_masked(self) -> float: ...
-
-    @property
-    def all_masked(self) -> float: ...
 
     @property
     def text_drop(self) -> float: ...
@@ -107,13 +107,6 @@ class PaintSettings(Protocol):
 
     @property
     def precision(self) -> str: ...
-
-
-def check_masking(config: PaintSettings) -> None:
-    """Raise a UserError where shares of masked cells or paintings are not such."""
-    if not 0 <= config.least_masked < 1:
-        raise UserError(f"least_masked must be in [0, 1), is {config.least_masked}")
-    check_share(config, "all_masked")
 
 
 def paint_pieces(
