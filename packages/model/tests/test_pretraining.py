@@ -219,7 +219,7 @@ def test_pretraining_learns_every_task(
     model.config = dataclasses.replace(model.config, caption_attention=attention)
     config = dataclasses.replace(
         CONFIG,
-        steps=500,
+        steps=400,
         discrete=discrete,
         masked_words=0.4,
         sentences_per_image=sentences,
