@@ -36,6 +36,9 @@ def paint(
     method: Annotated[str | None, typer.Option(help="mask_predict, random, easiest, rows or gibbs.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of mask_predict.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest codes.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample from the likeliest codes of this share.")
+    ] = None,
     guidance: Annotated[float | None, typer.Option(help="How closely to follow the caption.")] = None,
     save_steps: Annotated[
         bool, typer.Option("--save-steps", help="Also write each step, as OUT-step-1.png, ...")
@@ -55,7 +58,14 @@ def paint(
     check_ending(output)
     live = "-" in captions
     d = load_model(model, device, precision)
-    options = given(samples=samples, method=method, steps=steps, temperature=temperature, guidance=guidance)
+    options = given(
+        samples=samples,
+        method=method,
+        steps=steps,
+        temperature=temperature,
+        top_p=top_p,
+        guidance=guidance,
+    )
     options |= {"seed": seed, "rerank": rerank or None, "return_steps": save_steps}
     number, failed = 0, False
     for caption in texts(captions):

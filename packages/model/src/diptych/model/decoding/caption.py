@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diptych.model.decoding.decisions import PAPER, Decisions
 from diptych.model.decoding.noise import sample_from, uniform_noise
+from diptych.model.networks.attention import KeyValueCache
 from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer
 
@@ -62,27 +63,24 @@ class WordFilter(Protocol):
         excluded words."""
 
 
-class PrefixNextWord:
-    """The ``prefix`` scheme: only the newest word runs through the network, the others are in caches.
+class CachedNextWord:
+    """What writes captions word by word where only the newest word runs through the network: the others are in ``caches``, and
+    of each image the ``keys_values`` that all its captions read, a pair ``[images, heads, cells, d]`` for each layer.
 
-    As long as there are equally many captions of every image, side by side, they share its visual keys and values.
-
-    ``prefix`` is from ``model.encode_visual_prefix(features [n, 64, D])``; ``length`` as in
-    :func:`write_captions`.
+    As long as there are equally many captions of every image, side by side, they share its keys and values.
     """
 
-    def __init__(self, model: UnifiedTransformer, prefix: list[Tensor], length: int) -> None:
-        self.model = model
-        self.keys_values = model.visual_keys_values(prefix)
-        self.caches = model.caption_caches(length - 2)
-        self.images = prefix[0].shape[0]
+    def __init__(self, keys_values: list[tuple[Tensor, Tensor]], caches: list[KeyValueCache]) -> None:
+        self.keys_values, self.caches = keys_values, caches
+        self.images = len(keys_values[0][0])
         self.captions_per_image = 1
 
-    def logits(self, ids: Tensor) -> Tensor:
-        newest = ids[:, self.caches[0].length :]
-        return self.model.word_logits(self.model.caption_states(newest, self.keys_values, self.caches)[:, -1])
+    def newest(self, ids: Tensor) -> Tensor:
+        """The words that are not in the caches yet."""
+        return ids[:, self.caches[0].length :]
 
     def keep(self, rows: Tensor) -> None:
+        """As :meth:`NextWord.keep`."""
         images = rows // self.captions_per_image
         neighbours, counts = images.unique_consecutive(return_counts=True)
         if (counts == counts[0]).all():
@@ -93,6 +91,22 @@ class PrefixNextWord:
             self.images = len(images)
         for cache in self.caches:
             cache.keep(rows)
+
+
+class PrefixNextWord(CachedNextWord):
+    """The ``prefix`` scheme.
+
+    ``prefix`` is from ``model.encode_visual_prefix(features [n, 64, D])``; ``length`` as in
+    :func:`write_captions`.
+    """
+
+    def __init__(self, model: UnifiedTransformer, prefix: list[Tensor], length: int) -> None:
+        super().__init__(model.visual_keys_values(prefix), model.caption_caches(length - 2))
+        self.model = model
+
+    def logits(self, ids: Tensor) -> Tensor:
+        states = self.model.caption_states(self.newest(ids), self.keys_values, self.caches)
+        return self.model.word_logits(states[:, -1])
 
 
 class MaskedNextWord:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from diptych.model.decoding.noise import derived_seed, gumbel_noise, uniform_noise
-from diptych.model.decoding.paint import FixedCells, Paintings, PaintText, free_cells, take_codes
+from diptych.model.decoding.paint import FixedCells, Paintings, PaintText, free_cells
+from diptych.model.decoding.sampling import LIKELIEST, CodeSampling
 
 
 def unpainted(free: Tensor, given: FixedCells | None) -> Tensor:
@@ -73,7 +74,7 @@ def paint_in_order(
     text: PaintText,
     codebook: Tensor,
     order: Tensor,
-    temperature: float = 0.0,
+    sampling: CodeSampling = LIKELIEST,
     seeds: Sequence[int] | None = None,
     keep_steps: bool = False,
     given: FixedCells | None = None,
@@ -86,7 +87,7 @@ def paint_in_order(
     Args:
         codebook: float ``[K, D]``, the centroids that written cells show.
         order: int64 ``[n, steps, cells at a time]``, from one of the functions above; it names every free cell.
-        temperature: 0 takes the likeliest code, above 0 samples from softmax(logits / temperature).
+        sampling: how codes are taken.
         seeds: one whole number >= 0 per painting, needed for sampling.
         keep_steps: also return the codes after each step.
         given: the cells that are painted already.
@@ -94,9 +95,11 @@ def paint_in_order(
     free = free_cells(text, codebook, given)
     n, cells = free.shape
     steps, at_once = order.shape[1:]
-    if temperature > 0 and (seeds is None or len(seeds) != n):
+    if sampling.temperature > 0 and (seeds is None or len(seeds) != n):
         raise ValueError("sampling needs one seed per painting")
-    noise = uniform_noise(seeds or [], steps, at_once, device=free.device) if temperature > 0 else None
+    noise = (
+        uniform_noise(seeds or [], steps, at_once, device=free.device) if sampling.temperature > 0 else None
+    )
     # One cell more than there are: that of steps that paint nothing.
     masked = torch.cat([free, torch.zeros_like(free[:, :1])], 1)
     codes = torch.cat([unpainted(free, given), torch.zeros_like(order[:, 0, :1])], 1)
@@ -108,7 +111,7 @@ def paint_in_order(
             masked.scatter_(1, positions, True)
             features = codebook[codes[:, :cells].clamp(min=0)]
             logits = text.logits(features, masked[:, :cells], positions.clamp(max=cells - 1))
-            chosen = take_codes(logits, temperature, None if noise is None else noise[:, step])
+            chosen = sampling.take(logits, None if noise is None else noise[:, step])
             codes.scatter_(1, positions, chosen)
             masked.scatter_(1, positions, False)
         history.append(codes[:, :cells].clone())
@@ -142,7 +145,7 @@ def paint_features_in_order(text: PaintText, order: Tensor) -> Tensor:
 def paint_easiest_first(
     text: PaintText,
     codebook: Tensor,
-    temperature: float = 0.0,
+    sampling: CodeSampling = LIKELIEST,
     confidence_noise: float = 0.0,
     seeds: Sequence[int] | None = None,
     keep_steps: bool = False,
@@ -159,7 +162,7 @@ def paint_easiest_first(
     """
     free = free_cells(text, codebook, given)
     n, cells = free.shape
-    noisy = temperature > 0 or confidence_noise > 0
+    noisy = sampling.temperature > 0 or confidence_noise > 0
     if noisy and (seeds is None or len(seeds) != n):
         raise ValueError("sampling needs one seed per painting")
     noise = uniform_noise(seeds or [], 2, cells, cells, device=free.device) if noisy else None
@@ -172,9 +175,7 @@ def paint_easiest_first(
             # The masked cells of each image, as many as the image with most of them has.
             positions = masked.byte().argsort(dim=1, descending=True, stable=True)[:, : most_free - step]
             logits = text.logits(codebook[codes.clamp(min=0)], masked, positions)
-            chosen = take_codes(
-                logits, temperature, None if noise is None else noise[:, 0, step].gather(1, positions)
-            )
+            chosen = sampling.take(logits, None if noise is None else noise[:, 0, step].gather(1, positions))
             ranking = logits.log_softmax(-1).gather(-1, chosen[..., None])[..., 0]
             if noise is not None and confidence_noise > 0:
                 scale = confidence_noise * (1 - step / numbers_free[:, None].clamp(min=1)).clamp(min=0)

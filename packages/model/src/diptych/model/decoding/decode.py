@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from diptych.model.decoding.beam import beam_search
-from diptych.model.decoding.caption import Captions, encode_images, next_word_of, write_captions
+from diptych.model.decoding.caption import (
+    Captions,
+    NextWord,
+    encode_images,
+    next_word_of,
+    write_captions,
+)
 from diptych.model.decoding.cells import (
     paint_easiest_first,
     paint_features_in_order,
@@ -22,6 +28,7 @@ from diptych.model.decoding.decisions import PAPER, Decisions
 from diptych.model.decoding.noise import sample_seeds
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.decoding.paint import FixedCells, Paintings, PaintText, free_cells, mask_predict
+from diptych.model.decoding.sampling import CodeSampling
 from diptych.model.decoding.schedules import schedule_counts
 from diptych.model.decoding.words import WordFilters, start_words
 from diptych.model.errors import UserError
@@ -54,18 +61,31 @@ def caption_images(
         UserError: there is no image, the features are not those of this model or not finite, or ``options.start`` does
             not fit. The model should be in eval mode.
     """
-    n, length, samples = len(features), options.length, options.samples
-    if n == 0:
+    if len(features) == 0:
         raise UserError("there is no image to caption")
+    next_word = next_word_of(model, tokenizer, encode_images(model, features), options.length)
+    return captions_by(next_word, tokenizer, len(features), options, features.device, seeds, decisions)
+
+
+def captions_by(
+    next_word: NextWord,
+    tokenizer: CaptionTokenizer,
+    n: int,
+    options: CaptionOptions,
+    device: torch.device,
+    seeds: Sequence[int] | None = None,
+    decisions: Decisions = PAPER,
+) -> Captions:
+    """Caption n images by ``next_word``, which has read them; the rest as in :func:`caption_images`."""
+    length, samples = options.length, options.samples
     start = start_words(tokenizer, options.start, length)
-    next_word = next_word_of(model, tokenizer, encode_images(model, features), length)
     if options.method == "beam":
         found = beam_search(
             next_word,
             tokenizer,
             n,
             length,
-            features.device,
+            device,
             options.beams,
             options.groups,
             options.diversity,
@@ -78,14 +98,14 @@ def caption_images(
             found.ids[:, :samples].flatten(0, 1), found.log_probabilities[:, :samples].flatten(0, 1)
         )
     if samples > 1:
-        next_word.keep(torch.arange(n, device=features.device).repeat_interleave(samples))
+        next_word.keep(torch.arange(n, device=device).repeat_interleave(samples))
     filters = WordFilters(options.no_repeat, options.top_k, options.top_p)
     return write_captions(
         next_word,
         tokenizer,
         n * samples,
         length,
-        features.device,
+        device,
         options.temperature if options.method == "sample" else 0.0,
         None if seeds is None else sample_seeds(seeds, samples),
         decisions,
@@ -138,14 +158,14 @@ def paint_captions(
                 given.codes.repeat_interleave(samples, 0), given.fixed.repeat_interleave(samples, 0)
             )
     seeds = sample_seeds(seeds or [], samples)
-    temperature, noise = options.temperature, options.confidence_noise
+    sampling, noise = CodeSampling.of(options), options.confidence_noise
     if options.method == "mask_predict":
         schedule = partial(schedule_counts, steps=options.steps, schedule=options.schedule, cells=cells)
-        return mask_predict(text, codebook, schedule, temperature, noise, seeds, keep_steps, decisions, given)
+        return mask_predict(text, codebook, schedule, sampling, noise, seeds, keep_steps, decisions, given)
     if options.method == "easiest":
-        return paint_easiest_first(text, codebook, temperature, noise, seeds, keep_steps, given)
+        return paint_easiest_first(text, codebook, sampling, noise, seeds, keep_steps, given)
     order = order_of(options, free_cells(text, codebook, given), seeds)
-    return paint_in_order(text, codebook, order, temperature, seeds, keep_steps, given)
+    return paint_in_order(text, codebook, order, sampling, seeds, keep_steps, given)
 
 
 @torch.no_grad()

@@ -50,11 +50,10 @@ class CaptionOptions:
         for name in ("beams", "groups", "diversity", "length_power"):
             only_for(self, name, ("beam",))
         only_for(self, "samples", ("sample", "beam"))
-        at_least(self, {"length": 3, "no_repeat": 0, "top_k": 1, "beams": 1, "groups": 1, "samples": 1})
+        at_least(self, {"length": 3, "no_repeat": 0, "beams": 1, "groups": 1, "samples": 1})
         at_least(self, {"diversity": 0, "length_power": 0})
-        above_zero(self, "temperature", "top_p")
-        if self.top_p > 1:
-            raise UserError(f"top_p must be in (0, 1], is {self.top_p}")
+        above_zero(self, "temperature")
+        check_filters(self)
         if self.beams % self.groups:
             raise UserError(f"groups ({self.groups}) must divide beams ({self.beams})")
         if (self.groups > 1) != (self.diversity > 0):
@@ -95,6 +94,8 @@ class PaintOptions:
         cells_at_once: cells that a step of ``gibbs`` samples.
         guidance: scale of classifier-free guidance; 1 is none.
         temperature: 0 takes the likeliest code, above 0 samples from softmax(logits / temperature); ``gibbs`` samples.
+        top_k: of codes that are sampled, so many of the likeliest are left; null: all.
+        top_p: then the likeliest that together have this share of the probability; in (0, 1].
         confidence_noise: scale of Gumbel noise on the log-confidences by which ``mask_predict`` and ``easiest`` choose
             cells, falling linearly.
         samples: paintings per caption.
@@ -108,6 +109,8 @@ class PaintOptions:
     cells_at_once: int = 1
     guidance: float = 1.0
     temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float = 1.0
     confidence_noise: float = 0.0
     samples: int = 1
 
@@ -123,6 +126,11 @@ class PaintOptions:
         only_for(self, "confidence_noise", ("mask_predict", "easiest"))
         at_least(self, {"steps": 1, "extra_steps": 0, "sweeps": 1, "cells_at_once": 1, "samples": 1})
         at_least(self, {"temperature": 0, "confidence_noise": 0})
+        check_filters(self)
+        if self.temperature == 0 and (self.top_k, self.top_p) != (None, 1.0):
+            raise UserError(
+                "top_k and top_p are of codes that are sampled: temperature must be above 0, is 0"
+            )
         if self.method == "gibbs" and self.temperature == 0:
             raise UserError("method gibbs samples: temperature must be above 0, is 0")
         if self.samples > 1 and not self.is_random:
@@ -139,7 +147,7 @@ class PaintOptions:
 
 COMMON_TO_METHODS = {
     CaptionOptions: ("length", "start", "no_repeat"),
-    PaintOptions: ("guidance", "temperature"),
+    PaintOptions: ("guidance", "temperature", "top_k", "top_p"),
 }
 Options = TypeVar("Options", CaptionOptions, PaintOptions)
 
@@ -195,6 +203,14 @@ def above_zero(options: Any, *names: str) -> None:
     for name in names:
         if not getattr(options, name) > 0:
             raise UserError(f"{name} must be above 0, is {getattr(options, name)}")
+
+
+def check_filters(options: CaptionOptions | PaintOptions) -> None:
+    """Raise a UserError where top_k or top_p leaves nothing or more than all."""
+    at_least(options, {"top_k": 1})
+    above_zero(options, "top_p")
+    if options.top_p > 1:
+        raise UserError(f"top_p must be in (0, 1], is {options.top_p}")
 
 
 def only_for(options: Any, name: str, methods: tuple[str, ...]) -> None:

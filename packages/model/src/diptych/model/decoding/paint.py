@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from diptych.model.decoding.decisions import PAPER, Decisions
-from diptych.model.decoding.noise import gumbel_noise, sample_from, uniform_noise
+from diptych.model.decoding.noise import gumbel_noise, uniform_noise
+from diptych.model.decoding.sampling import LIKELIEST, CodeSampling
 from diptych.model.errors import UserError
 from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.pretrained import check_codebook
@@ -149,20 +150,12 @@ def free_cells(text: PaintText, codebook: Tensor, given: FixedCells | None) -> T
     return ~given.fixed
 
 
-def take_codes(logits: Tensor, temperature: float, noise: Tensor | None) -> Tensor:
-    """Return one code for each distribution ``[..., K]``: the likeliest with temperature 0, otherwise one from
-    softmax(logits / temperature) by uniform ``noise`` ``[...]``."""
-    if temperature == 0 or noise is None:
-        return logits.argmax(-1)
-    return sample_from((logits / temperature).log_softmax(-1), noise)
-
-
 @torch.no_grad()
 def mask_predict(
     text: PaintText,
     codebook: Tensor,
     schedule: Callable[[int], Sequence[int]],
-    temperature: float = 0.0,
+    sampling: CodeSampling = LIKELIEST,
     confidence_noise: float = 0.0,
     seeds: Sequence[int] | None = None,
     keep_steps: bool = False,
@@ -180,7 +173,7 @@ def mask_predict(
     Args:
         codebook: float ``[K, D]``, the centroids that written cells show.
         schedule: the number of free cells of an image to how many of them each step predicts; the first step all.
-        temperature, confidence_noise, seeds, keep_steps: as in :func:`paint_codes`.
+        confidence_noise, seeds, keep_steps: as in :func:`paint_codes`.
         given: the cells that are painted already; none: all are free.
 
     Raises:
@@ -188,7 +181,7 @@ def mask_predict(
     """
     free = free_cells(text, codebook, given)
     (n, cells), device = free.shape, codebook.device
-    noisy = temperature > 0 or confidence_noise > 0
+    noisy = sampling.temperature > 0 or confidence_noise > 0
     if noisy and (seeds is None or len(seeds) != n):
         raise ValueError("sampling needs one seed per painting")
     codes = torch.zeros(n, cells, dtype=torch.int64, device=device)
@@ -230,7 +223,7 @@ def mask_predict(
         fresh = decisions.fresh_confidence and step < steps - 1
         read = everywhere if fresh else positions
         logits = text.logits(features, masked, read)
-        chosen = take_codes(logits, temperature, None if noise is None else noise[:, 0, step].gather(1, read))
+        chosen = sampling.take(logits, None if noise is None else noise[:, 0, step].gather(1, read))
         if fresh:
             confidences = logits.amax(-1) - logits.logsumexp(-1)
             confidences.masked_fill_(~free, torch.inf)
@@ -277,4 +270,5 @@ def paint_codes(
     """
     text = PaintText(model, tokenizer, ids, guidance)
     schedule = partial(mask_predict_counts, steps=steps)
-    return mask_predict(text, codebook, schedule, temperature, confidence_noise, seeds, keep_steps, decisions)
+    sampling = CodeSampling(temperature)
+    return mask_predict(text, codebook, schedule, sampling, confidence_noise, seeds, keep_steps, decisions)

@@ -85,17 +85,24 @@ def attention_beside(
     values: Tensor,
     bias: Tensor | None,
     dropout: float,
+    image_bias: Tensor | None = None,
 ) -> Tensor:
     """Attend with the queries of texts ``[n * c, heads, q, d]``, c of each of n images, to the keys and values of their image
     (``image``, a pair ``[n, heads, v, d]``) and to their own ``[n * c, heads, k, d]``, as to one row: one softmax over both.
 
     The texts of one image lie side by side as queries, so its keys and values exist once. ``bias``, of the texts' own keys,
-    broadcasts to ``[n * c, heads, q, k]``; the image is seen by all.
+    broadcasts to ``[n * c, heads, q, k]``; ``image_bias``, of the image's, to ``[n, heads, c * q, v]``, None where all of it is
+    seen.
     """
     visual_keys, visual_values = image
     n, _, cells, d = visual_keys.shape
     if queries.device.type != "cpu" and queries.shape[0] == n:  # one text each: the fused kernel's case
-        bias = None if bias is None else F.pad(bias, (cells, 0))
+        if image_bias is not None:
+            own_bias = queries.new_zeros(1, 1, 1, keys.shape[2]) if bias is None else bias
+            shape = torch.broadcast_shapes(own_bias.shape[:-1], image_bias.shape[:-1])
+            bias = torch.cat([part.expand(*shape, -1) for part in (image_bias, own_bias)], -1)
+        elif bias is not None:
+            bias = F.pad(bias, (cells, 0))
         both = torch.cat([visual_keys, keys], 2), torch.cat([visual_values, values], 2)
         return scaled_dot_product(queries, *both, bias, dropout)
     queries = queries * (1 / math.sqrt(d))
@@ -103,6 +110,8 @@ def attention_beside(
     if bias is not None:
         own += bias
     seen = torch.matmul(side_by_side(queries, n), visual_keys.transpose(-1, -2))
+    if image_bias is not None:
+        seen += image_bias
     scores = torch.cat([one_by_one(seen, queries.shape[0]), own], -1)
     probabilities = scores.softmax(-1)
     if dropout:
@@ -145,18 +154,23 @@ class Projection(nn.Linear):
         return F.linear(states, self.weight[rows], self.bias[rows])
 
 
-class Attention(nn.Module):
-    """Multi-head attention, output projection, dropout, residual and LayerNorm (post-norm)."""
+class MultiHead(nn.Module):
+    """The matrices of multi-head attention: states to queries, keys and values of every head, and back."""
 
-    fused = False  # see scaled_dot_product
-
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, hidden_size: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads = config.attention_heads
-        self.projection = Projection(config.hidden_size)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPSILON)
-        self.dropout = config.dropout
+        self.heads, self.dropout = heads, dropout
+        self.projection = Projection(hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+
+    @property
+    def dropping(self) -> float:
+        """The chance with which an attention probability is dropped now."""
+        return self.dropout if self.training else 0.0
+
+    def joined(self, mixed: Tensor) -> Tensor:
+        """output(mixed), ``[n, length, h]``, of the heads' mixed values ``[n, heads, length, d]``, some of it dropped."""
+        return F.dropout(self.output(mixed.transpose(1, 2).flatten(2)), self.dropping, self.training)
 
     def project(self, states: Tensor, first: int = 0, last: int = 3) -> tuple[Tensor, ...]:
         """Project ``[n, length, h]`` to some of (queries, keys, values): a tuple of ``[n, heads, length, d]``."""
@@ -167,6 +181,16 @@ class Attention(nn.Module):
             .permute(2, 0, 3, 1, 4)
             .unbind()
         )
+
+
+class Attention(MultiHead):
+    """Multi-head attention, output projection, dropout, residual and LayerNorm (post-norm)."""
+
+    fused = False  # see scaled_dot_product
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config.hidden_size, config.attention_heads, config.dropout)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPSILON)
 
     def queries(self, states: Tensor) -> Tensor:
         return self.project(states, 0, 1)[0]
@@ -181,15 +205,9 @@ class Attention(nn.Module):
         """Return LayerNorm(states + output(attention)), ``[n, length, h]``."""
         return self.added(states, scaled_dot_product(queries, keys, values, bias, self.dropping, self.fused))
 
-    @property
-    def dropping(self) -> float:
-        """The chance with which an attention probability is dropped now."""
-        return self.dropout if self.training else 0.0
-
     def added(self, states: Tensor, mixed: Tensor) -> Tensor:
         """LayerNorm(states + output(mixed)), ``[n, length, h]``, of mixed values ``[n, heads, length, d]``."""
-        mixed = mixed.transpose(1, 2).reshape(states.shape)
-        return self.norm(states + F.dropout(self.output(mixed), self.dropping, self.training))
+        return self.norm(states + self.joined(mixed))
 
     def beside(
         self,

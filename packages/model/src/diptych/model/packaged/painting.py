@@ -33,6 +33,8 @@ class PaintChanges(TypedDict, total=False):
     cells_at_once: int
     guidance: float
     temperature: float
+    top_k: int | None
+    top_p: float
     confidence_noise: float
 
 
@@ -140,7 +142,8 @@ class PaintingPart:
         if "temperature" not in wanted and self.options.temperature == 0:
             gibbs = wanted.get("method") == "gibbs"
             random = wanted.get("method") == "random" or wanted.get("confidence_noise", 0)
-            if gibbs or ((samples or 1) > 1 and not random):
+            filtered = {"top_k", "top_p"} & wanted.keys()
+            if gibbs or filtered or ((samples or 1) > 1 and not random):
                 wanted["temperature"] = SAMPLING_TEMPERATURE
         return with_changes(self.options, wanted)
 

@@ -105,7 +105,6 @@ def check_masking(config: MaskSettings) -> None:
     check_share(config, "all_masked")
 
 
-
 def check_at_least_one(settings: object, *names: str, section: str = "") -> None:
     """Raise a UserError where one of the ``settings`` of a ``section`` is below 1."""
     for name in names:

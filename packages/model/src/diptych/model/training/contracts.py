@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -27,6 +27,18 @@ class Piece:
     share: float
     samples: int
     loss: Callable[[], tuple[Tensor, Reported] | Iterator[tuple[Tensor, Reported]]]
+
+
+@runtime_checkable
+class RunningMeans(Protocol):
+    """A part of a network that moves by means of what it saw and not by gradients, such as
+    :class:`diptych.model.networks.vector_quantizer.VectorQuantizer`."""
+
+    def running_sums(self) -> list[Tensor]:
+        """What the step has seen, float32; summed over all processes in place before the means move."""
+
+    def move_means(self) -> None:
+        """Move the means, as the optimizers move weights, and forget the step's sums."""
 
 
 class Steps(Protocol):

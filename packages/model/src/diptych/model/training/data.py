@@ -13,8 +13,8 @@ from diptych.model.image_features import PictureRows
 from diptych.model.tokenizer import CaptionTokenizer
 
 
-class TrainingShards(PictureRows, Protocol):
-    """The part of ``diptych.features.shards.reading.ShardDataset`` that training reads."""
+class Captioned(Protocol):
+    """Images with captions."""
 
     keys: list[str]
 
@@ -25,12 +25,16 @@ class TrainingShards(PictureRows, Protocol):
         """The captions of one image."""
 
 
+class TrainingShards(PictureRows, Captioned, Protocol):
+    """The part of ``diptych.features.shards.reading.ShardDataset`` that training reads."""
+
+
 class CaptionTable:
     """All captions of some images (by default all) as ids, encoded once."""
 
     def __init__(
         self,
-        shards: TrainingShards,
+        shards: Captioned,
         tokenizer: CaptionTokenizer,
         length: int,
         images: Sequence[int] | None = None,

@@ -86,7 +86,7 @@ def run_training(
             if processes.rank:
                 torch.manual_seed(dropout_seed(config.seed, step, processes.rank))
             loss, reported = add_gradients(pieces)
-            processes.sum([*state.gradients(), loss, *reported.values()])
+            processes.sum([*state.gradients(), *state.running_sums(), loss, *reported.values()])
             figures.add(step, loss, {**reported, **state.clip(config.clip_norm)})
 
             last = step + 1 == config.steps

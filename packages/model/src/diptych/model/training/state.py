@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diptych.model.errors import UserError
 from diptych.model.training.config import LoopConfig
-from diptych.model.training.contracts import Checkpoints, Record
+from diptych.model.training.contracts import Checkpoints, Record, RunningMeans
 from diptych.model.training.optimisation import Opponent, build_optimizers, clip_at_step
 from diptych.model.training.progress import Figures
 
@@ -21,7 +21,8 @@ class TrainingState:
 
     Attributes:
         weights: the model's trained parameters.
-        averages: their moving averages; empty where ``ema_decay`` is 0.
+        means: the parts of the model that move by means of what they saw.
+        averages: the weights' moving averages; empty where ``ema_decay`` is 0.
         kept: the weights of the last evaluation that had not fallen
             (:class:`diptych.model.training.stopping.Stopping`); empty where nothing is watched.
         record: what the training leaves besides the weights.
@@ -40,6 +41,7 @@ class TrainingState:
         self.model, self.opponent, self.ema_decay = model, opponent, config.ema_decay
         self.optimizers = build_optimizers(model, config, betas)
         self.weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.means = [module for module in model.modules() if isinstance(module, RunningMeans)]
         self.averages = [weight.detach().clone() for weight in self.weights] if self.ema_decay else []
         self.kept: list[Tensor] = []
         self.record = Record([], [], [])
@@ -100,6 +102,10 @@ class TrainingState:
         rivals = self.opponent.weights if self.opponent else []
         return [weight.grad for weight in [*self.weights, *rivals] if weight.grad is not None]
 
+    def running_sums(self) -> list[Tensor]:
+        """What the parts that move by means have seen in the step."""
+        return [tensor for module in self.means for tensor in module.running_sums()]
+
     def clip(self, largest: float) -> dict[str, Tensor]:
         """Have :meth:`move` scale the gradients of each network to a norm of at most ``largest``; return the norms."""
         norms = {"gradient_norm": clip_at_step(self.optimizers[0], self.weights, largest)}
@@ -115,6 +121,8 @@ class TrainingState:
                 group["lr"] = rate * group.get("factor", 1.0)
             optimizer.step()
             optimizer.zero_grad()
+        for module in self.means:
+            module.move_means()
         if self.opponent:
             self.opponent.step(step)
         if self.ema_decay:

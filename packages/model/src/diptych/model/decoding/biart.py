@@ -1,0 +1,137 @@
+"""Captions and paintings by BiART, token by token from caches (L-Verse 3.6).
+
+Captions are written by what writes all captions (:mod:`diptych.model.decoding.caption`, :mod:`diptych.model.decoding.beam`); they end
+at their full stop, as the paper cuts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diptych.model.decoding.caption import CachedNextWord, Captions
+from diptych.model.decoding.decode import captions_by
+from diptych.model.decoding.noise import sample_seeds, uniform_noise
+from diptych.model.decoding.options import CaptionOptions, PaintOptions
+from diptych.model.decoding.paint import Paintings
+from diptych.model.decoding.sampling import CodeSampling
+from diptych.model.errors import UserError
+from diptych.model.networks.biart import GENERATED, BiART, Reference
+from diptych.model.tokenizer import CaptionTokenizer
+
+# Bytes of the caches of all paintings that are painted at a time.
+CACHE_BYTES = 2**30
+
+
+class BiARTNextWord(CachedNextWord):
+    """Words after images that are read (:class:`diptych.model.decoding.caption.NextWord`)."""
+
+    def __init__(self, model: BiART, images: Reference, length: int) -> None:
+        super().__init__(images.keys_values, model.caches(length - 2))
+        self.model = model
+
+    def logits(self, ids: Tensor) -> Tensor:
+        newest = self.newest(ids)
+        tokens = self.model.text_tokens(newest, GENERATED, ids.shape[1] - newest.shape[1])
+        images = Reference(tokens[:0], self.keys_values, None)
+        return self.model.word_head(self.model.write(tokens, images, self.caches)[:, -1])
+
+
+@torch.no_grad()
+def caption_codes(
+    model: BiART,
+    tokenizer: CaptionTokenizer,
+    codes: Tensor,
+    options: CaptionOptions,
+    seeds: Sequence[int] | None = None,
+) -> Captions:
+    """Caption images, codes int64 ``[n, cells]``: ``options.samples`` captions each, side by side, as
+    :func:`diptych.model.decoding.decode.caption_images` does. The model should be in eval mode."""
+    if len(codes) == 0:
+        raise UserError("there is no image to caption")
+    next_word = BiARTNextWord(model, model.read_image(codes), options.length)
+    return captions_by(next_word, tokenizer, len(codes), options, codes.device, seeds)
+
+
+@torch.no_grad()
+def paint_texts(
+    model: BiART,
+    tokenizer: CaptionTokenizer,
+    ids: Tensor,
+    options: PaintOptions,
+    seeds: Sequence[int] | None = None,
+) -> Paintings:
+    """Paint captions cell by cell, from the top left to the bottom right.
+
+    Args:
+        ids: int64 ``[n, t]`` from ``tokenizer.encode``.
+        options: method ``rows``; temperature, ``top_k``, ``top_p``, guidance and samples as there.
+        seeds: one whole number >= 0 per caption, needed where ``options.is_random``; the same seed gives a caption the same paintings
+            in every batch.
+
+    Returns:
+        ``options.samples`` paintings of each caption, side by side. They share the text that is read; so many are painted at a time
+        that their caches stay within a gigabyte.
+
+    Raises:
+        UserError: another method, no caption, or one that is all padding. The model should be in eval mode.
+    """
+    if options.method != "rows":
+        raise UserError(f"this transformer paints cell by cell, by method rows, not {options.method}")
+    visible = ids != tokenizer.pad
+    if len(ids) == 0 or not bool(visible.any(1).all()):
+        raise UserError("there is no caption to paint, or one has no token; write at least one word")
+    if options.is_random and (seeds is None or len(seeds) != len(ids)):
+        raise ValueError("random paintings need one seed per caption")
+    ids = ids[:, : int(visible.any(0).nonzero()[-1]) + 1]
+    texts = [model.read_text(ids, ids != tokenizer.pad)]
+    if options.guidance != 1:
+        nothing = tokenizer.no_text(1).to(ids.device)
+        empty = model.read_text(nothing, torch.ones_like(nothing, dtype=torch.bool))
+        texts.append(empty)
+    noise = None
+    if options.is_random:
+        each = sample_seeds(seeds or [], options.samples)
+        noise = uniform_noise(each, model.config.cells, device=ids.device)
+    config = model.config
+    row_bytes = 8 * config.layers * config.width * config.cells * len(texts)
+    at_once = max(1, CACHE_BYTES // row_bytes)
+    captions_at_once = max(1, at_once // options.samples)
+    painted = []
+    for first in range(0, len(ids), captions_at_once):
+        rows = slice(first, min(first + captions_at_once, len(ids)))
+        text = texts[0].rows(rows)
+        for done in range(0, options.samples, at_once):
+            count = min(at_once, options.samples - done)
+            own = None
+            if noise is not None:
+                own = noise.view(len(ids), options.samples, -1)[rows, done : done + count].flatten(0, 1)
+            painted.append(paint_rows(model, [text, *texts[1:]], count, options, own))
+    return Paintings(torch.cat(painted), None)
+
+
+def paint_rows(
+    model: BiART, texts: Sequence[Reference], samples: int, options: PaintOptions, noise: Tensor | None
+) -> Tensor:
+    """``samples`` paintings of each of n texts, side by side: codes int64 ``[n * samples, cells]``.
+
+    Args:
+        texts: the texts that are read; with guidance also "no text", of one row, which all paintings share.
+        noise: float64 ``[n * samples, cells]`` in [0, 1), where codes are drawn.
+    """
+    cells, count = model.config.cells, len(texts[0].states) * samples
+    device = texts[0].states.device
+    caches, sampling = [model.caches(cells) for _ in texts], CodeSampling.of(options)
+    codes = torch.zeros(count, cells, dtype=torch.int64, device=device)
+    tokens = model.image_tokens(codes[:, :0], GENERATED)
+    for cell in range(cells):
+        logits = [
+            model.code_head(model.write(tokens, text, own)[:, 0]).float()
+            for text, own in zip(texts, caches, strict=True)
+        ]
+        guided = logits[0] if len(logits) == 1 else logits[1] + options.guidance * (logits[0] - logits[1])
+        codes[:, cell] = sampling.take(guided, None if noise is None else noise[:, cell])
+        tokens = model.code_token(codes[:, cell], cell)
+    return codes

@@ -1,0 +1,62 @@
+"""Losses of BiART (L-Verse 3.4): of what is generated and of the reference it follows, in either order."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from diptych.model.networks.biart import GENERATED, BiART
+from diptych.model.objectives.token import smoothed_cross_entropy
+from diptych.model.tokenizer import CaptionTokenizer
+
+
+def caption_losses(
+    model: BiART, tokenizer: CaptionTokenizer, codes: Tensor, ids: Tensor, smoothing: float, reference: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Image to text: the loss of the words and, if wanted, that of the ``reference``'s codes.
+
+    Args:
+        codes: int64 ``[n, cells]``. The image is read once for all its captions.
+        ids: int64 ``[n, c, t]`` of :meth:`CaptionTokenizer.encode`. Every token after ``[CLS]`` up to ``[SEP]`` is a target.
+
+    Returns:
+        Means over all words, and over all cells or None.
+    """
+    image = model.read_image(codes)
+    words, targets = words_after(tokenizer, ids.flatten(0, 1))
+    states = model.write(model.text_tokens(words, GENERATED), image)
+    supervised = targets != tokenizer.pad
+    loss = smoothed_cross_entropy(model.word_head(states[supervised]), targets[supervised], smoothing)
+    if not reference:
+        return loss, None
+    logits = model.code_head(image.states[:, :-1]).flatten(0, 1)
+    return loss, smoothed_cross_entropy(logits, codes.flatten(), smoothing)
+
+
+def painting_losses(
+    model: BiART, tokenizer: CaptionTokenizer, codes: Tensor, ids: Tensor, smoothing: float, reference: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Text to image: the loss of the codes and, if wanted, that of the ``reference``'s words.
+
+    Args:
+        codes: int64 ``[n, cells]``.
+        ids: int64 ``[n, t]``, a text for each image, or "no text".
+
+    Returns:
+        Means over all cells, and over all words or None.
+    """
+    ids = ids[:, : int((ids != tokenizer.pad).sum(1).max())]
+    text = model.read_text(ids, ids != tokenizer.pad)
+    states = model.write(model.image_tokens(codes[:, :-1], GENERATED), text)
+    loss = smoothed_cross_entropy(model.code_head(states).flatten(0, 1), codes.flatten(), smoothing)
+    if not reference:
+        return loss, None
+    targets = ids[:, 1:]
+    supervised = targets != tokenizer.pad
+    logits = model.word_head(text.states[:, :-1][supervised])
+    return loss, smoothed_cross_entropy(logits, targets[supervised], smoothing)
+
+
+def words_after(tokenizer: CaptionTokenizer, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Texts int64 ``[m, t]``, cut to the longest, as what is read and what comes after each token, both ``[m, longest - 1]``."""
+    ids = ids[:, : int((ids != tokenizer.pad).sum(1).max())]
+    return ids[:, :-1], ids[:, 1:]

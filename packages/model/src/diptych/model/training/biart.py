@@ -1,0 +1,203 @@
+"""Training of BiART (L-Verse 3.4, 3.5): text to image and image to text in turns."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from diptych.features.order import batch_indices
+from diptych.model.errors import UserError
+from diptych.model.networks.biart import BiART
+from diptych.model.objectives.bidirectional import caption_losses, painting_losses
+from diptych.model.precision import autocast_context
+from diptych.model.tokenizer import CaptionTokenizer
+from diptych.model.training.config import LoopConfig, check_at_least_one, check_share
+from diptych.model.training.contracts import Checkpoints, Piece, Record
+from diptych.model.training.data import Captioned, CaptionTable, on_device, read_rows
+from diptych.model.training.loop import run_training
+from diptych.model.training.processes import current_processes
+from diptych.model.training.schedules import warmup_cosine
+from diptych.model.training.state import fingerprint
+from diptych.model.training.token import drop_text, task_steps_before
+
+
+class Tokens(Captioned, Protocol):
+    """Images as codes, and their captions."""
+
+    def codes(self, indices: Any) -> Any:
+        """Codes, numpy int64 ``[n, cells]``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiARTTrainingConfig(LoopConfig):
+    """Settings of BiART's training; the paper's in brackets, where it has them (its appendix B is not at hand).
+
+    Attributes:
+        steps: of both orders together.
+        caption_share: share of the steps from image to text, spread evenly among the others [0.5: they alternate].
+        caption_batch_size: images in such a step.
+        captions_per_image: captions of each of these images, which is read once for all [1].
+        paint_batch_size: images, each with one caption, in a step from text to image.
+        caption_length: tokens of a caption, ``[CLS]`` and ``[SEP]`` included [64].
+        reference_weight: of the loss of the reference beside that of what is generated [1]; 0: it is not computed.
+        label_smoothing: as of token-level training [0].
+        text_drop: share of paintings trained without their text, for classifier-free guidance [0].
+        learning_rate: peak; linear warm-up, then cosine to 0.
+        warmup_share: share of the steps that warm up.
+        weight_decay, muon, clip_norm, ema_decay, accumulation, precision, seed, checkpoint_seconds: as in
+            :class:`diptych.model.training.config.LoopConfig`.
+    """
+
+    caption_share: float
+    caption_batch_size: int
+    captions_per_image: int
+    paint_batch_size: int
+    caption_length: int
+    reference_weight: float = 1.0
+    label_smoothing: float = 0.0
+    text_drop: float = 0.0
+    warmup_share: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least_one(self, "caption_batch_size", "captions_per_image", "paint_batch_size")
+        check_share(self, "caption_share", "warmup_share", "label_smoothing", "text_drop")
+        if self.reference_weight < 0:
+            raise UserError(f"reference_weight must be at least 0, is {self.reference_weight}")
+
+
+class BiARTSteps:
+    """The steps of this training (:class:`diptych.model.training.contracts.Steps`)."""
+
+    def __init__(
+        self,
+        config: BiARTTrainingConfig,
+        model: BiART,
+        tokenizer: CaptionTokenizer,
+        train: Tokens,
+        device: torch.device,
+    ) -> None:
+        self.config, self.model, self.tokenizer = config, model, tokenizer
+        self.train, self.device = train, device
+        self.captions = CaptionTable(train, tokenizer, config.caption_length)
+        own_pieces = current_processes().own_pieces
+        self.caption_rows = own_pieces(config.caption_batch_size, config.accumulation)
+        self.paint_rows = own_pieces(config.paint_batch_size, config.accumulation)
+
+    def plan(self, step: int) -> tuple[bool, list[int]]:
+        """Return whether ``step`` goes from image to text, and the images of its batch."""
+        config, count = self.config, len(self.train)
+        before = task_steps_before(step, config.caption_share)
+        if task_steps_before(step + 1, config.caption_share) > before:
+            return True, batch_indices(count, config.caption_batch_size, config.seed, before).tolist()
+        # Another seed than captioning's, so that both orders walk the epochs differently.
+        return False, batch_indices(count, config.paint_batch_size, config.seed + 1, step - before).tolist()
+
+    def read(self, step: int) -> list[Tensor]:
+        """Read the codes of each of this process's pieces."""
+        captioning, indices = self.plan(step)
+        rows = self.caption_rows if captioning else self.paint_rows
+        return read_rows(self.train.codes, indices, rows, self.device)
+
+    def pieces(self, step: int, data: list[Tensor]) -> list[Piece]:
+        """Draw captions. The loss is the mean over the words, or cells, of the whole batch, and the reference's likewise."""
+        config = self.config
+        captioning, indices = self.plan(step)
+        count = config.captions_per_image if captioning else 1
+        ids = self.captions.choose(indices, count)[0]  # [n, c, t]
+        if not captioning:
+            ids = drop_text(self.tokenizer, ids[:, 0], config.text_drop)
+        words = (ids[..., 1:] != self.tokenizer.pad).flatten(1).sum(1)  # [n]
+        rows = self.caption_rows if captioning else self.paint_rows
+        return [
+            self._piece(
+                captioning,
+                ids[part],
+                codes,
+                len(codes) / len(indices),
+                int(words[part].sum()) / int(words.sum()),
+            )
+            for part, codes in zip(rows, data, strict=True)
+        ]
+
+    def _piece(self, captioning: bool, ids: Tensor, codes: Tensor, images: float, words: float) -> Piece:
+        """``images``, ``words``: the piece's shares of the batch's images and words."""
+        config = self.config
+        own, others = (words, images) if captioning else (images, words)
+        names = (
+            ("caption_loss", "image_reference_loss") if captioning else ("paint_loss", "text_reference_loss")
+        )
+
+        def loss() -> tuple[Tensor, dict[str, Tensor]]:
+            losses = caption_losses if captioning else painting_losses
+            with autocast_context(self.device, config.precision):
+                generated, reference = losses(
+                    self.model,
+                    self.tokenizer,
+                    on_device(codes, self.device),
+                    ids.to(self.device),
+                    config.label_smoothing,
+                    config.reference_weight > 0,
+                )
+            if reference is None:
+                return generated, {names[0]: generated.detach()}
+            # the loss of the reference is a mean over other tokens than that of what is generated, whose share the piece has
+            reference = others / own * reference
+            reported = {names[0]: generated.detach(), names[1]: reference.detach()}
+            return generated + config.reference_weight * reference, reported
+
+        return Piece(own, ids.shape[:-1].numel(), loss)
+
+
+def train_biart(
+    config: BiARTTrainingConfig,
+    model: BiART,
+    tokenizer: CaptionTokenizer,
+    train: Tokens,
+    checkpoints: Checkpoints | None,
+    device: torch.device | str,
+) -> Record:
+    """Train ``model`` in place in both orders, alone or as one of several processes
+    (:func:`diptych.model.training.processes.joined_processes`).
+
+    Returns:
+        History rows: step, learning_rate, caption_loss, paint_loss, text_reference_loss, image_reference_loss, gradient_norm.
+
+    Raises:
+        UserError: codes or captions are not of the sizes that ``model`` was built for, or a loss is not finite.
+    """
+    check_tokens(model, train, config.caption_length)
+    device = torch.device(device)
+    model.to(device)
+    steps = BiARTSteps(config, model, tokenizer, train, device)
+    return run_training(
+        model,
+        "BiART",
+        config,
+        steps,
+        learning_rate=lambda step: warmup_cosine(
+            step, config.steps, config.learning_rate, config.warmup_share
+        ),
+        started_from=fingerprint(
+            model, asdict(model.config), config.determining(), train.keys, steps.captions.texts
+        ),
+        checkpoints=checkpoints,
+    )
+
+
+def check_tokens(model: BiART, train: Tokens, caption_length: int) -> None:
+    """Raise a UserError where codes or captions do not fit ``model``."""
+    if len(train):
+        cells = train.codes([0]).shape[1]
+        if cells != model.config.cells:
+            raise UserError(
+                f"image {train.keys[0]} has {cells} codes, but this transformer was built for {model.config.cells}; tokenize the "
+                "images anew, or build another"
+            )
+    if not 3 <= caption_length <= model.config.text_length:
+        raise UserError(
+            f"caption_length must be from 3 to the transformer's {model.config.text_length} text positions, is {caption_length}"
+        )

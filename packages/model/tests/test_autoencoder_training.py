@@ -1,0 +1,146 @@
+"""AugVAE learns from pixels; pieces, crops and the codebook's start."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from diptych.model.checkpoints import TrainingCheckpoints
+from diptych.model.errors import UserError
+from diptych.model.networks.aug_vae import AugVAE, named_config, single_level
+from diptych.model.training.autoencoder import (
+    AutoencoderSteps,
+    AutoencoderTrainingConfig,
+    cropped,
+    train_autoencoder,
+)
+from diptych.model.training.config import SampleConfig
+from diptych.model.training.optimisation import add_gradients
+
+MULTI = named_config("smoke", levels=2, coded_level=None)
+CONFIG = AutoencoderTrainingConfig(
+    steps=80,
+    batch_size=8,
+    learning_rate=3e-3,
+    warmup_share=0.1,
+    clip_norm=1.0,
+    ema_decay=0.0,
+    precision="auto",
+    seed=3,
+    checkpoint_seconds=0,
+    perceptual_weight=0.0,
+    commitment_weight=0.02,
+    decay=0.9,
+    start_pictures=8,
+    dead_share=0.1,
+    candidates=16,
+)
+
+
+class Squares:
+    """Pictures of a coloured square on a coloured ground."""
+
+    def __init__(self, count: int, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.keys = [f"{index:06d}" for index in range(count)]
+        colors = torch.randint(0, 256, (2, count, 3, 1, 1), generator=generator).byte()
+        self.pictures = colors[0].repeat(1, 1, 32, 32)
+        for picture, color, place in zip(self.pictures, colors[1], torch.randint(0, 16, (count, 2), generator=generator), strict=True):
+            y, x = place.tolist()
+            picture[:, y : y + 16, x : x + 16] = color
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def images(self, indices, size: int) -> Tensor:
+        assert size == 32
+        return self.pictures[indices]
+
+
+def built(seed: int = 0) -> AugVAE:
+    torch.manual_seed(seed)
+    return AugVAE(MULTI)
+
+
+def test_both_networks_learn_and_the_codebook_is_in_use() -> None:
+    train, model = Squares(64), built()
+    config = dataclasses.replace(CONFIG, evaluation=SampleConfig(every=20, images=16, samples=2))
+    record = train_autoencoder(config, model, train, None, val=Squares(16, 1))
+    first, last = record.evaluations[0], record.evaluations[-1]
+    assert last["val_reconstruction"] < 0.85 * first["val_reconstruction"]
+    assert last["val_codes_used"] > 20
+    assert [sample["image_id"] for sample in record.samples[:2]] and record.samples[0]["painted"].shape == (3, 32, 32)
+    assert not model.training
+
+    single = single_level(model, 0)
+    further = dataclasses.replace(config, start_pictures=0, steps=20)
+    record = train_autoencoder(further, single, train, None, val=Squares(16, 1))
+    assert record.evaluations[-1]["val_reconstruction"] < 1.1 * last["val_reconstruction"]
+
+
+def test_pieces_add_up_to_the_whole_batch() -> None:
+    """Gradients, and what moves the codebook."""
+    found = []
+    for accumulation in (1, 3):
+        model, config = built().train(), dataclasses.replace(CONFIG, accumulation=accumulation, least_crop=0.7)
+        model.quantizer.upkeep(config.decay, config.dead_share, config.candidates)
+        steps = AutoencoderSteps(config, model, Squares(20), None, torch.device("cpu"))
+        torch.manual_seed(5)
+        loss, reported = add_gradients(steps.pieces(0, steps.read(0)))
+        sums = [each.clone() for each in model.quantizer.running_sums()]
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append((gradients, loss, sums))
+        assert set(reported) == {"reconstruction", "commitment"}
+        assert int(sums[0].sum()) == 8 * MULTI.cells and int(sums[3].sum()) == 16
+    (gradients, loss, sums), (others, other, same) = found
+    assert torch.allclose(loss, other, rtol=1e-4) and torch.allclose(gradients, others, rtol=1e-2, atol=1e-4)
+    for own, theirs in zip(sums, same, strict=True):
+        assert torch.allclose(own, theirs, atol=1e-3)
+
+
+def test_a_training_that_was_stopped_ends_bit_by_bit(tmp_path: Path) -> None:
+    class Stopped(Exception):
+        """What ends the first run."""
+
+    class Pictures(Squares):
+        def images(self, indices, size: int) -> Tensor:
+            self.read = getattr(self, "read", 0) + 1
+            if getattr(self, "stops", False) and self.read > 8:
+                raise Stopped
+            return super().images(indices, size)
+
+    config = dataclasses.replace(CONFIG, steps=12, ema_decay=0.9, least_crop=0.8)
+    whole, stopped = built(), built()
+    train_autoencoder(config, whole, Squares(20), None)
+    pictures = Pictures(20)
+    pictures.stops = True
+    with pytest.raises(Stopped):
+        train_autoencoder(config, stopped, pictures, None, TrainingCheckpoints(tmp_path))
+    again = built()
+    train_autoencoder(config, again, Squares(20), None, TrainingCheckpoints(tmp_path))
+    assert all(a.equal(b) for a, b in zip(again.state_dict().values(), whole.state_dict().values(), strict=True))
+
+
+def test_crops_are_squares_of_the_picture_and_scaled_again() -> None:
+    ramp = torch.linspace(-1, 1, 32).expand(1, 3, 32, 32).contiguous()
+    drawn = torch.tensor([[0.0, 0.0, 0.99]])
+    half = cropped(ramp, drawn, 0.5)
+    assert half.shape == ramp.shape
+    assert float(half[..., 0].mean()) == pytest.approx(float(ramp[0, 0, 0, 16]), abs=0.05)
+    assert float(half[..., -1].mean()) == pytest.approx(1.0, abs=0.05)
+    assert cropped(ramp, drawn, 1.0) is ramp
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(UserError, match="both of dead_share and candidates"):
+        dataclasses.replace(CONFIG, candidates=0)
+    with pytest.raises(UserError, match=r"least_crop must be in \(0, 1\], is 0"):
+        dataclasses.replace(CONFIG, least_crop=0.0)
+    with pytest.raises(UserError, match="schedule must be one of cosine, constant, is 'plateau'"):
+        dataclasses.replace(CONFIG, schedule="plateau")
+    with pytest.raises(UserError, match="batch_size 8 is larger than the 4 training pictures"):
+        train_autoencoder(CONFIG, built(), Squares(4), None)
