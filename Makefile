@@ -27,7 +27,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 PACKAGES := -e 'packages/features[pipeline]' -e 'packages/eval[study]' -e 'packages/model[use,serve]'
 PIPELINE := dvc dvc-ssh hydra-core ruamel.yaml psutil
-TOOLS := ruff mypy import-linter pytest pytest-xdist h5py selenium httpx2 torch-fidelity
+TOOLS := ruff mypy import-linter pytest pytest-xdist h5py selenium httpx2 torch-fidelity vector-quantize-pytorch
 PIP_INSTALL := python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: run test test-all smoke profile bench seeds table1 compare-generators compare-stages x-lxmert compare-attentions doctor team-cache clean lint setup

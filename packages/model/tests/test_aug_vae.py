@@ -7,9 +7,10 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from diptych.model.errors import UserError
 from diptych.model.networks.aug_vae import AugVAE, AugVAEConfig, named_config, single_level
-from torch import Tensor
 
 SMOKE = named_config("smoke")
 MULTI = dataclasses.replace(SMOKE, coded_level=None)

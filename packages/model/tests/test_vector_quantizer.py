@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from diptych.model.networks.vector_quantizer import VectorQuantizer
 from diptych.model.training.contracts import RunningMeans
 
