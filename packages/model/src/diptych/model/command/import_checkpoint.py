@@ -10,15 +10,15 @@ import typer
 
 def import_checkpoint(
     source: Annotated[
-        Path, typer.Argument(help="A .pth file, or a folder of Hugging Face's.", show_default=False)
+        Path, typer.Argument(help="A .pth or .ckpt file, or a folder of Hugging Face's.", show_default=False)
     ],
     out: Annotated[Path, typer.Argument(help="Folder to write; must not exist.", show_default=False)],
     form: Annotated[
         str | None,
         typer.Option(
             "--format",
-            help="x-lxmert, generate-it, lxmert, uniter, bert or image-generator, or to-lxmert, which exports; found out from "
-            "SOURCE if not given.",
+            help="x-lxmert, generate-it, lxmert, uniter, bert, image-generator or aug-vae, or to-lxmert, which exports; found "
+            "out from SOURCE if not given.",
             show_default=False,
         ),
     ] = None,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diptych.model.answer_table import load_answer_table
 from diptych.model.errors import UserError
+from diptych.model.importers.aug_vae import import_aug_vae
 from diptych.model.importers.checkpoint import Imported
 from diptych.model.importers.hugging_face import (
     architecture,
@@ -28,6 +29,7 @@ from diptych.model.importers.x_lxmert import (
     import_released_lxmert,
     import_x_lxmert,
 )
+from diptych.model.networks import aug_vae
 from diptych.model.networks.config import SIZES, TransformerConfig, named_config, read_config
 from diptych.model.networks.image_generator import SIZES as IMAGE_GENERATOR_SIZES
 from diptych.model.networks.image_generator import ImageGeneratorConfig, save_image_generator
@@ -37,7 +39,7 @@ from diptych.model.pretrained import load_transformer, save_transformer
 from diptych.model.tokenizer import load_tokenizer
 from diptych.model.weight_files import read_tensors, why_no_array
 
-FORMATS = ("x-lxmert", "generate-it", "lxmert", "uniter", "bert", "image-generator", "to-lxmert")
+FORMATS = ("x-lxmert", "generate-it", "lxmert", "uniter", "bert", "image-generator", "aug-vae", "to-lxmert")
 WITH_ANSWERS = ("x-lxmert", "lxmert", "uniter")
 REPORT_FILE = "import.json"
 
@@ -136,6 +138,13 @@ def write(request: ImportRequest, folder: Path) -> str:
         save_image_generator(folder, painter.generator)
         (folder / REPORT_FILE).write_text(painter.report.to_json())
         return painter.report.summary()
+    if request.format == "aug-vae":
+        name = request.size or "base"
+        size_of = aug_vae.named_config(name) if name in aug_vae.SIZES else aug_vae.read_config(Path(name))
+        autoencoder = import_aug_vae(request.source, size_of)
+        aug_vae.save_aug_vae(folder, autoencoder.model)
+        (folder / REPORT_FILE).write_text(autoencoder.report.to_json())
+        return autoencoder.report.summary()
     imported = convert(request)
     tokenizers = request.tokenizer or (request.source if request.source.is_dir() else None)
     if tokenizers is None:
@@ -192,9 +201,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "format",
         choices=FORMATS,
-        help="what SOURCE is; image-generator: X-LXMERT's G_60.pth; to-lxmert: a model directory, to export",
+        help="what SOURCE is; image-generator: X-LXMERT's G_60.pth; aug-vae: L-Verse's .ckpt; to-lxmert: a model directory, to export",
     )
-    parser.add_argument("source", type=Path, help=".pth file or directory")
+    parser.add_argument("source", type=Path, help=".pth or .ckpt file, or directory")
     parser.add_argument("out", type=Path, help="directory to write; must not exist")
     parser.add_argument("--codebook", type=Path, help="centroids [K, D], .npy or .safetensors")
     parser.add_argument(
@@ -202,8 +211,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--size",
-        help=f"one of {', '.join(SIZES)} or a config.json of ours; default: of bert and image-generator base, of the "
-        "others that of SOURCE",
+        help=f"one of {', '.join(SIZES)} or a config.json of ours; default: of bert, image-generator and "
+        "aug-vae base, of the others that of SOURCE",
     )
     parser.add_argument(
         "--answers",

@@ -15,6 +15,7 @@ TELLING = {
     "uniter": ("img_embeddings.img_linear.weight",),
     "lxmert": ("embeddings.word_embeddings.weight",),
     "image-generator": ("bottleneck_emb.0.weight",),
+    "aug-vae": ("pre_quants.0.weight",),
 }
 DIRECTORIES = ("lxmert", "bert")
 

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from diptych.model.errors import UserError
 from diptych.model.networks.vector_quantizer import Quantized, VectorQuantizer
 from diptych.model.networks.winograd import LearningConvolution
+from diptych.model.weight_files import misfit, read_tensors
+from diptych.model.weights import unpack_weights
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 SIZES = ("smoke", "toybox", "base")
@@ -111,8 +113,21 @@ def named_config(name: str, **changes: Any) -> AugVAEConfig:
     """
     if name not in SIZES:
         raise UserError(f"no autoencoder is named {name!r}; use one of {', '.join(SIZES)}")
-    file = CONFIG_FOLDER / f"aug_vae_{name}.json"
-    return config_from_dict(json.loads(file.read_text(encoding="utf-8")) | changes, str(file))
+    config = read_config(CONFIG_FOLDER / f"aug_vae_{name}.json")
+    return config_from_dict(asdict(config) | changes, name)
+
+
+def read_config(file: Path) -> AugVAEConfig:
+    """The config in the JSON ``file``; a UserError that names the file if it is missing or wrong."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such autoencoder config") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: an autoencoder config is a JSON object")
+    return config_from_dict(values, str(file))
 
 
 def config_from_dict(values: dict[str, Any], source: str) -> AugVAEConfig:
@@ -357,3 +372,28 @@ def single_level(model: AugVAE, level: int) -> AugVAE:
 def config_to_json(config: AugVAEConfig) -> str:
     """What :func:`config_from_dict` reads."""
     return json.dumps(asdict(config), indent=2) + "\n"
+
+
+def save_aug_vae(folder: Path, model: AugVAE) -> None:
+    """Write config.json and model.safetensors (float32, codebook and its means included) into ``folder``."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(config_to_json(model.config), encoding="utf-8")
+
+
+def load_aug_vae(folder: Path, device: torch.device | str = "cpu") -> AugVAE:
+    """Read what :func:`save_aug_vae` wrote; eval mode, float32.
+
+    Raises:
+        UserError: a file is missing, unreadable or does not fit.
+    """
+    model = AugVAE(read_config(folder / "config.json"))
+    weights = folder / "model.safetensors"
+    try:
+        model.load_state_dict(unpack_weights(read_tensors(weights)))
+    except RuntimeError as error:
+        raise UserError(f"{weights} does not fit {folder / 'config.json'}: {misfit(error)}") from None
+    return model.to(device).eval()
