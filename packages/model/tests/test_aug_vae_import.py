@@ -16,7 +16,8 @@ from diptych.model.errors import UserError
 from diptych.model.importers.__main__ import main
 from diptych.model.importers.aug_vae import import_aug_vae
 from diptych.model.importers.detect import detect_format
-from diptych.model.networks.aug_vae import AugVAEConfig, config_to_json, load_aug_vae
+from diptych.model.networks.aug_vae import AugVAEConfig, load_aug_vae
+from diptych.model.networks.config_files import config_text
 
 CONFIG = AugVAEConfig(
     image_size=32,
@@ -203,14 +204,14 @@ def test_codes_and_pictures_are_the_released_networks(single: bool, tmp_path: Pa
 def test_the_command_writes_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     released, size = Released(single=True), tmp_path / "size.json"
     source = released.save(tmp_path / "vae.ckpt")
-    size.write_text(config_to_json(CONFIG))
+    size.write_text(config_text(CONFIG))
     assert detect_format(source) == "aug-vae"
     assert main(["aug-vae", str(source), str(tmp_path / "out"), "--size", str(size)]) == 0
     assert "the perceptual loss's network" in capsys.readouterr().out
     model = load_aug_vae(tmp_path / "out")
     assert model.config == CONFIG and not model.training
     assert json.loads((tmp_path / "out/import.json").read_text())["initialised"] == []
-    (tmp_path / "out/config.json").write_text(config_to_json(dataclasses.replace(CONFIG, width=16)))
+    (tmp_path / "out/config.json").write_text(config_text(dataclasses.replace(CONFIG, width=16)))
     with pytest.raises(UserError, match=r"model\.safetensors does not fit"):
         load_aug_vae(tmp_path / "out")
 

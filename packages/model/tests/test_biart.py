@@ -14,7 +14,7 @@ from diptych.model.decoding import biart as decoding
 from diptych.model.decoding.biart import caption_codes, paint_texts
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.errors import UserError
-from diptych.model.networks.biart import GENERATED, REFERENCE, BiART, config_from_dict, named_config
+from diptych.model.networks.biart import GENERATED, REFERENCE, BiART, named_config
 from diptych.model.objectives.bidirectional import caption_losses, painting_losses
 from diptych.model.tokenizer import build_tokenizer
 from diptych.model.training.biart import BiARTSteps, BiARTTrainingConfig, train_biart
@@ -268,7 +268,9 @@ def test_what_does_not_fit_is_named(small) -> None:
         caption_codes(small.model, small.tokenizer, small.codes[:0], CaptionOptions(length=LENGTH))
     with pytest.raises(UserError, match="no BiART is named 'huge'"):
         named_config("huge")
-    with pytest.raises(UserError, match=r"x: heads \(3\) must divide width|BiART config: heads"):
-        config_from_dict(dataclasses.asdict(small.model.config) | {"heads": 3}, "x")
+    with pytest.raises(UserError, match=r"BiART config: heads \(3\) must divide width \(32\)"):
+        dataclasses.replace(small.model.config, heads=3)
+    with pytest.raises(UserError, match="biart_smoke.json: BiART key 'vocab_size' is missing"):
+        named_config("smoke", codebook_size=K, grid_size=4)
     with pytest.raises(UserError, match="reference_weight must be at least 0"):
         dataclasses.replace(CONFIG, reference_weight=-1.0)

@@ -11,9 +11,8 @@ convolutions, no attention. Letters in shape comments: n pictures, S pixels a si
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.model.errors import UserError
+from diptych.model.networks.config_files import CONFIG_FOLDER, config_text, read_config_file
 from diptych.model.networks.vector_quantizer import Quantized, VectorQuantizer
 from diptych.model.networks.winograd import LearningConvolution
 from diptych.model.weight_files import misfit, read_tensors
 from diptych.model.weights import unpack_weights
 
-CONFIG_FOLDER = Path(__file__).parent / "configs"
 SIZES = ("smoke", "toybox", "base")
 NORM_EPSILON = 1e-6
 # Factors of the channels at the resolutions that a level passes, the finest first: pixels to the first level are halved twice.
@@ -113,32 +112,12 @@ def named_config(name: str, **changes: Any) -> AugVAEConfig:
     """
     if name not in SIZES:
         raise UserError(f"no autoencoder is named {name!r}; use one of {', '.join(SIZES)}")
-    config = read_config(CONFIG_FOLDER / f"aug_vae_{name}.json")
-    return config_from_dict(asdict(config) | changes, name)
+    return read_config(CONFIG_FOLDER / f"aug_vae_{name}.json", **changes)
 
 
-def read_config(file: Path) -> AugVAEConfig:
-    """The config in the JSON ``file``; a UserError that names the file if it is missing or wrong."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such autoencoder config") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not valid JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: an autoencoder config is a JSON object")
-    return config_from_dict(values, str(file))
-
-
-def config_from_dict(values: dict[str, Any], source: str) -> AugVAEConfig:
-    """The config of a JSON object; a UserError that names ``source`` and the key that is unknown, missing or wrong."""
-    known = {field.name for field in fields(AugVAEConfig)}
-    for key in sorted(values.keys() ^ known):
-        raise UserError(f"{source}: autoencoder key {key!r} is {'unknown' if key in values else 'missing'}")
-    try:
-        return AugVAEConfig(**values)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from None
+def read_config(file: Path, **changes: Any) -> AugVAEConfig:
+    """The config in the JSON ``file``, with ``changes``; a UserError that names the file, or the key, that is missing or wrong."""
+    return read_config_file(AugVAEConfig, file, "autoencoder", **changes)
 
 
 class ResidualBlock(nn.Module):
@@ -369,11 +348,6 @@ def single_level(model: AugVAE, level: int) -> AugVAE:
     return new
 
 
-def config_to_json(config: AugVAEConfig) -> str:
-    """What :func:`config_from_dict` reads."""
-    return json.dumps(asdict(config), indent=2) + "\n"
-
-
 def save_aug_vae(folder: Path, model: AugVAE) -> None:
     """Write config.json and model.safetensors (float32, codebook and its means included) into ``folder``."""
     from safetensors.torch import save_file
@@ -381,7 +355,7 @@ def save_aug_vae(folder: Path, model: AugVAE) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(config_to_json(model.config), encoding="utf-8")
+    (folder / "config.json").write_text(config_text(model.config), encoding="utf-8")
 
 
 def load_aug_vae(folder: Path, device: torch.device | str = "cpu") -> AugVAE:

@@ -15,10 +15,8 @@ Letters in shape comments: n references, c texts or images of each, t words, v c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -34,9 +32,9 @@ from diptych.model.networks.attention import (
     padding_bias,
     scaled_dot_product,
 )
+from diptych.model.networks.config_files import CONFIG_FOLDER, read_config_file
 from diptych.model.networks.layers import initialise
 
-CONFIG_FOLDER = Path(__file__).parent / "configs"
 SIZES = ("smoke", "toybox", "base")
 REFERENCE, GENERATED = 0, 1
 
@@ -95,24 +93,7 @@ def named_config(name: str, **sizes: Any) -> BiARTConfig:
     """
     if name not in SIZES:
         raise UserError(f"no BiART is named {name!r}; use one of {', '.join(SIZES)}")
-    file = CONFIG_FOLDER / f"biart_{name}.json"
-    return config_from_dict(json.loads(file.read_text(encoding="utf-8")) | sizes, str(file))
-
-
-def config_from_dict(values: dict[str, Any], source: str) -> BiARTConfig:
-    """The config of a JSON object; a UserError that names ``source`` and the key that is unknown, missing or wrong."""
-    known = {field.name for field in fields(BiARTConfig)}
-    for key in sorted(values.keys() ^ known):
-        raise UserError(f"{source}: BiART key {key!r} is {'unknown' if key in values else 'missing'}")
-    try:
-        return BiARTConfig(**values)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from None
-
-
-def config_to_json(config: BiARTConfig) -> str:
-    """What :func:`config_from_dict` reads."""
-    return json.dumps(asdict(config), indent=2) + "\n"
+    return read_config_file(BiARTConfig, CONFIG_FOLDER / f"biart_{name}.json", "BiART", **sizes)
 
 
 @dataclass(frozen=True)

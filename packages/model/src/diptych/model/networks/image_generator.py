@@ -24,7 +24,6 @@ It has 1,771,417 parameters (D.1: 1.7M): 1.11M in the modulation of ten adaptive
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,11 +36,11 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 from diptych.model.errors import UserError
+from diptych.model.networks.config_files import CONFIG_FOLDER, config_text, read_config_file
 from diptych.model.networks.winograd import LearningConvolution
 from diptych.model.weight_files import misfit, read_tensors
 from diptych.model.weights import unpack_weights
 
-CONFIG_FOLDER = Path(__file__).parent / "configs"
 SIZES = ("smoke", "toybox", "toybox_128", "base")
 GRID_SIZE = 8
 GRID_CELLS = GRID_SIZE * GRID_SIZE
@@ -343,30 +342,8 @@ def named_config(name: str, **changes: Any) -> ImageGeneratorConfig:
 
 
 def read_config(file: Path, **changes: Any) -> ImageGeneratorConfig:
-    """The config in the JSON `file`, with `changes`; UserError naming the file if it is missing or wrong."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such image generator config") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not valid JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: an image generator config is a JSON object")
-    return config_from_dict({**values, **changes}, str(file))
-
-
-def config_from_dict(values: dict[str, Any], source: str) -> ImageGeneratorConfig:
-    """The config of a JSON object; UserError naming `source` and the key that is unknown, missing or wrong."""
-    fields = dataclasses.fields(ImageGeneratorConfig)
-    known = {field.name for field in fields}
-    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
-    for key in sorted((values.keys() - known) | (needed - values.keys())):
-        problem = "is unknown" if key in values else "is missing"
-        raise UserError(f"{source}: image generator key {key!r} {problem}")
-    try:
-        return ImageGeneratorConfig(**values)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from None
+    """The config in the JSON `file`, with `changes`; UserError naming the file, or the key, that is missing or wrong."""
+    return read_config_file(ImageGeneratorConfig, file, "image generator", **changes)
 
 
 def save_image_generator(folder: Path, generator: ImageGenerator) -> None:
@@ -379,8 +356,7 @@ def save_image_generator(folder: Path, generator: ImageGenerator) -> None:
         name: tensor.detach().float().cpu().contiguous() for name, tensor in generator.state_dict().items()
     }
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    text = json.dumps(dataclasses.asdict(generator.config), indent=2)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(config_text(generator.config), encoding="utf-8")
 
 
 def load_image_generator(folder: Path, device: torch.device | str = "cpu") -> ImageGenerator:

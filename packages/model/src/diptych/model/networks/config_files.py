@@ -1,0 +1,51 @@
+"""Configs of networks in JSON files: one reader, whose messages name the file and the key."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from diptych.model.errors import UserError
+
+CONFIG_FOLDER = Path(__file__).parent / "configs"
+Config = TypeVar("Config")
+
+
+def read_config_file(config_class: type[Config], file: Path, kind: str, **changes: Any) -> Config:
+    """The config, a dataclass, in the JSON ``file``, with ``changes``; ``kind`` says what has it, such as "image generator".
+
+    Raises:
+        UserError: the file is missing or no JSON object, or as :func:`config_of`.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such {kind} config") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: the config of an {kind} is a JSON object")
+    return config_of(config_class, {**values, **changes}, str(file), kind)
+
+
+def config_of(config_class: type[Config], values: dict[str, Any], source: str, kind: str) -> Config:
+    """The config of a JSON object.
+
+    Raises:
+        UserError: one that names ``source`` and the key that is unknown, missing or wrong.
+    """
+    known = {field.name: field.default is MISSING for field in fields(config_class)}  # type: ignore[arg-type]
+    for key in sorted(values.keys() ^ known.keys()):
+        if key in values or known[key]:
+            raise UserError(f"{source}: {kind} key {key!r} {'is unknown' if key in values else 'is missing'}")
+    try:
+        return config_class(**values)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def config_text(config: Any) -> str:
+    """What :func:`read_config_file` reads."""
+    return json.dumps(asdict(config), indent=2) + "\n"
