@@ -27,6 +27,10 @@ from diptych.model.packaged.examples import Examples
 from diptych.model.pretrained import load_transformer, save_transformer
 from diptych.model.tokenizer import build_tokenizer
 
+# The first backward of a process starts autograd's threads for the devices that torch knows by then; exporting a program makes known
+# one that is none, and a process with such threads can not fork trainings. So the first is here, before any test.
+torch.ones((), requires_grad=True).backward()
+
 CAPTIONS = [
     ["a red kite floats.", "a kite that is red."],
     ["two blue boats rest on the sea.", "some boats of blue."],

@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diptych.features.assignment import nearest_codes
-
 LAPLACE = 1e-5
 
 
@@ -93,6 +91,9 @@ class VectorQuantizer(nn.Module):
             candidates: numbers of vectors, int64, counted over ``[n, h, w]``, and the places among all of the step's candidates
                 that they fill, int64. A step's own places are drawn for its whole batch, whatever pieces it is cut into.
         """
+        # here, so that codes are drawn on machines without diptych-features, too
+        from diptych.features.assignment import nearest_codes
+
         with torch.autocast(vectors.device.type, enabled=False):
             rows = vectors.float().permute(0, 2, 3, 1)  # [n, h, w, D]
             with torch.no_grad():
