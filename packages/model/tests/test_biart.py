@@ -178,7 +178,7 @@ def test_samples_belong_to_their_caption_and_memory_is_bounded(small, monkeypatc
     paint_rows = decoding.paint_rows
 
     def counted(model, texts, samples, *rest):
-        rows.append(len(texts[0].states) * samples)
+        rows.append(len(texts[0]) * samples)
         return paint_rows(model, texts, samples, *rest)
 
     monkeypatch.setattr(decoding, "paint_rows", counted)

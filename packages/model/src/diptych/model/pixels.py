@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
 def to_unit_range(pixels: Tensor) -> Tensor:
     """Pixels float in -1..1 as float in 0..1, of the same shape and dtype."""
     return (pixels + 1) / 2
+
+
+def from_uint8(pictures: Tensor, device: torch.device) -> Tensor:
+    """Pictures uint8 ``[n, 3, H, W]`` as pixels float in -1..1, channels-last, on ``device``."""
+    pixels = pictures.to(device).float().div_(127.5).sub_(1)
+    return pixels.contiguous(memory_format=torch.channels_last)
 
 
 def to_uint8(pixels: Tensor) -> Tensor:

@@ -35,3 +35,10 @@ def autocast_context(device: torch.device | str, precision: str = "auto") -> Abs
     gradients, because autocast keeps the cast weights, and those made without gradients have no graph."""
     dtype = resolve_precision(device, precision)
     return torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def convolution_context(device: torch.device, precision: str = "auto") -> AbstractContextManager:
+    """As :func:`autocast_context`, for networks of convolutions: on a CPU ``auto`` is float32, even where matrix products in bfloat16
+    are fast."""
+    auto_on_cpu = precision == "auto" and device.type == "cpu"
+    return autocast_context(device, "float32" if auto_on_cpu else precision)

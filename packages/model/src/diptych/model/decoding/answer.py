@@ -35,7 +35,7 @@ def question_states(
     """
     n, c, _ = ids.shape
     ids = ids.flatten(0, 1)
-    ids = ids[:, : int((ids != tokenizer.pad).sum(1).max())]
+    ids = tokenizer.trimmed(ids)
     visible = ids != tokenizer.pad
     if model.config.caption_attention == "prefix":
         return model.question_states(ids, visible, model.visual_keys_values(images))

@@ -15,7 +15,7 @@ from diptych.model.decoding.caption import CachedNextWord, Captions
 from diptych.model.decoding.decode import captions_by
 from diptych.model.decoding.noise import sample_seeds, uniform_noise
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
-from diptych.model.decoding.paint import Paintings
+from diptych.model.decoding.paint import Paintings, texts_to_paint
 from diptych.model.decoding.sampling import CodeSampling
 from diptych.model.errors import UserError
 from diptych.model.networks.biart import GENERATED, BiART, Reference
@@ -35,7 +35,7 @@ class BiARTNextWord(CachedNextWord):
     def logits(self, ids: Tensor) -> Tensor:
         newest = self.newest(ids)
         tokens = self.model.text_tokens(newest, GENERATED, ids.shape[1] - newest.shape[1])
-        images = Reference(tokens[:0], self.keys_values, None)
+        images = Reference(self.keys_values, None)
         return self.model.word_head(self.model.write(tokens, images, self.caches)[:, -1])
 
 
@@ -51,7 +51,7 @@ def caption_codes(
     :func:`diptych.model.decoding.decode.caption_images` does. The model should be in eval mode."""
     if len(codes) == 0:
         raise UserError("there is no image to caption")
-    next_word = BiARTNextWord(model, model.read_image(codes), options.length)
+    next_word = BiARTNextWord(model, model.read_image(codes)[1], options.length)
     return captions_by(next_word, tokenizer, len(codes), options, codes.device, seeds)
 
 
@@ -80,17 +80,13 @@ def paint_texts(
     """
     if options.method != "rows":
         raise UserError(f"this transformer paints cell by cell, by method rows, not {options.method}")
-    visible = ids != tokenizer.pad
-    if len(ids) == 0 or not bool(visible.any(1).all()):
-        raise UserError("there is no caption to paint, or one has no token; write at least one word")
+    ids = texts_to_paint(tokenizer, ids)
     if options.is_random and (seeds is None or len(seeds) != len(ids)):
         raise ValueError("random paintings need one seed per caption")
-    ids = ids[:, : int(visible.any(0).nonzero()[-1]) + 1]
-    texts = [model.read_text(ids, ids != tokenizer.pad)]
+    texts = [model.read_text(ids, ids != tokenizer.pad)[1]]
     if options.guidance != 1:
         nothing = tokenizer.no_text(1).to(ids.device)
-        empty = model.read_text(nothing, torch.ones_like(nothing, dtype=torch.bool))
-        texts.append(empty)
+        texts.append(model.read_text(nothing, torch.ones_like(nothing, dtype=torch.bool))[1])
     noise = None
     if options.is_random:
         each = sample_seeds(seeds or [], options.samples)
@@ -121,8 +117,8 @@ def paint_rows(
         texts: the texts that are read; with guidance also "no text", of one row, which all paintings share.
         noise: float64 ``[n * samples, cells]`` in [0, 1), where codes are drawn.
     """
-    cells, count = model.config.cells, len(texts[0].states) * samples
-    device = texts[0].states.device
+    cells, count = model.config.cells, len(texts[0]) * samples
+    device = texts[0].keys_values[0][0].device
     caches, sampling = [model.caches(cells) for _ in texts], CodeSampling.of(options)
     codes = torch.zeros(count, cells, dtype=torch.int64, device=device)
     tokens = model.image_tokens(codes[:, :0], GENERATED)

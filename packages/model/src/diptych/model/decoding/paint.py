@@ -64,6 +64,21 @@ def mask_predict_counts(cells: int, steps: int) -> list[int]:
     return [cells * (steps - step) // steps for step in range(steps)]
 
 
+def texts_to_paint(tokenizer: CaptionTokenizer, ids: Tensor) -> Tensor:
+    """Encoded captions int64 ``[n, t]``, cut to the longest.
+
+    Raises:
+        UserError: there is no caption, or one is all padding.
+    """
+    if len(ids) == 0:
+        raise UserError("there is no caption to paint")
+    visible = ids != tokenizer.pad
+    empty = (~visible.any(1)).nonzero()[:, 0]
+    if len(empty):
+        raise UserError(f"caption {int(empty[0])} of {len(ids)} has no token; write at least one word")
+    return ids[:, : int(visible.any(0).nonzero()[-1]) + 1]
+
+
 class PaintText:
     """The encoded text of a batch of paintings: it and, for guidance, "no text"; used by all steps.
 
@@ -77,13 +92,7 @@ class PaintText:
     def __init__(
         self, model: UnifiedTransformer, tokenizer: CaptionTokenizer, ids: Tensor, guidance: float = 1.0
     ) -> None:
-        visible = ids != tokenizer.pad
-        if len(ids) == 0:
-            raise UserError("there is no caption to paint")
-        empty = (~visible.any(1)).nonzero()[:, 0]
-        if len(empty):
-            raise UserError(f"caption {int(empty[0])} of {len(ids)} has no token; write at least one word")
-        ids = ids[:, : int(visible.any(0).nonzero()[-1]) + 1]
+        ids = texts_to_paint(tokenizer, ids)
         self.model = model
         self.guidance = guidance
         self.text, self.bias = model.encode_text(ids, ids != tokenizer.pad)

@@ -15,7 +15,7 @@ from torch import Tensor
 from diptych.model.answer_table import load_answer_table
 from diptych.model.errors import UserError
 from diptych.model.importers.aug_vae import import_aug_vae
-from diptych.model.importers.checkpoint import Imported
+from diptych.model.importers.checkpoint import Imported, ImportReport
 from diptych.model.importers.hugging_face import (
     architecture,
     export_lxmert,
@@ -136,15 +136,13 @@ def write(request: ImportRequest, folder: Path) -> str:
         config = image_generator_size(request.size or "base", read_codebook(request.codebook))
         painter = import_image_generator(request.source, config)
         save_image_generator(folder, painter.generator)
-        (folder / REPORT_FILE).write_text(painter.report.to_json())
-        return painter.report.summary()
+        return reported(painter.report, folder)
     if request.format == "aug-vae":
         name = request.size or "base"
         size_of = aug_vae.named_config(name) if name in aug_vae.SIZES else aug_vae.read_config(Path(name))
         autoencoder = import_aug_vae(request.source, size_of)
         aug_vae.save_aug_vae(folder, autoencoder.model)
-        (folder / REPORT_FILE).write_text(autoencoder.report.to_json())
-        return autoencoder.report.summary()
+        return reported(autoencoder.report, folder)
     imported = convert(request)
     tokenizers = request.tokenizer or (request.source if request.source.is_dir() else None)
     if tokenizers is None:
@@ -158,8 +156,13 @@ def write(request: ImportRequest, folder: Path) -> str:
             "give the tokenizer it was trained with"
         )
     save_transformer(folder, imported.model, tokenizer, imported.codebook, imported.table)
-    (folder / REPORT_FILE).write_text(imported.report.to_json())
-    return imported.report.summary()
+    return reported(imported.report, folder)
+
+
+def reported(report: ImportReport, folder: Path) -> str:
+    """Write what became of the checkpoint beside what was made of it; returns what to print."""
+    (folder / REPORT_FILE).write_text(report.to_json())
+    return report.summary()
 
 
 def how_to_load(config: TransformerConfig) -> str:

@@ -101,19 +101,20 @@ class Reference:
     """n references, read.
 
     Attributes:
-        states: float ``[n, length, h]``, after the last layer and its norm.
         keys_values: of each layer a pair ``[n, heads, length, d]``.
         bias: ``[n, 1, 1, length]``, very low at padding; None where there is none.
     """
 
-    states: Tensor
     keys_values: list[tuple[Tensor, Tensor]]
     bias: Tensor | None
+
+    def __len__(self) -> int:
+        """n."""
+        return len(self.keys_values[0][0])
 
     def rows(self, rows: slice | Tensor) -> Reference:
         """Some of them."""
         return Reference(
-            self.states[rows],
             [(keys[rows], values[rows]) for keys, values in self.keys_values],
             None if self.bias is None else self.bias[rows],
         )
@@ -213,8 +214,9 @@ class BiART(nn.Module):
 
     # Reading and writing
 
-    def read(self, tokens: Tensor, visible: Tensor | None = None) -> Reference:
-        """References ``[n, length, h]``, from left to right; ``visible`` bool ``[n, length]`` is false at padding."""
+    def read(self, tokens: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Reference]:
+        """References ``[n, length, h]``, from left to right; ``visible`` bool ``[n, length]`` is false at padding. Returns their
+        states ``[n, length, h]`` too."""
         hidden = None if visible is None or bool(visible.all()) else padding_bias(visible)
         bias = causal_bias(tokens.shape[1], tokens.device)
         if hidden is not None:
@@ -223,13 +225,13 @@ class BiART(nn.Module):
         for layer in self.layers:
             tokens, own = layer(tokens, bias)
             keys_values.append(own)
-        return Reference(self.norm(tokens), keys_values, hidden)
+        return self.norm(tokens), Reference(keys_values, hidden)
 
-    def read_text(self, ids: Tensor, visible: Tensor) -> Reference:
+    def read_text(self, ids: Tensor, visible: Tensor) -> tuple[Tensor, Reference]:
         """Texts int64 ``[n, t]``, whose words ``visible`` (bool ``[n, t]``) names."""
         return self.read(self.text_tokens(ids, REFERENCE), visible)
 
-    def read_image(self, codes: Tensor) -> Reference:
+    def read_image(self, codes: Tensor) -> tuple[Tensor, Reference]:
         """Codes int64 ``[n, cells]``, row-major from the top left."""
         return self.read(self.image_tokens(codes, REFERENCE))
 

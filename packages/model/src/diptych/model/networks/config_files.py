@@ -17,7 +17,7 @@ def read_config_file(config_class: type[Config], file: Path, kind: str, **change
     """The config, a dataclass, in the JSON ``file``, with ``changes``; ``kind`` says what has it, such as "image generator".
 
     Raises:
-        UserError: the file is missing or no JSON object, or as :func:`config_of`.
+        UserError: the file is missing or no JSON object, or a key is unknown, missing or wrong.
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -27,23 +27,15 @@ def read_config_file(config_class: type[Config], file: Path, kind: str, **change
         raise UserError(f"{file}: not valid JSON ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: the config of an {kind} is a JSON object")
-    return config_of(config_class, {**values, **changes}, str(file), kind)
-
-
-def config_of(config_class: type[Config], values: dict[str, Any], source: str, kind: str) -> Config:
-    """The config of a JSON object.
-
-    Raises:
-        UserError: one that names ``source`` and the key that is unknown, missing or wrong.
-    """
+    values |= changes
     known = {field.name: field.default is MISSING for field in fields(config_class)}  # type: ignore[arg-type]
     for key in sorted(values.keys() ^ known.keys()):
         if key in values or known[key]:
-            raise UserError(f"{source}: {kind} key {key!r} {'is unknown' if key in values else 'is missing'}")
+            raise UserError(f"{file}: {kind} key {key!r} {'is unknown' if key in values else 'is missing'}")
     try:
         return config_class(**values)
     except UserError as error:
-        raise UserError(f"{source}: {error}") from None
+        raise UserError(f"{file}: {error}") from None
 
 
 def config_text(config: Any) -> str:

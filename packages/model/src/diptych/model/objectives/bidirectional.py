@@ -21,14 +21,15 @@ def caption_losses(
     Returns:
         Means over all words, and over all cells or None.
     """
-    image = model.read_image(codes)
-    words, targets = words_after(tokenizer, ids.flatten(0, 1))
-    states = model.write(model.text_tokens(words, GENERATED), image)
+    seen, image = model.read_image(codes)
+    ids = tokenizer.trimmed(ids.flatten(0, 1))
+    targets = ids[:, 1:]
+    states = model.write(model.text_tokens(ids[:, :-1], GENERATED), image)
     supervised = targets != tokenizer.pad
     loss = smoothed_cross_entropy(model.word_head(states[supervised]), targets[supervised], smoothing)
     if not reference:
         return loss, None
-    logits = model.code_head(image.states[:, :-1]).flatten(0, 1)
+    logits = model.code_head(seen[:, :-1]).flatten(0, 1)
     return loss, smoothed_cross_entropy(logits, codes.flatten(), smoothing)
 
 
@@ -44,19 +45,13 @@ def painting_losses(
     Returns:
         Means over all cells, and over all words or None.
     """
-    ids = ids[:, : int((ids != tokenizer.pad).sum(1).max())]
-    text = model.read_text(ids, ids != tokenizer.pad)
+    ids = tokenizer.trimmed(ids)
+    read, text = model.read_text(ids, ids != tokenizer.pad)
     states = model.write(model.image_tokens(codes[:, :-1], GENERATED), text)
     loss = smoothed_cross_entropy(model.code_head(states).flatten(0, 1), codes.flatten(), smoothing)
     if not reference:
         return loss, None
     targets = ids[:, 1:]
     supervised = targets != tokenizer.pad
-    logits = model.word_head(text.states[:, :-1][supervised])
+    logits = model.word_head(read[:, :-1][supervised])
     return loss, smoothed_cross_entropy(logits, targets[supervised], smoothing)
-
-
-def words_after(tokenizer: CaptionTokenizer, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Texts int64 ``[m, t]``, cut to the longest, as what is read and what comes after each token, both ``[m, longest - 1]``."""
-    ids = ids[:, : int((ids != tokenizer.pad).sum(1).max())]
-    return ids[:, :-1], ids[:, 1:]

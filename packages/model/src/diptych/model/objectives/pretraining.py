@@ -116,7 +116,7 @@ def feature_regression_loss(
         raise UserError(
             "this transformer has no head that regresses features, or none that classifies objects"
         )
-    ids = ids[:, : int((ids != tokenizer.pad).sum(1).max())]
+    ids = tokenizer.trimmed(ids)
     text, bias = model.encode_text(ids, ids != tokenizer.pad)
     predicted = model.feature_head(
         model.visual_states(text, bias, model.encode_visual(features, masked), masked)

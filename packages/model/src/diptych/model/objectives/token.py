@@ -54,7 +54,7 @@ def caption_loss(
         ids: int64 ``[n, c, t]``. Every token after ``[CLS]`` up to ``[SEP]`` is a target; padding is not.
     """
     ids = ids.flatten(0, 1)
-    ids = ids[:, : int((ids != tokenizer.pad).sum(1).max())]
+    ids = tokenizer.trimmed(ids)
     targets = ids[:, 1:]
     supervised = targets != tokenizer.pad
     states = model.caption_states(ids[:, :-1], model.visual_keys_values(images))
@@ -150,7 +150,7 @@ def paint_loss(
 ) -> Tensor:
     """Grid-level loss (UMT equation 3): codes int64 ``[n, cells]`` at ``masked`` (bool) from the other cells' codebook
     vectors, or from their ``features`` float ``[n, cells, D]``, and the text int64 ``[n, t]``."""
-    ids = ids[:, : int((ids != tokenizer.pad).sum(1).max())]
+    ids = tokenizer.trimmed(ids)
     text, bias = model.encode_text(ids, ids != tokenizer.pad)
     visual = model.encode_visual(codebook[codes] if features is None else features, masked)
     logits = model.paint_logits(text, bias, visual, masked)

@@ -18,16 +18,21 @@ from torch import Tensor, nn
 from diptych.features.order import batch_indices, epoch_order
 from diptych.model.errors import UserError
 from diptych.model.networks.aug_vae import AugVAE, Reconstruction
-from diptych.model.pixels import to_uint8
-from diptych.model.precision import autocast_context
-from diptych.model.training.config import LoopConfig, SampleConfig, check_at_least_one, check_share
+from diptych.model.pixels import from_uint8, to_uint8
+from diptych.model.precision import convolution_context
+from diptych.model.training.config import (
+    LoopConfig,
+    SampleConfig,
+    check_at_least_one,
+    check_schedule,
+    check_share,
+)
 from diptych.model.training.contracts import Checkpoints, Piece, Record
 from diptych.model.training.loop import run_training
 from diptych.model.training.processes import current_processes
-from diptych.model.training.schedules import warmup_constant, warmup_cosine
+from diptych.model.training.schedules import SCHEDULES
 from diptych.model.training.state import fingerprint
 
-SCHEDULES = {"cosine": warmup_cosine, "constant": warmup_constant}
 EVALUATION_BATCH = 32
 # Pictures that are encoded at a time where the codebook starts.
 START_BATCH = 32
@@ -89,8 +94,7 @@ class AutoencoderTrainingConfig(LoopConfig):
         super().__post_init__()
         check_at_least_one(self, "batch_size")
         check_share(self, "warmup_share", "decay", "dead_share")
-        if self.schedule not in SCHEDULES:
-            raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}, is {self.schedule!r}")
+        check_schedule(self.schedule)
         if not 0 < self.least_crop <= 1:
             raise UserError(f"least_crop must be in (0, 1], is {self.least_crop}")
         if self.start_pictures < 0 or self.candidates < 0:
@@ -107,15 +111,8 @@ class AutoencoderTrainingConfig(LoopConfig):
         return SCHEDULES[self.schedule](step, self.steps, self.learning_rate, self.warmup_share)
 
     def arithmetic(self, device: torch.device) -> AbstractContextManager:
-        """The autocast context of a step. On a CPU ``auto`` is float32: convolutions in bfloat16 are many times slower."""
-        auto_on_cpu = self.precision == "auto" and device.type == "cpu"
-        return autocast_context(device, "float32" if auto_on_cpu else self.precision)
-
-
-def as_pixels(images: Tensor, device: torch.device) -> Tensor:
-    """Pictures uint8 ``[n, 3, S, S]`` as float in -1..1, channels-last, on ``device``."""
-    pixels = images.to(device).float().div_(127.5).sub_(1)
-    return pixels.contiguous(memory_format=torch.channels_last)
+        """The autocast context of a step."""
+        return convolution_context(device, self.precision)
 
 
 def cropped(pixels: Tensor, drawn: Tensor, least: float) -> Tensor:
@@ -199,7 +196,7 @@ class AutoencoderSteps:
         config = self.config
 
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
-            pixels = cropped(as_pixels(images, self.device), squares, config.least_crop)
+            pixels = cropped(from_uint8(images, self.device), squares, config.least_crop)
             with config.arithmetic(self.device):
                 drawn = self.model(pixels, offered if config.candidates else None)
                 losses = {"reconstruction": F.mse_loss(drawn.pixels.float(), pixels)}
@@ -222,10 +219,9 @@ class AutoencoderSteps:
         processes, model = current_processes(), self.model
         moved = [*model.before_codes.parameters(), *model.quantizer.buffers()]
         if processes.rank == 0:
-            standardise(model.before_codes, self.start_vectors())
+            vectors = standardise(model.before_codes, self.start_vectors())
             generator = torch.Generator().manual_seed(self.config.seed)
-            vectors = [each.permute(1, 0).contiguous() for each in self.start_vectors()]
-            model.quantizer.start(torch.cat(vectors), generator)
+            model.quantizer.start(torch.cat(vectors, 1).T, generator)
         else:
             for tensor in moved:
                 tensor.zero_()
@@ -238,19 +234,24 @@ class AutoencoderSteps:
         found: list[list[Tensor]] = [[] for _ in self.model.config.coded_levels]
         for first in range(0, len(indices), START_BATCH):
             images = self.train.images(indices[first : first + START_BATCH], self.model.config.image_size)
-            for vectors, maps in zip(found, self.model.features(as_pixels(images, self.device)), strict=True):
+            for vectors, maps in zip(
+                found, self.model.features(from_uint8(images, self.device)), strict=True
+            ):
                 vectors.append(maps.float().transpose(0, 1).flatten(1))
         return [torch.cat(vectors, 1) for vectors in found]
 
 
-def standardise(convolutions: Iterable[nn.Module], made: Iterable[Tensor]) -> None:
+def standardise(convolutions: Iterable[nn.Module], made: Iterable[Tensor]) -> list[Tensor]:
     """Scale and shift 1x1 convolutions so that each channel of what they have ``made``, float ``[D, m]``, has mean 0 and variance
-    1."""
+    1; return what they make now."""
+    standard = []
     for convolution, vectors in zip(convolutions, made, strict=True):
         assert isinstance(convolution, nn.Conv2d) and convolution.bias is not None
         mean, scale = vectors.double().mean(1), vectors.double().std(1).clamp(min=1e-6)
         convolution.weight /= scale[:, None, None, None]
         convolution.bias.copy_((convolution.bias - mean) / scale)
+        standard.append(((vectors - mean[:, None]) / scale[:, None]).float())
+    return standard
 
 
 class AutoencoderEvaluation:
@@ -279,7 +280,7 @@ class AutoencoderEvaluation:
         counts = torch.zeros(len(self.model.quantizer), device=self.device)
         samples: list[dict[str, Any]] = []
         for images in self.images.split(EVALUATION_BATCH):
-            pixels = as_pixels(images, self.device)
+            pixels = from_uint8(images, self.device)
             with self.config.arithmetic(self.device):
                 drawn: Reconstruction = self.model(pixels)
             share = len(images) / len(self.images)

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diptych.features.order import batch_indices
 from diptych.model.errors import UserError
 from diptych.model.networks.biart import BiART
 from diptych.model.objectives.bidirectional import caption_losses, painting_losses
@@ -21,7 +20,7 @@ from diptych.model.training.loop import run_training
 from diptych.model.training.processes import current_processes
 from diptych.model.training.schedules import warmup_cosine
 from diptych.model.training.state import fingerprint
-from diptych.model.training.token import drop_text, task_steps_before
+from diptych.model.training.token import check_caption_length, drop_text, plan_turn
 
 
 class Tokens(Captioned, Protocol):
@@ -89,12 +88,7 @@ class BiARTSteps:
 
     def plan(self, step: int) -> tuple[bool, list[int]]:
         """Return whether ``step`` goes from image to text, and the images of its batch."""
-        config, count = self.config, len(self.train)
-        before = task_steps_before(step, config.caption_share)
-        if task_steps_before(step + 1, config.caption_share) > before:
-            return True, batch_indices(count, config.caption_batch_size, config.seed, before).tolist()
-        # Another seed than captioning's, so that both orders walk the epochs differently.
-        return False, batch_indices(count, config.paint_batch_size, config.seed + 1, step - before).tolist()
+        return plan_turn(self.config, len(self.train), step)
 
     def read(self, step: int) -> list[Tensor]:
         """Read the codes of each of this process's pieces."""
@@ -197,7 +191,4 @@ def check_tokens(model: BiART, train: Tokens, caption_length: int) -> None:
                 f"image {train.keys[0]} has {cells} codes, but this transformer was built for {model.config.cells}; tokenize the "
                 "images anew, or build another"
             )
-    if not 3 <= caption_length <= model.config.text_length:
-        raise UserError(
-            f"caption_length must be from 3 to the transformer's {model.config.text_length} text positions, is {caption_length}"
-        )
+    check_caption_length(caption_length, model.config.text_length)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from diptych.model.errors import UserError
+from diptych.model.training.schedules import SCHEDULES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,12 @@ class MaskSettings(Protocol):
 
     @property
     def all_masked(self) -> float: ...
+
+
+def check_schedule(schedule: str) -> None:
+    """Raise a UserError where it is none of :data:`diptych.model.training.schedules.SCHEDULES`."""
+    if schedule not in SCHEDULES:
+        raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}, is {schedule!r}")
 
 
 def check_masking(config: MaskSettings) -> None:

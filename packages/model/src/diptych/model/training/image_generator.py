@@ -22,17 +22,16 @@ from diptych.model.errors import UserError
 from diptych.model.networks.discriminator import Discriminator, DiscriminatorConfig, Judgement
 from diptych.model.networks.image_generator import ImageGenerator, ImageGeneratorConfig
 from diptych.model.objectives.perceptual import PyramidEncoder, feature_distance, perceptual_loss, shifted
-from diptych.model.pixels import to_uint8
-from diptych.model.precision import autocast_context
-from diptych.model.training.config import LoopConfig, SampleConfig, check_at_least_one
+from diptych.model.pixels import from_uint8, to_uint8
+from diptych.model.precision import convolution_context
+from diptych.model.training.config import LoopConfig, SampleConfig, check_at_least_one, check_schedule
 from diptych.model.training.contracts import Checkpoints, Piece, Record
 from diptych.model.training.loop import run_training
 from diptych.model.training.optimisation import Opponent
 from diptych.model.training.processes import current_processes
-from diptych.model.training.schedules import warmup_constant, warmup_cosine
+from diptych.model.training.schedules import SCHEDULES, warmup_cosine
 from diptych.model.training.state import fingerprint
 
-SCHEDULES = ("cosine", "constant")
 # A history row shows collapse where a loss is so many times its best, or the hinge loss is so close to 0.
 COLLAPSED_LOSS = 3.0
 COLLAPSED_HINGE = 0.01
@@ -121,8 +120,7 @@ class ImageGeneratorTrainingConfig(LoopConfig):
         check_at_least_one(self, "batch_size")
         if self.reconstruction not in ("l1", "huber"):
             raise UserError(f"reconstruction must be l1 or huber, is {self.reconstruction!r}")
-        if self.schedule not in SCHEDULES:
-            raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}, is {self.schedule!r}")
+        check_schedule(self.schedule)
         if self.game is not None and not 0 <= self.game.warm_start_steps < self.steps:
             raise UserError(
                 f"game.warm_start_steps must be from 0 to below steps ({self.steps}), is {self.game.warm_start_steps}"
@@ -140,9 +138,7 @@ class ImageGeneratorTrainingConfig(LoopConfig):
 
     def generator_rate(self, step: int) -> float:
         """Learning rate of the generator in `step`."""
-        if self.schedule == "constant":
-            return warmup_constant(step, self.steps, self.learning_rate, self.warmup_share)
-        return warmup_cosine(step, self.steps, self.learning_rate, self.warmup_share)
+        return SCHEDULES[self.schedule](step, self.steps, self.learning_rate, self.warmup_share)
 
     def discriminator_rate(self, step: int) -> float:
         """Learning rate of the discriminator in `step`, once the game is on."""
@@ -153,10 +149,9 @@ class ImageGeneratorTrainingConfig(LoopConfig):
         return warmup_cosine(begun, self.steps - self.game.warm_start_steps, self.game.learning_rate, 0.0)
 
     def arithmetic(self, device: torch.device) -> AbstractContextManager:
-        """The autocast context of a step. On a CPU the precision "auto" is float32, even where bfloat16 is fast: bfloat16 leaves a
-        mottle inside objects, and gains a tenth, as convolutions by Winograd's algorithm are float32."""
-        auto_on_cpu = self.precision == "auto" and device.type == "cpu"
-        return autocast_context(device, "float32" if auto_on_cpu else self.precision)
+        """The autocast context of a step. In bfloat16 a CPU would gain a tenth, as convolutions by Winograd's algorithm are float32,
+        and leave a mottle inside objects."""
+        return convolution_context(device, self.precision)
 
 
 @dataclass(frozen=True)
@@ -171,11 +166,9 @@ class Batch:
 
     def on(self, device: torch.device, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Codebook vectors or features [n, 64, D], pictures float [n, 3, S, S] in -1..1 and weights, on `device`."""
-        real = self.images.to(device).float().div_(127.5).sub_(1)
-        real = real.contiguous(memory_format=torch.channels_last)
         return (
             codebook[self.codes.to(device)] if self.features is None else self.features.to(device).float(),
-            real,
+            from_uint8(self.images, device),
             None if self.emphasis is None else self.emphasis.to(device),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 
 def warmup_constant(step: int, steps: int, peak: float, warmup_share: float) -> float:
@@ -25,3 +26,10 @@ def warmup_linear(step: int, steps: int, peak: float, warmup_share: float) -> fl
     if step < warmup:
         return warmup_constant(step, steps, peak, warmup_share)
     return peak * (steps - step) / max(1, steps - warmup)
+
+
+# what may follow the warm-up, by the names that settings have
+SCHEDULES: dict[str, Callable[[int, int, float, float], float]] = {
+    "cosine": warmup_cosine,
+    "constant": warmup_constant,
+}

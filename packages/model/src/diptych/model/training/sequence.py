@@ -33,7 +33,7 @@ from diptych.model.training.data import CaptionTable, TrainingShards, on_device,
 from diptych.model.training.loop import run_training
 from diptych.model.training.processes import current_processes
 from diptych.model.training.questions import QuestionTable, answer_pieces
-from diptych.model.training.schedules import warmup_constant, warmup_cosine
+from diptych.model.training.schedules import SCHEDULES
 from diptych.model.training.sequence_evaluation import SequenceEvaluation, SequenceEvaluationConfig
 from diptych.model.training.state import fingerprint
 from diptych.model.training.token import check_data, paint_pieces, read_to_paint
@@ -448,7 +448,7 @@ def train_sequence(
         "sequence-level training",
         config,
         steps,
-        learning_rate=lambda step: (warmup_cosine if config.schedule == "cosine" else warmup_constant)(
+        learning_rate=lambda step: SCHEDULES[config.schedule](
             step, config.steps, config.learning_rate, config.warmup_share
         ),
         started_from=fingerprint(

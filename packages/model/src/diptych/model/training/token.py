@@ -89,6 +89,31 @@ def task_steps_before(step: int, share: float) -> int:
     return int(step * share + 1e-9)
 
 
+class TurnSettings(Protocol):
+    """What says which steps caption, and which images a step takes."""
+
+    @property
+    def caption_share(self) -> float: ...
+
+    @property
+    def caption_batch_size(self) -> int: ...
+
+    @property
+    def paint_batch_size(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+def plan_turn(config: TurnSettings, count: int, step: int) -> tuple[bool, list[int]]:
+    """Return whether ``step`` captions, otherwise it paints, and the images of its batch, of ``count``."""
+    before = task_steps_before(step, config.caption_share)
+    if task_steps_before(step + 1, config.caption_share) > before:
+        return True, batch_indices(count, config.caption_batch_size, config.seed, before).tolist()
+    # Another seed than captioning's, so that the two tasks walk the epochs in different orders.
+    return False, batch_indices(count, config.paint_batch_size, config.seed + 1, step - before).tolist()
+
+
 def drop_text(tokenizer: CaptionTokenizer, ids: Tensor, probability: float) -> Tensor:
     """Replace whole rows of ids int64 ``[n, t]`` by "no text" with ``probability``."""
     no_text = torch.full_like(ids, tokenizer.pad)
@@ -191,12 +216,7 @@ class TokenSteps:
 
     def plan(self, step: int) -> tuple[bool, list[int]]:
         """Return whether ``step`` trains captioning, and the images of its batch."""
-        config, count = self.config, len(self.train)
-        before = task_steps_before(step, config.caption_share)
-        if task_steps_before(step + 1, config.caption_share) > before:
-            return True, batch_indices(count, config.caption_batch_size, config.seed, before).tolist()
-        # Another seed than captioning's, so that the two tasks walk the epochs in different orders.
-        return False, batch_indices(count, config.paint_batch_size, config.seed + 1, step - before).tolist()
+        return plan_turn(self.config, len(self.train), step)
 
     def asks(self, step: int) -> bool:
         """Return whether ``step``, one of captioning, also asks questions."""
@@ -292,10 +312,14 @@ def check_data(model: UnifiedTransformer, train: TrainingShards, caption_length:
                 f"image {train.keys[0]}: grid features of {shape} cells and numbers, but the transformer was built for "
                 f"{expected}; extract them anew, or train another transformer"
             )
-    if not 3 <= caption_length <= model.config.text_positions:
+    check_caption_length(caption_length, model.config.text_positions)
+
+
+def check_caption_length(caption_length: int, positions: int) -> None:
+    """Raise a UserError unless captions have room for a word, and a transformer has ``positions`` for them."""
+    if not 3 <= caption_length <= positions:
         raise UserError(
-            f"caption_length must be from 3 to the transformer's {model.config.text_positions} text positions, is "
-            f"{caption_length}"
+            f"caption_length must be from 3 to the transformer's {positions} text positions, is {caption_length}"
         )
 
 
