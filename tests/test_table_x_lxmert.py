@@ -19,6 +19,7 @@ from pipelines.runner.profile import write_profile
 from pipelines.tables import answered, features_generator, page, painted, pretrained, started
 from pipelines.tables.item import run
 from pipelines.tables.items import table_items
+from pipelines.tables.params import x_lxmert_params
 from pipelines.tables.pretrained import pretraining_params
 from pipelines.tables.table import data_of, read_table
 from pipelines.tables.verdicts import results_of
@@ -32,25 +33,24 @@ DATA = data_of("table_x_lxmert")
 def section(tmp_path: Path) -> Params:
     write_profile("toybox", tmp_path / "params.yaml")
     params = read_params(tmp_path / "params.yaml")
-    provided = provided_by(read_section(Machine, "machine", params), 0)
-    return read_section(Params, "x_lxmert", params, provided=provided)
+    return x_lxmert_params(read_section(TABLE.section, TABLE.name, params), TABLE.name, params)
 
 
 def test_rows_differ_from_ours_in_the_papers_refinements(section: Params) -> None:
-    ours = pretraining_params(TABLE, "ours", section, None)
-    assert ours == section, "X-LXMERT as make x-lxmert pretrains it"
+    ours = pretraining_params(TABLE, "ours", section)
+    assert ours == section, "X-LXMERT as all rows are pretrained"
     training = ours.pretraining.training
     assert training.discrete and training.uniform_masking and training.captions_only
     for row, name in (("discrete", "discrete"), ("uniform", "uniform_masking"), ("alignment", "captions_only")):
-        own = pretraining_params(TABLE, f"without_{row}", section, None)
+        own = pretraining_params(TABLE, f"without_{row}", section)
         assert own.pretraining.training == replace(training, **{name: False}) and own.architecture == "two_streams"
-    lxmert, uniter = (pretraining_params(TABLE, row, section, 7) for row in ("lxmert", "uniter"))
-    none = replace(training, steps=7, discrete=False, uniform_masking=False, captions_only=False)
+    lxmert, uniter = (pretraining_params(TABLE, row, section) for row in ("lxmert", "uniter"))
+    none = replace(training, discrete=False, uniform_masking=False, captions_only=False)
     assert lxmert.pretraining.training == none == uniter.pretraining.training
     assert (lxmert.architecture, uniter.architecture) == ("two_streams", "single_stream")
-    assert pretraining_params(TABLE, "x_uniter", section, None) == replace(section, architecture="single_stream")
+    assert pretraining_params(TABLE, "x_uniter", section) == replace(section, architecture="single_stream")
     with pytest.raises(ParameterError, match="CHANGES has no strange"):
-        pretraining_params(TABLE, "strange", section, None)
+        pretraining_params(TABLE, "strange", section)
 
 
 def test_the_items_make_what_the_page_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +126,20 @@ def test_a_task_without_data_is_named_before_anything_is_trained() -> None:
     params["x_lxmert"]["tasks"] = ["vqa", "gqa"]
     with pytest.raises(ParameterError, match="table_x_lxmert fine-tunes on nlvr2: give it in x_lxmert.tasks"):
         section.check(TABLE.name, TABLE.pipeline, params)
+
+
+def test_trainings_of_the_table_are_changed_where_its_section_says(section: Params) -> None:
+    params = read_params(REPOSITORY / "params.yaml")
+    table = params[TABLE.name]
+    plain = replace(read_section(TABLE.section, TABLE.name, params), pretraining={}, fine_tuning={})
+    assert x_lxmert_params(plain, TABLE.name, params) == read_section(
+        Params, "x_lxmert", params, provided=provided_by(read_section(Machine, "machine", params), 0)
+    )
+    assert section.pretraining.training.steps == table["pretraining"]["steps"]
+    assert section.fine_tuning["nlvr2"].training.muon == table["fine_tuning"]["nlvr2"]["muon"]
+    for wrong in ({"pretraining": {"step": 1}}, {"fine_tuning": {"gqa": {"steps": 0}}}):
+        with pytest.raises(ParameterError, match=r"x_lxmert.*step.*\(so says the section table_x_lxmert\)"):
+            replace(plain, **wrong).check(TABLE.name, TABLE.pipeline, params)
 
 
 def test_rows_are_pretrained_painted_fine_tuned_and_compared(

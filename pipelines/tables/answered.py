@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +12,10 @@ from diptych.eval.answers.nlvr2 import statement_group
 from diptych.eval.answers.questions import Question
 from diptych.features.shards.reading import ShardDataset
 from pipelines.measuring.answers import question_of
+from pipelines.runner.params import read_params
 from pipelines.tables.item import TableItem, only_one_in, run
 from pipelines.tables.measured import write_measured
-from pipelines.tables.pretrained import x_lxmert_params
+from pipelines.tables.params import x_lxmert_params
 from pipelines.x_lxmert import fine_tune
 from pipelines.x_lxmert.evaluate import SPLIT, MeasuredTask, about_pictures_of, answers_of
 from pipelines.x_lxmert.params import SHARDS, TASKS, questions_in
@@ -29,13 +29,11 @@ def main(item: TableItem, section: PretrainingTableParams) -> None:
     questions (for NLVR2 of each sentence), and parameters.txt. The fine-tuned model is not kept."""
     stage, row = item.stage, item.values["row"]
     (task,) = (known for known in TASKS if known == item.values["task"])
-    params = x_lxmert_params(stage)
+    params = x_lxmert_params(section, item.table.name, read_params(), stage.seed)
     wanted = params.fine_tuning[task]
-    training = replace(wanted.training, steps=section.fine_tuning_steps or wanted.training.steps)
     start = only_one_in(item.deps, item.path("models"))
-    tuned = replace(wanted, training=training)
     (model, tokenizer, codebook, table), _ = fine_tune.train(
-        stage, tuned, task, "pretrained", start, stage.device
+        stage, wanted, task, "pretrained", start, stage.device
     )
     fine_tuned = model, tokenizer, codebook.to(stage.device), table
     shards = ShardDataset(SHARDS, SPLIT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 from pipelines.measuring.generation import Sample
 from pipelines.runner.check import check_java
 from pipelines.runner.items import read_items
-from pipelines.runner.params import ParameterError, at_least
+from pipelines.runner.params import Machine, ParameterError, at_least, provided_by, read_section
+from pipelines.x_lxmert.params import Params
 
 STAGE_2 = ("scst_steps", "scst_batch_size", "sample_temperature")
 
@@ -44,23 +46,33 @@ class TableParams:
 class PretrainingTableParams(TableParams):
     """The section of a table whose rows are pretrainings of x_lxmert, some of them fine-tuned.
 
-    steps: of every pretraining; fine_tuning_steps: of every fine-tuning; generator_steps: of the image generator that reads
-    features; null: those of x_lxmert and image_generator. pictures: of which a caption is painted; null: those of
-    generate.sets.test. examples: painted captions that the page shows.
+    pretraining: what all pretrainings have otherwise than x_lxmert.pretraining.training says; fine_tuning: likewise, by task.
+    generator_steps: of the image generator that reads features; null: those of image_generator. pictures: of which a caption is
+    painted; null: those of generate.sets.test. examples: painted captions that the page shows.
     """
 
-    steps: int | None
-    fine_tuning_steps: int | None
+    pretraining: dict[str, Any]
+    fine_tuning: dict[str, dict[str, Any]]
     generator_steps: int | None
     pictures: Sample | None
     examples: int
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "fine_tuning_steps", "generator_steps", "examples")
+        at_least(self, 1, "generator_steps", "examples")
         super().__post_init__()
 
+    def trainings(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The section x_lxmert of `params`, raw, with the trainings of this table."""
+        section = copy.deepcopy(dict(params["x_lxmert"]))
+        section["pretraining"]["training"] |= self.pretraining
+        for task, changes in self.fine_tuning.items():
+            if task in section["fine_tuning"]:
+                section["fine_tuning"][task]["training"] |= changes
+        return section
+
     def check(self, name: str, pipeline: Path, params: Mapping[str, Any]) -> None:
-        """Every task that the table fine-tunes on has data."""
+        """The trainings' settings are some, and every task that the table fine-tunes on has data."""
+        x_lxmert_params(self, name, params)
         wanted = {item.values["task"] for item in read_items(pipeline, params) if "task" in item.values}
         section = params["x_lxmert"]
         if missing := sorted(wanted - (set(section["tasks"]) & set(section["fine_tuning"]))):
@@ -68,6 +80,20 @@ class PretrainingTableParams(TableParams):
                 f"params.yaml: {name} fine-tunes on {', '.join(missing)}: give it in x_lxmert.tasks, x_lxmert.fine_tuning "
                 "and x_lxmert.questions (docs/x-lxmert.md)"
             )
+
+
+def x_lxmert_params(
+    section: PretrainingTableParams, name: str, params: Mapping[str, Any], seed: int = 0
+) -> Params:
+    """The section x_lxmert of `params` as a table trains, with a seed. Raises ParameterError for what is wrong there, and names the
+    table's section where that is the table's doing."""
+    provided = provided_by(read_section(Machine, "machine", params), seed)
+    read_section(Params, "x_lxmert", params, provided=provided)
+    changed = {**params, "x_lxmert": section.trainings(params)}
+    try:
+        return read_section(Params, "x_lxmert", changed, provided=provided)
+    except ParameterError as error:
+        raise ParameterError(f"{error} (so says the section {name})") from None
 
 
 @dataclass(frozen=True)

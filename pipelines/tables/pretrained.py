@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from diptych.model.pretrained import save_transformer
-from pipelines.runner.params import provided_by, read_params, read_section
+from pipelines.runner.params import read_params
 from pipelines.tables.item import TableItem, read_entry, run
+from pipelines.tables.params import x_lxmert_params
 from pipelines.x_lxmert import pretrain
-from pipelines.x_lxmert.params import Params
 
 if TYPE_CHECKING:
-    from pipelines.runner.stage import Stage
     from pipelines.tables.params import PretrainingTableParams
     from pipelines.tables.table import Table
+    from pipelines.x_lxmert.params import Params
 
 
 @dataclass(frozen=True)
@@ -30,26 +30,20 @@ class PretrainingChanges:
 def main(item: TableItem, section: PretrainingTableParams) -> None:
     """Write models/pretrained_ROW-SEED in the table's folder, and the training's history."""
     stage, row = item.stage, item.values["row"]
-    params = pretraining_params(item.table, row, x_lxmert_params(stage), section.steps)
+    params = x_lxmert_params(section, item.table.name, read_params(), stage.seed)
+    params = pretraining_params(item.table, row, params)
     model, record = pretrain.train(stage, params, stage.device)
     with stage.write(item.path(f"models/pretrained_{row}-{stage.seed}")) as folder:
         save_transformer(folder, *model)
     stage.write_history(item.path(f"histories/pretrained_{row}-{stage.seed}.csv"), record.history)
 
 
-def x_lxmert_params(stage: Stage) -> Params:
-    """The section x_lxmert of params.yaml, with the item's seed."""
-    provided = provided_by(stage.machine, stage.seed)
-    return read_section(Params, "x_lxmert", read_params(), provided=provided)
-
-
-def pretraining_params(table: Table, row: str, params: Params, steps: int | None) -> Params:
-    """The section x_lxmert as this row takes it. steps: null, those of the section. Every row has the tasks of all, so that
-    vocabularies are the same. Raises ParameterError for a wrong row."""
+def pretraining_params(table: Table, row: str, params: Params) -> Params:
+    """The section x_lxmert, as the table trains, as this row takes it. Every row has the tasks of all, so that vocabularies are the
+    same. Raises ParameterError for a wrong row."""
     changes = read_entry(PretrainingChanges, table, "CHANGES", row)
     training = replace(
         params.pretraining.training,
-        steps=steps or params.pretraining.training.steps,
         discrete=changes.discrete,
         uniform_masking=changes.uniform_masking,
         captions_only=changes.captions_only,
