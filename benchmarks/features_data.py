@@ -47,7 +47,7 @@ from diptych.features.order import batch_indices
 from diptych.features.shards.reading import ShardDataset
 from diptych.features.shards.stream import ShardStream
 from diptych.features.shards.writing import write_shards
-from diptych.features.store import FeatureReader, feature_schema, write_part
+from diptych.features.store import FeatureReader, grid_values, write_part
 from pipelines.runner.threads import keep_freed_memory
 
 BATCH_SIZE = 64
@@ -75,7 +75,7 @@ def make_data(folder: Path, samples: int, dim: int) -> None:
                 group.create_dataset("features", data=values.reshape(8, 8, dim).astype(np.float32))
             ids, sha256s = ([row[name] for row in rows[first:]] for name in ("image_id", "sha256"))
             path = folder / f"features/part-{part:06d}.parquet"
-            write_part(path, feature_schema(dim), ids, sha256s, features)
+            write_part(path, grid_values(dim), ids, sha256s, features)
     ids, sha256s = ([row[name] for row in rows] for name in ("image_id", "sha256"))
     codes = [row.astype("<u2").tobytes() for row in generator.integers(0, 10_000, (samples, 64))]
     pq.write_table(pa.table([ids, sha256s, codes], schema=CODES), folder / "codebook/codes.parquet")

@@ -11,6 +11,7 @@ import shutil
 from diptych.eval.figures import flat_values, table, write_figures
 from pipelines.measuring.answers import measured_answers, measured_schema
 from pipelines.measuring.figures import EMBEDDINGS, GENERATED, EvaluateParams, measure, with_mends
+from pipelines.measuring.verdicts import write_verdicts
 from pipelines.runner.stage import Stage, run
 
 
@@ -24,19 +25,9 @@ def main(stage: Stage, params: EvaluateParams) -> None:
     figures = with_mends(figures, params.java, "evaluate.java")
     answers, answered = measured_answers(GENERATED / "test_answers.parquet", stage.seed)
     figures += answers
-    schema = pa.schema(
-        [
-            ("image_id", pa.string()),
-            ("caption_right", pa.bool_()),
-            ("painted_right", pa.bool_()),
-            ("painted_class_right", pa.bool_()),
-            ("painted_color_right", pa.bool_()),
-            ("painted_score", pa.float32()),
-        ]
-    )
     print(table(figures))
     with stage.write("data/evaluation.parquet") as path:
-        pq.write_table(pa.Table.from_pylist(rows, schema), path)
+        write_verdicts(rows, path)
     with stage.write("data/evaluation_answers.parquet") as path:
         pq.write_table(pa.Table.from_pylist(answered, measured_schema()), path)
     with stage.write("data/evaluation_figures.json") as path:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from pipelines.measuring.generation import GenerateParams, generate, pictures_of, write_answers, write_rows
+from pipelines.measuring.generation import (
+    IMAGE_GENERATOR,
+    TRANSFORMER,
+    GenerateParams,
+    generate,
+    pictures_of,
+    shards_of,
+    write_answers,
+    write_rows,
+)
+from pipelines.measuring.models import read_unified
 from pipelines.runner.stage import Stage, run
 
 
@@ -17,10 +27,13 @@ def main(stage: Stage, params: GenerateParams) -> None:
     """
     with stage.write("data/generated") as folder:
         folder.mkdir()
+        model = read_unified(TRANSFORMER, IMAGE_GENERATOR, stage.device)
         for name, wanted in params.sets.items():
-            shards, to_caption, to_paint = pictures_of(wanted, stage.seed)
+            shards, to_caption, to_paint = pictures_of(wanted, stage.seed, shards_of)
             print(f"{name}: {len(to_caption)} pictures to caption, {len(to_paint)} to paint")
-            write_rows(folder / f"{name}.parquet", generate(stage, params, shards, to_caption, to_paint))
+            write_rows(
+                folder / f"{name}.parquet", generate(stage, params, shards, to_caption, to_paint, model)
+            )
             write_answers(stage, params, name, folder / f"{name}_answers.parquet")
 
 

@@ -11,7 +11,7 @@ from diptych.features.codebook.reading import load_codebook
 from diptych.features.detector import load_detector
 from diptych.features.shards.reading import ShardDataset
 from diptych.model.networks.image_generator import ImageGenerator, named_config, save_image_generator
-from diptych.model.objectives.perceptual import ResNetEncoder
+from diptych.model.objectives.perceptual import read_encoder
 from diptych.model.pixels import png, to_uint8
 from diptych.model.training.image_generator import ImageGeneratorTrainingConfig, train_image_generator
 from diptych.model.training.processes import current_processes
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diptych.features.detector.grid_detector import PyramidGridDetector
-    from diptych.model.objectives.perceptual import PyramidEncoder
     from diptych.model.training.contracts import Record
 
 SHARDS, CODEBOOK, DETECTOR = Path("data/shards"), Path("data/codebook"), Path("models/detector")
@@ -81,17 +80,12 @@ def train(
         generator,
         codebook,
         ShardDataset(SHARDS, "train"),
-        perceptual_encoder(params.perceptual_encoder, device),
+        read_encoder(params.perceptual_encoder, device),
         stage.checkpoints(part),
         device,
         ShardDataset(SHARDS, "val"),
     )
     return generator, record
-
-
-def perceptual_encoder(path: Path, device: str) -> PyramidEncoder:
-    """The detector where `path` is its folder, else ResNet-50 with the weights of that file."""
-    return load_detector(path, device) if path.is_dir() else ResNetEncoder(path)
 
 
 def sample_pictures() -> dict[str, Callable[[Mapping[str, Any]], bytes]]:

@@ -14,7 +14,7 @@ from diptych.features.shards.reading import ShardDataset
 from diptych.model.decoding.options import AnswerOptions, CaptionOptions, PaintOptions
 from diptych.model.networks.image_generator import load_image_generator
 from diptych.model.packaged.card import CardFacts, model_card
-from diptych.model.packaged.directory import EXPORTED, write_package, write_sums
+from diptych.model.packaged.directory import EXPORTED, Common, write_package, write_sums
 from diptych.model.packaged.examples import Examples, collect_examples
 from diptych.model.packaged.export import export_programs
 from diptych.model.pretrained import load_transformer
@@ -89,12 +89,14 @@ def main(stage: Stage, params: PackageParams) -> None:
             captioning=captioning,
             painting=painting,
             answering=answering,
-            scorer=read_clip(SCORER, "cpu") if params.scorer else None,
-            scorer_name=pretrained_name(SCORER),
             examples=examples(params) if params.examples else None,
-            weights=params.weights,
-            origin={"title": params.title, "commit": facts.commit},
-            card=model_card(facts, TRANSFORMER, GENERATOR),
+            common=Common(
+                scorer=read_clip(SCORER, "cpu") if params.scorer else None,
+                scorer_name=pretrained_name(SCORER),
+                weights=params.weights,
+                origin={"title": params.title, "commit": facts.commit},
+                card=model_card(facts, TRANSFORMER, GENERATOR),
+            ),
         )
         metrics = {"weights_megabytes": megabytes(folder, "*.safetensors")}
         if params.export == "torch_export":

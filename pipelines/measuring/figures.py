@@ -41,6 +41,7 @@ MANIFEST = Path("data/dataset/manifest.parquet")
 JAVA_USES: dict[bool | None, JavaUse] = {True: "needed", False: "never", None: "auto"}
 KINDS = ("real", "reconstruction", "painted")
 COMPOSITIONAL = "compositional"  # the split whose main objects no training picture shows
+DETECTOR = Path("models/detector")
 EMBEDDINGS = UNFINISHED_STORE / "evaluate" / "embeddings"
 
 
@@ -78,13 +79,16 @@ def measure(
     generated: Path,
     unseen: Path = GENERATED / f"{COMPOSITIONAL}.parquet",
     embeddings: Path = EMBEDDINGS,
+    kinds: Sequence[str] = KINDS,
+    detector: Path | None = DETECTOR,
 ) -> tuple[list[Figure], list[dict[str, Any]]]:
     """All figures of a set that `generate` wrote, those of `unseen` (where there is one) about its main objects, and for
     each picture of the set a row with `image_id`, the verdicts `caption_right` and `painted_right`, and its part in those
     figures of captions and paintings that are means over pictures, by the figures' names.
 
     Where nothing was captioned or nothing was painted, the figures of that are missing. embeddings: folder of what
-    networks made of pictures, which several measurements may share.
+    networks made of pictures, which several measurements may share. kinds: columns of pictures, `painted` the last. detector:
+    what finds objects; null: nothing does.
     """
     inspector = read_inspector(stage.device)
     rows, known = read_texts(generated), read_manifest(MANIFEST)
@@ -98,9 +102,11 @@ def measure(
         figures += caption_figures(stage, params, captioned, facts, known)
         figures.append(share("caption.main_fact", named, stage.seed))
     if any(row["prompt"] is not None for row in rows):
-        figures += picture_figures(stage, params, generated, rows, facts, inspector, embeddings)
+        figures += picture_figures(
+            stage, params, generated, rows, facts, inspector, embeddings, kinds, detector
+        )
     if inspector and unseen.is_file():
-        figures += unseen_figures(stage, params, inspector, unseen, known)
+        figures += unseen_figures(stage, params, inspector, unseen, known, embeddings, kinds)
     return figures, rows
 
 
@@ -157,14 +163,18 @@ def picture_figures(
     facts: Mapping[str, dict[str, Any]],
     inspector: Inspector | None,
     embeddings: Path,
+    names: Sequence[str],
+    detector: Path | None,
 ) -> list[Figure]:
     """Figures of paintings, reconstructions and real pictures; adds to each painting's row its verdicts, its part in the
     figures of paintings, and `painted_score`, the judge's CLIPScore (0..2.5) of the painting and its own sentence."""
     painted = [number for number, row in enumerate(rows) if row["prompt"] is not None]
     prompts = [rows[number]["prompt"] for number in painted]
     objects = [facts[rows[number]["image_id"]]["objects"] or [] for number in painted]
-    kinds = {kind: TablePictures(generated, kind, painted) for kind in KINDS}
-    finder = object_finder(load_detector(Path("models/detector"), stage.device)) if any(objects) else None
+    kinds = {kind: TablePictures(generated, kind, painted) for kind in names}
+    finder = None
+    if detector is not None and any(objects):
+        finder = object_finder(load_detector(detector, stage.device))
     others = [inspecting(inspector)] if inspector else []
     settings = image_settings(stage, params)
     clips = {name: read_clip(Path(f"models/{name}"), stage.device) for name in ("judge", "scorer")}
@@ -187,12 +197,12 @@ def picture_figures(
         }
     if finder:
         counts = [said_counts(prompt, finder.labels) for prompt in prompts]
-        for kind in KINDS:
+        for kind in kinds:
             found = embedded[kind].rows("objects")
             figures += object_figures(kind, found, objects, finder, stage.seed, counts, resize=settings.rule)
     if inspector:
         said = second_said(prompts, objects)
-        for kind in KINDS:
+        for kind in kinds:
             right = compared(inspector, embedded[kind], objects)
             second = right["second_object"]
             for name, among in (
@@ -201,7 +211,7 @@ def picture_figures(
                 ("second_object_said", second[said]),
             ):
                 figures.append(inspected(f"{kind}.{name}", among, stage, params, inspector))
-        for place, number in enumerate(painted):  # KINDS ends with painted
+        for place, number in enumerate(painted):  # painted is the last kind
             rows[number] |= {
                 "painted_right": bool(right["main_object"][place]),
                 "painted_class_right": bool(right["main_class"][place]),
@@ -214,7 +224,13 @@ def picture_figures(
 
 
 def unseen_figures(
-    stage: Stage, params: EvaluateParams, inspector: Inspector, generated: Path, known: pa.Table
+    stage: Stage,
+    params: EvaluateParams,
+    inspector: Inspector,
+    generated: Path,
+    known: pa.Table,
+    embeddings: Path,
+    kinds: Sequence[str],
 ) -> list[Figure]:
     """Main objects named and painted where no training picture showed such a pair of class and colour."""
     rows = read_texts(generated)
@@ -224,9 +240,9 @@ def unseen_figures(
     painted = [number for number, row in enumerate(rows) if row["prompt"] is not None]
     objects = [facts[rows[number]["image_id"]]["objects"] for number in painted]
     settings = image_settings(stage, params)
-    for kind in KINDS:
+    for kind in kinds:
         pictures = TablePictures(generated, kind, painted)
-        embedded = embed(pictures, [inspecting(inspector)], settings, EMBEDDINGS, f"unseen, {kind}")
+        embedded = embed(pictures, [inspecting(inspector)], settings, embeddings, f"unseen, {kind}")
         right = compared(inspector, embedded, objects)["main_object"]
         figures.append(inspected(f"{kind}.main_object_unseen", right, stage, params, inspector))
     return figures

@@ -4,36 +4,50 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from diptych.features.images import read_image
 from diptych.features.questions import questions_of, read_questions
 from diptych.features.shards.reading import ShardDataset
 from diptych.model.answer_table import load_answer_table
 from diptych.model.decoding.clip_rerank import rerank_captions
-from diptych.model.decoding.decode import caption_images
 from diptych.model.decoding.options import AnswerOptions, CaptionOptions, PaintOptions
 from diptych.model.errors import UserError
-from diptych.model.image_features import caption_input, caption_rows
-from diptych.model.networks.image_generator import load_image_generator
 from diptych.model.pixels import png
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import load_transformer
 from pipelines.measuring.answers import QUESTIONS, answered_rows, answers_schema
 from pipelines.measuring.clips import read_clip
-from pipelines.measuring.painters import CodePainter, FeaturePainter, Painter
 from pipelines.runner.params import at_least
 from pipelines.runner.stage import Stage
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from pipelines.measuring.models import GenerativeModel
 
+
+SHARDS = Path("data/shards")
 TRANSFORMER = Path("models/sequence")
 IMAGE_GENERATOR = Path("models/image_generator")
+
+
+class Dataset(Protocol):
+    """Pictures of a split, besides what only a family reads of them."""
+
+    keys: list[str]
+
+    def captions(self, index: int) -> list[str]:
+        """The references."""
+
+    def image_bytes(self, index: int) -> bytes:
+        """An encoded picture."""
+
+
+Pictures = TypeVar("Pictures", bound=Dataset)
 
 
 @dataclass(frozen=True)
@@ -77,8 +91,8 @@ class GenerateParams:
                 raise ValueError(f"sets.{name}: a name has letters, digits and _: it becomes a file's name")
 
 
-def write_rows(path: Path, batches: Iterable[list[dict]]) -> None:
-    """Write what `generate` yields; columns that a row lacks are null."""
+def write_rows(path: Path, batches: Iterable[list[dict]], further: Sequence[str] = ()) -> None:
+    """Write what `generate` yields; columns that a row lacks are null. further: names of further pictures."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -87,11 +101,12 @@ def write_rows(path: Path, batches: Iterable[list[dict]]) -> None:
             ("image_id", pa.string()),
             ("caption", pa.string()),
             ("prompt", pa.string()),
-            ("codes", pa.binary(128)),
+            ("codes", pa.binary()),
             ("steps", pa.binary()),
             ("painted", pa.binary()),
             ("reconstruction", pa.binary()),
             ("real", pa.binary()),
+            *((name, pa.binary()) for name in further),
         ]
     )
     with pq.ParquetWriter(path, schema, compression="none") as writer:
@@ -120,7 +135,7 @@ def write_answers(
                 f"generate.sets.{name}.answer: {transformer} has no answer head; train with train_token.training.questions, "
                 "or set it to null"
             )
-        shards = {split: ShardDataset(Path("data/shards"), split) for split in wanted.splits}
+        shards = {split: shards_of(split) for split in wanted.splits}
         pictures = draw(wanted, {split: dataset.keys for split, dataset in shards.items()}, stage.seed)
         known = questions_of(read_questions(QUESTIONS), wanted.splits, QUESTIONS)
         asked = [row for row in known if row["image_ids"][0] in pictures]
@@ -129,12 +144,19 @@ def write_answers(
             writer.write_table(pa.Table.from_pylist(rows, schema))
 
 
-def pictures_of(wanted: EvaluationSet, seed: int) -> tuple[dict[str, ShardDataset], set[str], set[str]]:
-    """The shards of a set, by their splits, and the ids of its pictures to caption and to paint."""
+def shards_of(split: str) -> ShardDataset:
+    """Where the family `unified` reads a split."""
+    return ShardDataset(SHARDS, split)
+
+
+def pictures_of(
+    wanted: EvaluationSet, seed: int, read: Callable[[str], Pictures]
+) -> tuple[dict[str, Pictures], set[str], set[str]]:
+    """The datasets of a set, by their splits, and the ids of its pictures to caption and to paint."""
     splits = dict.fromkeys((*wanted.caption.splits, *wanted.paint.splits))
-    shards = {split: ShardDataset(Path("data/shards"), split) for split in splits}
-    keys = {split: dataset.keys for split, dataset in shards.items()}
-    return shards, draw(wanted.caption, keys, seed), draw(wanted.paint, keys, seed)
+    datasets = {split: read(split) for split in splits}
+    keys = {split: dataset.keys for split, dataset in datasets.items()}
+    return datasets, draw(wanted.caption, keys, seed), draw(wanted.paint, keys, seed)
 
 
 def draw(sample: Sample, keys: Mapping[str, Sequence[str]], seed: int) -> set[str]:
@@ -154,55 +176,44 @@ def draw(sample: Sample, keys: Mapping[str, Sequence[str]], seed: int) -> set[st
 def generate(
     stage: Stage,
     params: GenerateParams,
-    shards: Mapping[str, ShardDataset],
+    datasets: Mapping[str, Dataset],
     to_caption: set[str],
     to_paint: set[str],
-    transformer: Path = TRANSFORMER,
-    image_generator: Path = IMAGE_GENERATOR,
+    model: GenerativeModel,
 ) -> Iterator[list[dict]]:
     """Rows of the output, a batch at a time; an item's noise depends on the seed and its number in its split only.
 
-    A column of what a picture is not in the set for is missing. image_generator: of what the transformer paints, codes or
-    features, as it reads.
+    datasets: by split, as the model reads them. A column of what a picture is not in the set for is missing.
     """
     import torch
     from tqdm import tqdm
 
-    device = stage.device
-    model, tokenizer, codebook = load_transformer(transformer, device)
-    generator = load_image_generator(image_generator, device)
+    device, tokenizer = stage.device, model.tokenizer
     reranks = params.caption.samples > 1 or params.paint.samples > 1
     scorer = read_clip(Path("models/scorer"), device) if reranks else None
-    painter: Painter = (
-        FeaturePainter(model, tokenizer, generator, params.paint)
-        if generator.config.reads == "features"
-        else CodePainter(model, tokenizer, generator, codebook, params.paint, scorer)
-    )
 
     def seeds(indices: list[int]) -> list[int]:
         return [stage.seed * 1_000_003 + index for index in indices]
 
-    def captions(dataset: ShardDataset, indices: list[int]) -> list[dict]:
-        rows = torch.from_numpy(caption_rows(model.config, dataset)(indices)).to(device)
-        seen = caption_input(model.config, codebook, rows)
+    def captions(dataset: Dataset, indices: list[int]) -> list[dict]:
         options = params.caption
-        written = caption_images(model, tokenizer, seen, options, seeds(indices))
+        written = model.captions(dataset, indices, options, seeds(indices))
         if scorer is not None and options.samples > 1:
             texts = [tokenizer.decode(ids) for ids in written.ids]
             images = torch.stack([scorer.fitted(picture(dataset, index)) for index in indices])
             written = rerank_captions(written, options.samples, texts, images, scorer).best
         return [{"caption": tokenizer.decode(written.ids[row])} for row in range(len(indices))]
 
-    def picture(dataset: ShardDataset, index: int) -> Image.Image:
+    def picture(dataset: Dataset, index: int) -> Image.Image:
         return read_image(dataset.image_bytes(index), dataset.keys[index])
 
-    def pictures(dataset: ShardDataset, indices: list[int]) -> list[dict]:
+    def pictures(dataset: Dataset, indices: list[int]) -> list[dict]:
         # each picture's captions take turns, so that the painted ones are a fair sample of all
         references = [dataset.captions(index) for index in indices]
         prompts = [texts[index % len(texts)] for index, texts in zip(indices, references, strict=True)]
         ids = tokenizer.encode(prompts, params.caption.length).to(device)
-        painted, paintings = painter.paint(prompts, ids, seeds(indices))
-        reconstruction = painter.repaint(dataset, indices)
+        painted, paintings = model.paint(prompts, ids, params.paint, seeds(indices), scorer)
+        reconstruction = model.repaint(dataset, indices)
         return [
             {
                 "prompt": prompt,
@@ -213,7 +224,7 @@ def generate(
             for row, prompt in enumerate(prompts)
         ]
 
-    for split, dataset in shards.items():
+    for split, dataset in datasets.items():
         wanted = [index for index, key in enumerate(dataset.keys) if key in to_caption or key in to_paint]
         for start in tqdm(range(0, len(wanted), params.batch_size), desc=split, unit="batch", mininterval=1):
             indices = wanted[start : start + params.batch_size]

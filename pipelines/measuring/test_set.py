@@ -16,8 +16,10 @@ from pipelines.measuring.generation import (
     Sample,
     generate,
     pictures_of,
+    shards_of,
     write_rows,
 )
+from pipelines.measuring.models import read_unified
 from pipelines.runner import stage as stages
 
 if TYPE_CHECKING:
@@ -62,12 +64,16 @@ def measured_model(
     if guidance is not None:
         generation = replace(generation, paint=replace(generation.paint, guidance=guidance))
     wanted = EvaluationSet(pictures, pictures) if pictures is not None else generation.sets["test"]
-    shards, to_caption, to_paint = pictures_of(wanted, stage.seed)
+    shards, to_caption, to_paint = pictures_of(wanted, stage.seed, shards_of)
     table.parent.mkdir(parents=True, exist_ok=True)
     batches = generate(
-        stage, generation, shards, to_caption if captions else set(), to_paint if paintings else set(), transformer,
-        image_generator,
-    )  # fmt: skip
+        stage,
+        generation,
+        shards,
+        to_caption if captions else set(),
+        to_paint if paintings else set(),
+        read_unified(transformer, image_generator, stage.device),
+    )
     try:
         write_rows(table, batches)
         yield Measured(*measure(stage, evaluation, table, Path("none"), embeddings))

@@ -13,7 +13,7 @@ from diptych.model.decoding.decode import paint_captions
 from diptych.model.decoding.options import PaintOptions
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import load_transformer
-from pipelines.measuring.generation import GenerateParams, pictures_of
+from pipelines.measuring.generation import GenerateParams, pictures_of, shards_of
 from pipelines.measuring.test_set import measured_model
 from pipelines.runner.stage import Stage, read_stage
 from pipelines.tables.item import TableItem, embeddings, read_entry, run
@@ -49,7 +49,7 @@ def seconds_per_painting(
     import torch
 
     model, tokenizer, codebook = load_transformer(TRANSFORMER, stage.device)
-    shards, _, to_paint = pictures_of(generation.sets["test"], stage.seed)
+    shards, _, to_paint = pictures_of(generation.sets["test"], stage.seed, shards_of)
     prompts = [
         dataset.captions(index)[0]
         for dataset in shards.values()

@@ -20,7 +20,7 @@ from diptych.features.codebook import clustering as module
 from diptych.features.codebook.clustering import ClusterConfig, assign_codebook, build_codebook
 from diptych.features.codebook.reading import load_cluster_sizes, load_codebook, read_codes
 from diptych.features.errors import UserError
-from diptych.features.store import FeatureReader, feature_schema, write_part
+from diptych.features.store import FeatureReader, grid_values, write_part
 
 DIM = 16
 
@@ -48,7 +48,7 @@ def write_features(folder: Path, features: np.ndarray, part_size: int = 30) -> P
         some = features[first : first + part_size].astype(np.float16)
         numbers = range(first, first + len(some))
         ids, sha256s = [f"i{n}" for n in numbers], [f"sum{n}" for n in numbers]
-        write_part(folder / f"part-{part:06d}.parquet", feature_schema(dim), ids, sha256s, some)
+        write_part(folder / f"part-{part:06d}.parquet", grid_values(dim), ids, sha256s, some)
     return folder
 
 

@@ -33,11 +33,12 @@ from extraction import CONFIG, assert_same_rows, counts_of, extract, make_datase
 from PIL import Image as PilImage
 from waiting import HANG_SECONDS, RAY_ENVIRONMENT, be_patient_with_ray, kill, wait_until
 
-from diptych.features.detector import Detector, DetectorConfig, load_detector, save_detector
+from diptych.features.detector import Detector, DetectorConfig, save_detector
 from diptych.features.errors import UserError
 from diptych.features.extraction.claims import Claims
+from diptych.features.extraction.encoder import DetectorLoader
 from diptych.features.extraction.extract import DEATHS_IN_A_ROW, _Plan
-from diptych.features.extraction.workers import Death, GridWorker, WorkerConfig
+from diptych.features.extraction.workers import Death, EncodingWorker, WorkerConfig
 from diptych.features.manifest import read_manifest, write_manifest
 from diptych.features.store import FeatureReader, FeatureStore
 
@@ -227,11 +228,12 @@ def plan(tmp_path: Path, manifest: Path, detector: Path) -> Iterator[_Plan]:
     store = FeatureStore(tmp_path / "store", {"feature_dim": 32})
     rows = read_manifest(manifest).slice(0, 50).to_pylist()
     with Claims(store.folder / "runs") as claims:
-        yield _Plan(rows, manifest, store, claims, CONFIG, set(), load_detector(detector))
+        yield _Plan(rows, manifest, store, claims, CONFIG, set(), DetectorLoader(str(detector), "torchvision")("cpu"))
 
 
 def test_a_picture_that_kills_workers_is_found(plan: _Plan, detector: Path) -> None:
-    worker = GridWorker(WorkerConfig(str(detector), "torchvision", "cpu", 1, "float32"))
+    load = DetectorLoader(str(detector), "torchvision")
+    worker = EncodingWorker(WorkerConfig(load, "cpu", 1, "float32", "extract"))
     deaths = 0
     while not plan.finished:
         task = plan.next_task()

@@ -12,6 +12,7 @@ from extraction import counts_of, make_dataset, start
 
 from diptych.features.detector import Detector, DetectorConfig, save_detector
 from diptych.features.errors import UserError
+from diptych.features.extraction.encoder import DetectorLoader
 from diptych.features.extraction.ray_sockets import LONGEST, _digits, check_room_for_sockets
 from diptych.features.extraction.workers import RayPool, WorkerConfig
 
@@ -82,7 +83,7 @@ def test_a_ray_that_does_not_start_is_one_line(
         raise error("The current node timed out\nduring startup.")
 
     monkeypatch.setattr(ray, "init", refuse)
-    config = WorkerConfig("detector", "torchvision", "cpu", 1, "float32")
+    config = WorkerConfig(DetectorLoader("detector", "torchvision"), "cpu", 1, "float32", "extract")
     said = r"^extract: Ray does not start \(on this machine\): .* timed out during startup\. .* machine\.workers to 0"
     with pytest.raises(UserError, match=said):
         RayPool(config, 1, None)

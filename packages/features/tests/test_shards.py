@@ -34,7 +34,7 @@ from diptych.features.shards.index import MEMBERS
 from diptych.features.shards.reading import ShardDataset
 from diptych.features.shards.stream import ShardStream
 from diptych.features.shards.writing import write_shards
-from diptych.features.store import feature_schema, write_part
+from diptych.features.store import grid_values, write_part
 
 COUNT, DIM, SHARD_SIZE = 26, 16, 4
 
@@ -67,7 +67,7 @@ def make_inputs(folder: Path, count: int = COUNT) -> Path:
     for part, first in enumerate(range(0, count, 10)):
         some = slice(first, first + 10)
         path = folder / f"features/part-{part:06d}.parquet"
-        write_part(path, feature_schema(DIM), ids[some], sha256s[some], features[some])
+        write_part(path, grid_values(DIM), ids[some], sha256s[some], features[some])
     codes = [row.astype("<u2").tobytes() for row in rng.integers(0, 60_000, (count, 64))]
     pq.write_table(pa.table([ids, sha256s, codes], schema=CODES), folder / "codebook/codes.parquet")
     return folder

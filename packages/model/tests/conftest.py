@@ -22,7 +22,7 @@ from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.networks.architectures import build_transformer
 from diptych.model.networks.config import CAPTION_ATTENTIONS, IMAGE_FEATURES, TransformerConfig
 from diptych.model.networks.image_generator import ImageGenerator, named_config, save_image_generator
-from diptych.model.packaged.directory import write_package
+from diptych.model.packaged.directory import Common, write_package
 from diptych.model.packaged.examples import Examples
 from diptych.model.pretrained import load_transformer, save_transformer
 from diptych.model.tokenizer import build_tokenizer
@@ -196,10 +196,8 @@ def package(parts: Parts, scorer: Clip, tmp_path_factory: pytest.TempPathFactory
         detector=parts.detector,
         captioning=CaptionOptions(length=12),
         painting=PaintOptions(steps=3, guidance=1.5),
-        scorer=scorer,
         examples=examples,
-        origin={"commit": "abc"},
-        card="A card.\n",
+        common=Common(scorer=scorer, origin={"commit": "abc"}, card="A card.\n"),
     )
     return folder
 
@@ -229,7 +227,7 @@ def answering_package(parts: Parts, tmp_path_factory: pytest.TempPathFactory) ->
         detector=parts.detector,
         captioning=CaptionOptions(length=12),
         painting=PaintOptions(steps=3, guidance=1.5),
-        card="A card.\n",
+        common=Common(card="A card.\n"),
     )
     return folder / "package"
 

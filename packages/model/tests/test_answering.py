@@ -48,7 +48,7 @@ def test_answers_are_ranked(answering: Diptych, pictures) -> None:
 def test_probabilities_are_those_of_the_transformer(answering: Diptych, pictures) -> None:
     """By the network alone, without this project's decoding."""
     d = answering
-    model, ids = d.transformer, d.tokenizer.encode_questions([QUESTIONS[1]], 20)
+    model, ids = d.parts.captions.transformer, d.tokenizer.encode_questions([QUESTIONS[1]], 20)
     ids = ids[:, : int((ids != d.tokenizer.pad).sum())]
     with torch.inference_mode():
         features = d.features(pictures[0])
@@ -92,9 +92,9 @@ def test_unequal_numbers_of_questions_keep_their_order(answering: Diptych, pictu
 
 def test_a_picture_is_seen_once(answering: Diptych, pictures, monkeypatch, tmp_path) -> None:
     seen = []
-    own = answering.detector.grid_features
+    own = answering.parts.images.detector.grid_features
     monkeypatch.setattr(
-        answering.detector, "grid_features", lambda batch: seen.append(len(batch)) or own(batch)
+        answering.parts.images.detector, "grid_features", lambda batch: seen.append(len(batch)) or own(batch)
     )
     many = [QUESTIONS[number % 3] for number in range(700)]
     assert len(answering.answer(pictures[0], many)) == 700 and seen == [1]
@@ -107,7 +107,7 @@ def test_a_picture_is_seen_once(answering: Diptych, pictures, monkeypatch, tmp_p
 
 def direct_attention(d: Diptych, features: torch.Tensor, question: str) -> torch.Tensor:
     """Where the pieces of a question look, ``[pieces, 64]``, from the weights of the cross attention itself."""
-    model = d.transformer
+    model = d.parts.captions.transformer
     ids = d.tokenizer.encode_questions([question], 20)
     ids = ids[:, : int((ids != d.tokenizer.pad).sum())]
     found = []
@@ -130,7 +130,7 @@ def direct_attention(d: Diptych, features: torch.Tensor, question: str) -> torch
 
 
 def test_attention_is_that_of_the_network(answering: Diptych, pictures) -> None:
-    if answering.transformer.config.architecture == "single_stream":
+    if answering.parts.captions.transformer.config.architecture == "single_stream":
         pytest.skip("has no layers for it alone: test_single_stream.py")
     question = QUESTIONS[2]
     [answer] = answering.answer(pictures[2], question, return_attention=True)

@@ -20,6 +20,7 @@ from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.errors import UserError
 from diptych.model.networks.image_generator import load_image_generator
 from diptych.model.packaged.attention import piece_attention
+from diptych.model.packaged.machine import Machine
 from diptych.model.pretrained import load_transformer
 
 pytestmark = pytest.mark.parametrize("parts", ["prefix", "masked", "single_stream"], indirect=True, scope="session")
@@ -89,7 +90,7 @@ def test_captions_and_paintings_are_the_decoders(diptych: Diptych, package: Path
 
 def test_codes_are_the_nearest_centroids(diptych: Diptych, pictures) -> None:
     features, codes = diptych.features(pictures), diptych.codes(pictures)
-    distances = torch.cdist(features.double(), diptych.codebook.double())
+    distances = torch.cdist(features.double(), diptych.parts.images.codebook.double())
     chosen = distances.gather(2, codes[..., None])[..., 0]
     assert (chosen - distances.amin(2)).max() < 1e-4 and len(codes.unique()) > 2
     drawn = diptych.draw(codes)
@@ -148,13 +149,8 @@ def test_a_package_that_reranks_does_so_unasked(diptych: Diptych, package, pictu
     own = Diptych(
         diptych.folder,
         type(config)(several, config.painting, config.weights, config.origin),
-        diptych.transformer,
-        diptych.tokenizer,
-        diptych.codebook,
-        diptych.generator,
-        diptych.detector,
-        diptych.device,
-        diptych.precision,
+        diptych.parts,
+        Machine(diptych.device, diptych.precision),
     )
     assert own.caption(pictures) == diptych.caption(pictures, temperature=2.0, samples=4, rerank=True)
     assert len(own.caption(pictures[0], samples=2)) == 2

@@ -17,6 +17,7 @@ from diptych.model import Diptych
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.errors import UserError
 from diptych.model.packaged.directory import (
+    Common,
     read_scorer,
     verify_package,
     write_package,
@@ -100,9 +101,10 @@ def test_a_package_is_a_model_directory_too(package: Path, parts) -> None:
         ),
         (lambda f: (f / "config.json").unlink(), "config.json: no such file; .* is not a packaged model"),
         (lambda f: (f / "config.json").write_text("{"), "config.json: not valid JSON"),
-        (lambda f: change_config(f, format_version=2), "has format 2, this program reads up to 1; upgrade"),
+        (lambda f: change_config(f, format_version=3), "has format 3, this program reads up to 2; upgrade"),
         (lambda f: change_config(f, format_version="1"), "format_version is '1', no whole number"),
         (lambda f: change_config(f, format_version=None), "no format_version: this is not a packaged model"),
+        (lambda f: change_config(f, family="gan"), "family is 'gan', not one of unified, l_verse; upgrade"),
         (lambda f: change_config(f, weights="int4"), "weights is 'int4', not one of"),
         (lambda f: change_config(f, painting={"step": 4}), "painting: unknown option 'step'"),
         (lambda f: change_config(f, captioning={}), "captioning: .*length"),
@@ -148,7 +150,7 @@ def test_parts_that_do_not_fit_leave_nothing(parts, tmp_path: Path, tiny) -> Non
     with pytest.raises(UserError, match="nowhere/config.json: no detector there"):
         write_package(tmp_path / "package", **{**folders, "detector": tmp_path / "nowhere"}, **options)
     with pytest.raises(UserError, match="weights: unknown kind 'int4'"):
-        write_package(tmp_path / "package", **folders, **options, weights="int4")
+        write_package(tmp_path / "package", **folders, **options, common=Common(weights="int4"))
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
     (tmp_path / "package").mkdir()
     with pytest.raises(UserError, match="package: exists already"):
@@ -175,7 +177,7 @@ def test_save_pretrained_copies_the_package(copy: Path, tmp_path: Path) -> None:
 def test_packed_weights(parts, package: Path, kind: str, tmp_path: Path, pictures) -> None:
     folder = tmp_path / kind
     options = {"captioning": CaptionOptions(length=12), "painting": PaintOptions(steps=3, guidance=1.5)}
-    write_package(folder, **vars(parts), **options, weights=kind)
+    write_package(folder, **vars(parts), **options, common=Common(weights=kind))
     for file in ("model.safetensors", "image_generator/model.safetensors"):
         share = (folder / file).stat().st_size / (package / file).stat().st_size
         assert share < {"bfloat16": 0.75, "int8": 0.6}[kind]  # vectors, as long, weigh much in tiny networks

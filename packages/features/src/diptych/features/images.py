@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,16 +24,19 @@ from diptych.features.picture_reader import (
     upright_rgb,
     upright_size,
 )
+from diptych.features.processor import usable_cores
 
 __all__ = [
-    "MAX_PIXELS", "ImageError", "image_orientation", "image_size", "is_upright_jpeg", "read_image", "resize_square", "to_uint8_tensor",
-    "upright_rgb",
+    "MAX_PIXELS", "ImageError", "as_jpeg", "image_orientation", "image_size", "is_upright_jpeg", "read_content", "read_image",
+    "resize_square", "square_pictures", "to_uint8_tensor", "upright_rgb",
 ]  # fmt: skip
 Taken = TypeVar("Taken")
+# Pixels of a batch from which on several threads decode it.
+MANY_PIXELS = 2**22
 
 
 class ImageError(UserError):
-    """An image that cannot be used; `kind` is missing, unreadable, empty, not_an_image, truncated or too_large."""
+    """An image that cannot be used; `kind` is missing, unreadable, changed, empty, not_an_image, truncated or too_large."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -54,6 +59,24 @@ def read_image(source: Path | bytes, name: str | None = None) -> Image.Image:
 def image_size(source: Path | bytes, name: str | None = None) -> tuple[int, int]:
     """Width and height of the upright image, from its header where the format allows. Errors: see read_image."""
     return _named(source, name, upright_size)
+
+
+def read_content(file: Path, sha256: str) -> bytes:
+    """The bytes of an image file. Raises ImageError where there are none, or others than the manifest describes."""
+    content = _named(file, None, bytes)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        # what is made of it would be found under another picture's key, by everybody who shares a store
+        raise ImageError("changed", f"{file}: the file changed since `dvc repro dataset` described it")
+    return content
+
+
+def as_jpeg(content: bytes, name: str) -> bytes:
+    """The image file's own bytes if it is an upright RGB JPEG, else the image encoded as one (quality 95)."""
+    if is_upright_jpeg(content):
+        return content
+    buffer = io.BytesIO()
+    read_image(content, name).save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
 
 
 def is_upright_jpeg(content: bytes) -> bool:
@@ -95,3 +118,17 @@ def resize_square(image: Image.Image, size: int) -> Image.Image:
 def to_uint8_tensor(image: Image.Image) -> Tensor:
     """RGB image -> uint8 [3, H, W]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def square_pictures(
+    read: Callable[[int], Image.Image], indices: Sequence[int] | np.ndarray, size: int
+) -> Tensor:
+    """RGB images, uint8 [n, 3, size, size]; others than square ones are squeezed."""
+
+    def decode(index: int) -> Tensor:
+        return to_uint8_tensor(resize_square(read(index), size))
+
+    if len(indices) * size * size < MANY_PIXELS:
+        return torch.stack([decode(index) for index in indices])
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        return torch.stack(list(pool.map(decode, indices)))

@@ -1,10 +1,11 @@
-"""The feature store: grid features keyed by everything that determines them, shared and never rewritten.
+"""The feature store: what a network makes of images, keyed by everything that determines it, shared and never rewritten.
 
-A store lives beside DVC (`<root>/<key>/`): `_meta.json` says what made the features, `part-*.parquet` hold
+A store lives beside DVC (`<root>/<key>/`): `_meta.json` says what made its rows, `part-*.parquet` hold
 `image_id, sha256, features` where features is a fixed-size binary of little-endian float16 [64, D], row-major
-from the top left. Rows are found by the sha256 of the image file: renamed images, duplicates and overlapping
-datasets are never extracted twice. Another detector is another key. Images that failed are remembered beside
-the parts, in `failures-*.parquet`.
+from the top left; or, made by an image tokenizer, `image_id, sha256, codes`, uint16 [cells]. Rows are found by the
+sha256 of the image file: renamed images, duplicates and overlapping datasets are never extracted twice. Another
+detector or image tokenizer is another key. Images that failed are remembered beside the parts, in
+`failures-*.parquet`.
 
 When a dataset is complete, its ordinary folder is linked from the store; that folder depends on dataset and
 detector only, not on how many runs or workers made the parts.
@@ -21,6 +22,7 @@ import uuid
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +40,49 @@ _ROW_GROUP = 50
 _ONE_PAGE = 2**30  # bytes: more than any row group, so that a row group's features are one run of bytes
 
 
-def feature_schema(feature_dim: int) -> pa.Schema:
-    """Columns of a part; the dimension D fixes the width of the binary column (64 * D * 2 bytes)."""
-    return pa.schema(
-        [
-            pa.field("image_id", pa.string(), nullable=False),
-            pa.field("sha256", pa.string(), nullable=False),
-            pa.field("features", pa.binary(CELLS * feature_dim * 2), nullable=False),
-        ]
-    )
+@dataclass(frozen=True)
+class Values:
+    """What a part holds of each image: the name of its column, and the little-endian numpy dtype and shape of its values."""
+
+    column: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """Bytes of an image."""
+        return self.count * np.dtype(self.dtype).itemsize
+
+    @property
+    def count(self) -> int:
+        """Numbers of an image."""
+        return int(np.prod(self.shape))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of a part."""
+        return pa.schema(
+            [
+                pa.field("image_id", pa.string(), nullable=False),
+                pa.field("sha256", pa.string(), nullable=False),
+                pa.field(self.column, pa.binary(self.width), nullable=False),
+            ]
+        )
+
+
+def grid_values(feature_dim: int) -> Values:
+    """Grid features, float16 [64, D]."""
+    return Values("features", "<f2", (CELLS, feature_dim))
+
+
+def code_values(cells: int) -> Values:
+    """Codes, uint16 [cells]."""
+    return Values("codes", "<u2", (cells,))
+
+
+def values_of(meta: Mapping[str, Any]) -> Values:
+    """What the store of a `_meta.json` holds: codes where it names `cells`, else features of `feature_dim` numbers."""
+    return code_values(meta["cells"]) if "cells" in meta else grid_values(meta["feature_dim"])
 
 
 def cut_into_parts(sha256s: Sequence[str], part_size: int) -> list[slice]:
@@ -69,14 +105,14 @@ def cut_into_parts(sha256s: Sequence[str], part_size: int) -> list[slice]:
 
 
 class FeatureStore:
-    """The parts of one key. `meta` is a JSON-able mapping that names everything that determines a feature;
-    it must hold `feature_dim`."""
+    """The parts of one key. `meta` is a JSON-able mapping that names everything that determines a row;
+    it must hold `feature_dim`, or `cells` where the rows are codes."""
 
     def __init__(self, root: Path, meta: Mapping[str, Any]) -> None:
         self.meta = {"feature_version": FEATURE_VERSION, **meta}
         canonical = json.dumps(self.meta, sort_keys=True, separators=(",", ":"))
         self.folder = Path(root) / hashlib.sha256(canonical.encode()).hexdigest()[:32]
-        self.schema = feature_schema(self.meta["feature_dim"])
+        self.values = values_of(self.meta)
         self._places: dict[str, tuple[Path, int]] = {}
         self._seen: set[Path] = set()
         if not (self.folder / "_meta.json").exists():
@@ -102,11 +138,11 @@ class FeatureStore:
                 self._places.setdefault(sha256, (part, row))
         return self._places
 
-    def append(self, image_ids: Sequence[str], sha256s: Sequence[str], features: np.ndarray) -> Path:
-        """Write one part of float16 [n, 64, D]: temporary file, fsync, rename. Returns its path."""
+    def append(self, image_ids: Sequence[str], sha256s: Sequence[str], rows: np.ndarray) -> Path:
+        """Write one part of [n, *shape]: temporary file, fsync, rename. Returns its path."""
         path = self.folder / f"part-{uuid.uuid4().hex}.parquet"
         with atomic_path(path) as temporary:
-            write_part(temporary, self.schema, image_ids, sha256s, features)
+            write_part(temporary, self.values, image_ids, sha256s, rows)
         return path
 
     def failures(self) -> dict[str, dict[str, str]]:
@@ -133,7 +169,7 @@ class FeatureStore:
         for stale in [out / "_meta.json", *out.glob("part-*.parquet")]:
             stale.unlink(missing_ok=True)
         keys = _Keys()
-        groups = _RowGroups()
+        groups = _RowGroups(self.values)
         for number, part in enumerate(cut_into_parts([sha256 for _, sha256 in images], part_size)):
             wanted = list(images[part])
             target = out / f"part-{number:06d}.parquet"
@@ -141,38 +177,41 @@ class FeatureStore:
             if keys.of(source) == wanted:
                 link(source, target)
                 continue
-            features = np.stack([groups.row(*places[sha256]) for _, sha256 in wanted])
+            rows = np.stack([groups.row(*places[sha256]) for _, sha256 in wanted])
             ids, sha256s = zip(*wanted, strict=True)
             with atomic_path(target) as temporary:
-                write_part(temporary, self.schema, ids, sha256s, features)
+                write_part(temporary, self.values, ids, sha256s, rows)
         # Last, because a folder without it is not a feature folder.
         with atomic_path(out / "_meta.json") as temporary:
             shutil.copyfile(self.folder / "_meta.json", temporary)
 
 
 class FeatureReader:
-    """Reads a finished feature folder, in order or at random; nothing is held in memory but what is asked for.
+    """Reads a finished folder of features or codes, in order or at random; nothing is held in memory but what is asked for.
 
+    made_by: what a user runs to make the folder, for messages.
     Raises UserError when the folder is none, or a part is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, made_by: str = "dvc repro extract") -> None:
         self.folder = Path(folder)
         try:
             self.meta = json.loads((self.folder / "_meta.json").read_text())
         except FileNotFoundError as error:
-            raise UserError(
-                f"{self.folder}/_meta.json: no feature folder there; run `dvc repro extract`"
-            ) from error
-        self.feature_dim: int = self.meta["feature_dim"]
+            raise UserError(f"{self.folder}/_meta.json: no feature folder there; run `{made_by}`") from error
+        self.values = values_of(self.meta)
         self.parts = sorted(self.folder.glob("part-*.parquet"))
         try:
             self._counts = [pq.ParquetFile(part).metadata.num_rows for part in self.parts]
         except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(
-                f"{self.folder}: a part is damaged ({error}); run `dvc repro -f extract`"
-            ) from error
+            again = made_by.replace("dvc repro", "dvc repro -f")
+            raise UserError(f"{self.folder}: a part is damaged ({error}); run `{again}`") from error
         self._rows: list[np.ndarray] | None = None
+
+    @property
+    def feature_dim(self) -> int:
+        """D of grid features."""
+        return self.meta["feature_dim"]
 
     def __len__(self) -> int:
         """Number of images."""
@@ -191,31 +230,30 @@ class FeatureReader:
         ]
 
     def batches(self) -> Iterator[tuple[list[str], list[str], np.ndarray]]:
-        """Yield (image_ids, sha256s, float16 [n, 64, D]) part by part."""
+        """Yield (image_ids, sha256s, [n, *shape]) part by part."""
         for part in self.parts:
             table = pq.read_table(part)
             yield (
                 table["image_id"].to_pylist(),
                 table["sha256"].to_pylist(),
-                _as_features(table, self.feature_dim),
+                _as_rows(table, self.values),
             )
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Grid features of any images by their place in the folder, float16 [n, 64, D], through memory maps."""
+        """The rows of any images by their place in the folder, [n, *shape], such as float16 [n, 64, D], through memory maps."""
         if self._rows is None:
-            self._rows = [row for part in self.parts for row in _mapped_rows(part, self.feature_dim)]
+            self._rows = [row for part in self.parts for row in _mapped_rows(part, self.values)]
         return np.stack([self._rows[i] for i in indices])
 
 
 def write_part(
-    path: Path, schema: pa.Schema, image_ids: Sequence[str], sha256s: Sequence[str], features: np.ndarray
+    path: Path, values: Values, image_ids: Sequence[str], sha256s: Sequence[str], rows: np.ndarray
 ) -> None:
-    """Write float16 [n, 64, D] with its keys; uncompressed, since float16 features hardly compress."""
-    width = schema.field("features").type.byte_width
-    content = np.ascontiguousarray(features, dtype="<f2").reshape(len(image_ids), -1)
+    """Write [n, *shape] with its keys; uncompressed, since features hardly compress."""
+    content = np.ascontiguousarray(rows, dtype=values.dtype).reshape(len(image_ids), values.count)
     buffer = pa.py_buffer(content)
-    column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(image_ids), [None, buffer])
-    table = pa.Table.from_arrays([pa.array(image_ids), pa.array(sha256s), column], schema=schema)
+    column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(values.width), len(image_ids), [None, buffer])
+    table = pa.Table.from_arrays([pa.array(image_ids), pa.array(sha256s), column], schema=values.schema)
     pq.write_table(
         table,
         path,
@@ -269,39 +307,38 @@ class _RowGroups:
     """Single rows of the store's parts. Neighbours in a manifest are neighbours in the store, so a few row groups
     kept at hand are enough."""
 
-    def __init__(self) -> None:
+    def __init__(self, values: Values) -> None:
+        self._values = values
         self._kept: OrderedDict[tuple[Path, int], np.ndarray] = OrderedDict()
 
     def row(self, part: Path, row: int) -> np.ndarray:
-        """float16 [64 * D]."""
+        """[*shape]."""
         group, offset = divmod(row, _ROW_GROUP)
         if (part, group) not in self._kept:
             while len(self._kept) >= 8:
                 self._kept.popitem(last=False)
-            table = pq.ParquetFile(part).read_row_group(group, columns=["features"])
-            dim = table.schema.field("features").type.byte_width // (2 * CELLS)
-            self._kept[part, group] = _as_features(table, dim)
+            table = pq.ParquetFile(part).read_row_group(group, columns=[self._values.column])
+            self._kept[part, group] = _as_rows(table, self._values)
         self._kept.move_to_end((part, group))
         return self._kept[part, group][offset]
 
 
-def _as_features(table: pa.Table, feature_dim: int) -> np.ndarray:
-    """The features column of some rows as float16 [n, 64, D], without a copy."""
-    column = table["features"].combine_chunks()
-    values = np.frombuffer(column.buffers()[1], dtype="<f2")
-    first = column.offset * CELLS * feature_dim
-    return values[first : first + len(table) * CELLS * feature_dim].reshape(-1, CELLS, feature_dim)
+def _as_rows(table: pa.Table, values: Values) -> np.ndarray:
+    """The values of some rows as [n, *shape], without a copy."""
+    column = table[values.column].combine_chunks()
+    numbers = np.frombuffer(column.buffers()[1], dtype=values.dtype)
+    first = column.offset * values.count
+    return numbers[first : first + len(table) * values.count].reshape(-1, *values.shape)
 
 
-def _mapped_rows(part: Path, feature_dim: int) -> Iterator[np.ndarray]:
-    """The rows of a part, each float16 [64, D] in the mapped file.
+def _mapped_rows(part: Path, values: Values) -> Iterator[np.ndarray]:
+    """The rows of a part, each [*shape] in the mapped file.
 
     Values of fixed length that are neither null nor compressed lie in a Parquet page one after the other. A row
     group that is not one such page (nobody but another program writes one) is read into memory.
     """
     file = pq.ParquetFile(part)
-    column = file.schema_arrow.get_field_index("features")
-    width = CELLS * feature_dim * 2
+    column, width = file.schema_arrow.get_field_index(values.column), values.width
     with open(part, "rb") as handle:
         mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
     for group in range(file.num_row_groups):
@@ -309,10 +346,10 @@ def _mapped_rows(part: Path, feature_dim: int) -> Iterator[np.ndarray]:
         header = info.total_compressed_size - count * width
         start = info.data_page_offset
         if info.compression == "UNCOMPRESSED" and _page_size(mapped[start : start + 16]) == count * width:
-            values = np.frombuffer(mapped, "<f2", count * width // 2, start + header)
-            yield from values.reshape(count, CELLS, feature_dim)
+            numbers = np.frombuffer(mapped, values.dtype, count * values.count, start + header)
+            yield from numbers.reshape(count, *values.shape)
         else:
-            yield from _as_features(file.read_row_group(group, columns=["features"]), feature_dim)
+            yield from _as_rows(file.read_row_group(group, columns=[values.column]), values)
 
 
 def _page_size(header: bytes) -> int:

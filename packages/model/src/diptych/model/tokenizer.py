@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ _HALVES = re.compile("[\ud800-\udfff]")
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SPECIAL_NAMES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 STOP = "."
+CONTINUATION = "##"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 
@@ -180,7 +181,7 @@ class CaptionTokenizer:
         groups: list[tuple[str, int]] = []
         for piece in words:
             text = self._tokenizer.id_to_token(piece) or SPECIAL_TOKENS[1]
-            if text.startswith("##") and groups:
+            if text.startswith(CONTINUATION) and groups:
                 before, count = groups[-1]
                 groups[-1] = before + text[2:], count + 1
             else:
@@ -193,7 +194,7 @@ class CaptionTokenizer:
         pieces = self.pieces([text])[0]
         for word, count in self.group_pieces(pieces):
             own = pieces[place : place + count]
-            letters = [(self._tokenizer.id_to_token(piece) or "").removeprefix("##") for piece in own]
+            letters = [(self._tokenizer.id_to_token(piece) or "").removeprefix(CONTINUATION) for piece in own]
             if self.unk in own or (count > 1 and all(len(letter) == 1 for letter in letters)):
                 unknown.append(word)
             place += count
@@ -216,13 +217,59 @@ def check_vocabulary(vocabulary: Iterable[str], name: str) -> None:
 
 
 def build_tokenizer(captions: Iterable[str], min_count: int) -> CaptionTokenizer:
-    """Build a vocabulary from training captions.
+    """Build a vocabulary of words from training captions.
 
     It holds the special tokens, printable ASCII and every character of the captions, alone and as a continuation
     (``##a``), and every word that occurs at least ``min_count`` times; so rarer words are spelled and only
     characters never seen become ``[UNK]``. The order depends on nothing but the counts.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import models
+
+    counts = count_words(captions)
+    words = [
+        word
+        for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        if count >= min_count
+    ]
+    characters = characters_of(counts)
+    tokens = [
+        *SPECIAL_TOKENS,
+        *characters,
+        *(f"{CONTINUATION}{character}" for character in characters),
+        *words,
+    ]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    return CaptionTokenizer(
+        bert_style(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    )
+
+
+def build_byte_pairs(captions: Iterable[str], pieces: int) -> CaptionTokenizer:
+    """Build a vocabulary of at most ``pieces`` from training captions by merging the most frequent pairs (Sennrich et al. 2016;
+    L-Verse 3.5 has 49,808). Words are split and cased as by :func:`build_tokenizer`, and the special tokens and characters are the
+    same; merges stay within words."""
+    from tokenizers import models, trainers
+
+    counts = count_words(captions)
+    backend = bert_style(models.BPE(unk_token="[UNK]", continuing_subword_prefix=CONTINUATION))
+    trainer = trainers.BpeTrainer(
+        vocab_size=pieces,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=characters_of(counts),
+        continuing_subword_prefix=CONTINUATION,
+    )
+    # every word as often as it occurs: merges depend on the counts alone
+    backend.train_from_iterator(
+        (word for word, count in sorted(counts.items()) for _ in range(count)), trainer
+    )
+    return CaptionTokenizer(backend)
+
+
+def count_words(captions: Iterable[str]) -> Counter[str]:
+    """How often each lower-cased word occurs, words and punctuation being told apart as BERT does."""
+    from tokenizers import normalizers, pre_tokenizers
 
     normalizer = normalizers.BertNormalizer(lowercase=True)
     splitter = pre_tokenizers.BertPreTokenizer()
@@ -230,21 +277,24 @@ def build_tokenizer(captions: Iterable[str], min_count: int) -> CaptionTokenizer
     for caption in captions:
         text = normalizer.normalize_str(whole_characters(caption))
         counts.update(word for word, _ in splitter.pre_tokenize_str(text))
-    characters = sorted({*string.punctuation, *string.digits, *string.ascii_lowercase, *"".join(counts)})
-    words = [
-        word
-        for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        if count >= min_count
-    ]
-    tokens = [*SPECIAL_TOKENS, *characters, *(f"##{character}" for character in characters), *words]
-    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    return counts
 
-    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
-    backend.normalizer = normalizer
-    backend.pre_tokenizer = splitter
-    backend.decoder = decoders.WordPiece()
+
+def characters_of(words: Iterable[str]) -> list[str]:
+    """Printable ASCII and every character of the words, in order."""
+    return sorted({*string.punctuation, *string.digits, *string.ascii_lowercase, *"".join(words)})
+
+
+def bert_style(model: Any) -> Tokenizer:
+    """A tokenizer of a model of pieces whose continuations begin with ``##``, with BERT's splitting and special tokens."""
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+
+    backend = Tokenizer(model)
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix=CONTINUATION)
     backend.add_special_tokens(list(SPECIAL_TOKENS))
-    return CaptionTokenizer(backend)
+    return backend
 
 
 def load_tokenizer(folder: Path) -> CaptionTokenizer:

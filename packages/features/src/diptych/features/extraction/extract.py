@@ -1,4 +1,4 @@
-"""Grid extraction: images through the detector into the feature store, by Ray actors or in this process."""
+"""Extraction: images through an encoder into its store, by Ray actors or in this process."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from tqdm import tqdm
 
 from diptych.features.errors import UserError
 from diptych.features.extraction.claims import Claims
-from diptych.features.extraction.workers import Death, Features, Image, Outcome, Task, WorkerConfig, open_pool
-from diptych.features.grid import CELLS, GRID
+from diptych.features.extraction.encoder import DetectorLoader, EncoderLoader, ImageEncoder
+from diptych.features.extraction.workers import Death, Encoded, Image, Outcome, Task, WorkerConfig, open_pool
 from diptych.features.manifest import resolve_image
 from diptych.features.precision import resolved_precision
 from diptych.features.store import FeatureStore, cut_into_parts, write_failures
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from diptych.features.detector import GridDetector
 
 Failure = dict[str, str]  # sha256, kind, message
 
@@ -35,14 +33,13 @@ DEATHS_IN_A_ROW = (
 )
 
 
-@dataclass(frozen=True)
-class ExtractConfig:
-    """How extraction runs. Of these only the backend and the precision touch a feature, and within rounding.
+@dataclass(frozen=True, kw_only=True)
+class EncodingConfig:
+    """How images are encoded into a store. Of these only the precision touches a row, and within rounding.
 
     batch_size: images per forward pass. part_size: images per stored part, about; what a kill loses is the parts
     in flight. max_failed_share: unreadable images that are tolerated, as a share of all. retry_failed: try again
-    what earlier runs found unreadable. backend: of the detector, "torchvision" or "detectron2".
-    ray_address: of a running cluster ("auto", "host:6379"), or null for this machine.
+    what earlier runs found unreadable. ray_address: of a running cluster ("auto", "host:6379"), or null for this machine.
     precision: "float32", "bfloat16" or "auto" (see `diptych.features.precision`).
     """
 
@@ -50,7 +47,6 @@ class ExtractConfig:
     part_size: int
     max_failed_share: float
     retry_failed: bool
-    backend: str
     ray_address: str | None
     precision: str
 
@@ -60,6 +56,13 @@ class ExtractConfig:
                 raise UserError(f"{name} must be at least 1, is {getattr(self, name)}")
         if not 0 <= self.max_failed_share <= 1:
             raise UserError(f"max_failed_share is a share between 0 and 1, is {self.max_failed_share}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig(EncodingConfig):
+    """How grid features are extracted. backend: of the detector, "torchvision" or "detectron2", the same within rounding."""
+
+    backend: str
 
 
 def extract_features(
@@ -73,46 +76,59 @@ def extract_features(
     threads: int,
     device: str,
 ) -> dict[str, int]:
-    """Extract what the store does not know yet and link the dataset's features into `out`.
+    """Grid features by the detector of a folder: `encode_images`."""
+    loader = DetectorLoader(str(Path(detector_folder).absolute()), config.backend)
+    return encode_images(table, table_path, loader, store_root, out, config, workers, threads, device)
 
-    workers: Ray actors, each with its share of `threads`; 0 works in this process. Images that cannot be
+
+def encode_images(
+    table: pa.Table,
+    table_path: Path,
+    load: EncoderLoader,
+    store_root: Path,
+    out: Path,
+    config: EncodingConfig,
+    workers: int,
+    threads: int,
+    device: str,
+    section: str = "extract",
+) -> dict[str, int]:
+    """Encode what the store does not know yet and link the dataset's rows into `out`.
+
+    load: the encoder. workers: Ray actors, each with its share of `threads`; 0 works in this process. Images that cannot be
     read are left out and listed in `out`/failures.parquet. Returns counts: images, extracted (by this run),
-    reused, failed. Several runs may work on one store at once; each image is extracted by one of them.
+    reused, failed. Several runs may work on one store at once; each image is encoded by one of them. section: of the
+    parameters that `config` is, for messages.
     Raises UserError when more than `max_failed_share` of the images fail; it names a copy of that table in the
     store, since `out` is not made.
     """
-    from diptych.features.detector import load_detector
-
-    detector = load_detector(detector_folder, "cpu", config.backend)
+    encoder = load("cpu")
     precision = resolved_precision(device, config.precision)
-    meta = {
-        "detector": detector.weights_hash,
-        "preprocessing": detector.preprocessing,
-        "grid": GRID,
-        "feature_dim": detector.feature_dim,
-        "precision": precision,
-    }
-    store = FeatureStore(store_root, meta)
+    store = FeatureStore(store_root, {"precision": precision, **encoder.meta})
     rows = table.select(["image_id", "sha256", "path", "width", "height"]).to_pylist()
     remembered = {} if config.retry_failed else store.failures()
     with Claims(store.folder / "runs") as claims:
         if claims.living() == {claims.name}:
             _remove_leftovers(store.folder)
-        plan = _Plan(rows, table_path, store, claims, config, set(remembered), detector)
+        plan = _Plan(rows, table_path, store, claims, config, set(remembered), encoder, section)
         if not plan.finished:
             images = plan.images_left
-            del detector  # the workers have their own
+            del encoder  # the workers have their own
             workers = min(workers, -(-images // config.batch_size))
             worker_config = WorkerConfig(
-                detector_folder=str(Path(detector_folder).absolute()),
-                backend=config.backend,
+                load=load,
                 device=device,
                 threads=max(1, threads // max(workers, 1)),
                 precision=precision,
+                section=section,
             )
             with (
                 tqdm(
-                    total=len(rows), initial=len(rows) - images, unit="image", desc="extract", mininterval=1
+                    total=len(rows),
+                    initial=len(rows) - images,
+                    unit="image",
+                    desc=section.rpartition(".")[2],
+                    mininterval=1,
                 ) as bar,
                 closing(open_pool(worker_config, workers, config.ray_address)) as pool,
             ):
@@ -135,8 +151,8 @@ def extract_features(
         write_failures(bad, store.folder / "failures.parquet")
         kinds = ", ".join(f"{count} {kind}" for kind, count in count_kinds(bad).items())
         raise UserError(
-            f"extract: {len(bad)} of {len(rows)} images failed ({kinds}), more than "
-            f"extract.max_failed_share = {config.max_failed_share}; the first is {bad[0]['path']}, all are in "
+            f"{section}: {len(bad)} of {len(rows)} images failed ({kinds}), more than "
+            f"{section}.max_failed_share = {config.max_failed_share}; the first is {bad[0]['path']}, all are in "
             f"{store.folder / 'failures.parquet'}. Mend the images or raise the share; what was extracted is kept"
         )
     good = [(row["image_id"], row["sha256"]) for row in rows if row["sha256"] not in failed]
@@ -158,10 +174,10 @@ def count_kinds(failures: Sequence[Failure]) -> dict[str, int]:
 
 @dataclass
 class _Part:
-    """A part while it is being extracted: float16 [n, 64, D], filled task by task."""
+    """A part while it is being encoded: [n, *shape], filled task by task."""
 
     images: list[Image]
-    features: np.ndarray
+    rows: np.ndarray
     settled: int = 0
     good: list[int] = field(default_factory=list)
 
@@ -178,17 +194,18 @@ class _Plan:
         table_path: Path,
         store: FeatureStore,
         claims: Claims,
-        config: ExtractConfig,
+        config: EncodingConfig,
         skipped: set[str],
-        detector: GridDetector,
+        encoder: ImageEncoder,
+        section: str = "extract",
     ) -> None:
-        self.store, self.claims, self.batch_size = store, claims, config.batch_size
+        self.store, self.claims, self.batch_size, self.section = store, claims, config.batch_size, section
         self.failed: dict[str, Failure] = {}  # by sha256
         self.extracted = 0
         queued = skipped | set(store.known())
         self._sizes: dict[
             str, tuple[int, int]
-        ] = {}  # what the detector makes of each image: one size, one batch
+        ] = {}  # what the encoder makes of each image: one size, one batch
         images: list[Image] = []
         for row in rows:
             if row["sha256"] not in queued:
@@ -197,10 +214,9 @@ class _Plan:
                 images.append(Image(row["image_id"], row["sha256"], file))
                 known_size = row["width"] > 0 and row["height"] > 0
                 self._sizes[row["sha256"]] = (
-                    detector.input_size(row["width"], row["height"]) if known_size else (0, 0)
+                    encoder.input_size(row["width"], row["height"]) if known_size else (0, 0)
                 )
         self.images_left = len(images)
-        self._shape = (CELLS, detector.feature_dim)
         parts = cut_into_parts([image.sha256 for image in images], config.part_size)
         self._waiting: deque[list[Image]] = deque(images[part] for part in parts)
         self._open: dict[int, _Part] = {}
@@ -228,10 +244,10 @@ class _Plan:
         self._deaths_in_a_row = 0
         self._settle(task, outcome)
 
-    def _settle(self, task: Task, outcome: Features) -> None:
+    def _settle(self, task: Task, outcome: Encoded) -> None:
         part = self._open[task.part]
         positions = [task.positions[index] for index in outcome.done]
-        part.features[positions] = outcome.values
+        part.rows[positions] = outcome.rows
         part.good += positions
         for index, kind, message in outcome.failed:
             self._fail(task.images[index], kind, message)
@@ -255,7 +271,7 @@ class _Plan:
             return
         number = self._parts_begun
         self._parts_begun += 1
-        self._open[number] = _Part(mine, np.empty((len(mine), *self._shape), np.float16))
+        self._open[number] = _Part(mine, self._empty(len(mine)))
         by_size: dict[tuple[int, int], list[int]] = {}
         for position, image in enumerate(mine):
             by_size.setdefault(self._sizes[image.sha256], []).append(position)
@@ -269,17 +285,15 @@ class _Plan:
         self._deaths_in_a_row += 1
         if self._deaths_in_a_row > DEATHS_IN_A_ROW:
             raise UserError(
-                f"extract: workers died {self._deaths_in_a_row} times in a row ({death.reason}); lower machine.workers "
-                "or extract.batch_size if memory ran out. What was extracted is kept; run again to go on"
+                f"{self.section}: workers died {self._deaths_in_a_row} times in a row ({death.reason}); lower machine.workers "
+                f"or {self.section}.batch_size if memory ran out. What was extracted is kept; run again to go on"
             )
         deaths = task.deaths + 1
         if deaths < 2:
             self._tasks.appendleft(replace(task, deaths=deaths))
         elif len(task.images) == 1:
             message = f"{task.images[0].file}: every worker that reads it dies ({death.reason})"
-            self._settle(
-                task, Features([], np.empty((0, *self._shape), np.float16), [(0, "kills_workers", message)])
-            )
+            self._settle(task, Encoded([], self._empty(0), [(0, "kills_workers", message)]))
         else:
             middle = len(task.images) // 2
             for half in (slice(middle, None), slice(middle)):
@@ -290,12 +304,13 @@ class _Plan:
         if part.good:
             good = sorted(part.good)
             images = [part.images[position] for position in good]
-            features = part.features if len(good) == len(part.images) else part.features[good]
-            self.store.append(
-                [image.image_id for image in images], [image.sha256 for image in images], features
-            )
+            rows = part.rows if len(good) == len(part.images) else part.rows[good]
+            self.store.append([image.image_id for image in images], [image.sha256 for image in images], rows)
             self.extracted += len(good)
         self.claims.release([image.sha256 for image in part.images])
+
+    def _empty(self, count: int) -> np.ndarray:
+        return np.empty((count, *self.store.values.shape), self.store.values.dtype)
 
     def _fail(self, image: Image, kind: str, message: str) -> None:
         self.failed[image.sha256] = {"sha256": image.sha256, "kind": kind, "message": message}

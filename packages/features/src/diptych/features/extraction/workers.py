@@ -1,12 +1,11 @@
-"""Who turns images into grid features: a worker that holds the detector, in this process or as Ray actors.
+"""Who turns images into rows of a store: a worker that holds the encoder, in this process or as Ray actors.
 
 Both kinds of pool take tasks and hand back outcomes in any order; the next task's images are decoded while the
-detector is busy with this one's.
+encoder is busy with this one's.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections import defaultdict, deque
@@ -20,15 +19,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from diptych.features.errors import UserError
+from diptych.features.extraction.encoder import EncoderLoader
 from diptych.features.extraction.ray_sockets import check_room_for_sockets
-from diptych.features.images import ImageError, read_image
+from diptych.features.images import ImageError, read_content, read_image
 from diptych.features.precision import autocast_context
 
 if TYPE_CHECKING:
     import torch
 
 ACTOR_START_SECONDS = 300
-IN_FLIGHT = 2  # tasks of one worker: one in the detector, one being decoded
+IN_FLIGHT = 2  # tasks of one worker: one in the encoder, one being decoded
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Task:
 
 
 @dataclass
-class Features:
-    """What came of a task. `done`: indices into the task's images, `values`: float16 [len(done), 64, D] of
-    those; `failed`: (index, kind, message) of the others."""
+class Encoded:
+    """What came of a task. `done`: indices into the task's images, `rows`: [len(done), *shape] of those; `failed`:
+    (index, kind, message) of the others."""
 
     done: list[int]
-    values: np.ndarray
+    rows: np.ndarray
     failed: list[tuple[int, str, str]]
 
 
@@ -67,34 +67,33 @@ class Death:
     reason: str
 
 
-Outcome = Features | Death
+Outcome = Encoded | Death
 
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What a worker needs to start. `threads`: of one worker; `precision`: see `autocast_context`."""
+    """What a worker needs to start. `load`: its encoder; `threads`: of one worker; `precision`: see `autocast_context`; `section`:
+    of the parameters, for messages."""
 
-    detector_folder: str
-    backend: str
+    load: EncoderLoader
     device: str
     threads: int
     precision: str
+    section: str
 
 
-class GridWorker:
-    """Holds the detector; `decode` may run in other threads than `forward`."""
+class EncodingWorker:
+    """Holds the encoder; `decode` may run in other threads than `forward`."""
 
     def __init__(self, config: WorkerConfig) -> None:
         import torch
 
-        from diptych.features.detector import load_detector
-
-        # On a GPU the cores are there to decode; on a CPU the detector needs them.
+        # On a GPU the cores are there to decode; on a CPU the encoder needs them.
         on_gpu = config.device.startswith("cuda")
         torch.set_num_threads(1 if on_gpu else config.threads)
         self.decoders = ThreadPoolExecutor(config.threads if on_gpu else 1)
         self.config = config
-        self.detector = load_detector(config.detector_folder, config.device, config.backend)
+        self.encoder = config.load(config.device)
 
     def decode(self, task: Task) -> Decoded:
         """Read the task's images and check that they are the ones of the manifest."""
@@ -108,38 +107,44 @@ class GridWorker:
 
     def _prepared(self, image: Image) -> torch.Tensor | ImageError:
         try:
-            return self.detector.prepare(read_image(_content(image), image.image_id))
+            return self.encoder.prepare(
+                read_image(read_content(Path(image.file), image.sha256), image.image_id)
+            )
         except ImageError as error:
             return error
 
-    def forward(self, decoded: Decoded) -> Features:
-        """Features of what was decoded, images of equal size together."""
-        done, values = [], []
+    def forward(self, decoded: Decoded) -> Encoded:
+        """Rows of what was decoded, images of equal size together."""
+        done, rows = [], []
         for indices, images in decoded.batches():
-            values.append(self._grid_features(images))
+            rows.append(self._encode(images))
             done += indices
-        empty = np.zeros((0, 64, self.detector.feature_dim), np.float16)
-        return Features(done, np.concatenate(values) if values else empty, decoded.failed)
+        return Encoded(done, np.concatenate(rows) if rows else self._encoded([]), decoded.failed)
 
-    def _grid_features(self, images: torch.Tensor) -> np.ndarray:
-        """float16 [n, 64, D]; where memory does not suffice for all images at once, in halves."""
+    def _encode(self, images: torch.Tensor) -> np.ndarray:
+        """[n, *shape]; where memory does not suffice for all images at once, in halves."""
         import torch
 
         try:
             with torch.inference_mode(), autocast_context(self.config.device, self.config.precision):
-                return self.detector.grid_features(images.to(self.config.device)).half().cpu().numpy()
+                return self._encoded(self.encoder.encode(images.to(self.config.device)).cpu().numpy())
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error) or len(images) == 1:
                 raise
         if self.config.device.startswith("cuda"):
             torch.cuda.empty_cache()
         middle = len(images) // 2
-        return np.concatenate([self._grid_features(images[:middle]), self._grid_features(images[middle:])])
+        return np.concatenate([self._encode(images[:middle]), self._encode(images[middle:])])
+
+    def _encoded(self, rows: Any) -> np.ndarray:
+        """Rows as the store has them."""
+        values = self.encoder.values
+        return np.asarray(rows, values.dtype).reshape(-1, *values.shape)
 
 
 @dataclass
 class Decoded:
-    """A task's images as the detector takes them, by shape, and those that could not be read."""
+    """A task's images as the encoder takes them, by shape, and those that could not be read."""
 
     by_shape: dict[tuple[int, ...], list[tuple[int, torch.Tensor]]] = field(
         default_factory=lambda: defaultdict(list)
@@ -176,7 +181,7 @@ class InProcessPool:
     """Works in this process and thread; one thread beside it decodes ahead."""
 
     def __init__(self, config: WorkerConfig) -> None:
-        self.worker = GridWorker(config)
+        self.worker = EncodingWorker(config)
         self.decoder = ThreadPoolExecutor(1)
         self.queue: deque[tuple[Task, Future[Decoded]]] = deque()
 
@@ -198,7 +203,7 @@ class InProcessPool:
             if not _is_out_of_memory(error):
                 raise
             raise UserError(
-                f"extract: not even one image fits into memory ({task.images[0].file}); close other programs"
+                f"{self.worker.config.section}: not even one image fits into memory ({task.images[0].file}); close other programs"
             ) from error
 
     def close(self) -> None:
@@ -206,18 +211,18 @@ class InProcessPool:
 
 
 class RayActor:
-    """A worker as a Ray actor that runs two tasks at a time: one decodes while the other is in the detector."""
+    """A worker as a Ray actor that runs two tasks at a time: one decodes while the other is in the encoder."""
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
         self.forward = Lock()
 
     def start(self) -> int:
-        """Load the detector (a method of its own, so that its errors come back as they are). Returns the process id."""
-        self.worker = GridWorker(self.config)
+        """Load the encoder (a method of its own, so that its errors come back as they are). Returns the process id."""
+        self.worker = EncodingWorker(self.config)
         return os.getpid()
 
-    def extract(self, task: Task) -> Features:
+    def extract(self, task: Task) -> Encoded:
         decoded = self.worker.decode(task)
         with self.forward:
             return self.worker.forward(decoded)
@@ -247,9 +252,9 @@ class RayPool:
                 **local,
             )
         except Exception as error:  # Ray raises all kinds, where the machine is too busy a plain one
-            where = f"extract.ray_address = {address}" if address else "on this machine"
+            where = f"{config.section}.ray_address = {address}" if address else "on this machine"
             raise UserError(
-                f"extract: Ray does not start ({where}): {' '.join(str(error).split()).rstrip('.')}. Start the cluster or mend the "
+                f"{config.section}: Ray does not start ({where}): {' '.join(str(error).split()).rstrip('.')}. Start the cluster or mend the "
                 "address, run it again when the machine is less busy, or set machine.workers to 0 to work without Ray"
             ) from error
         # Ray deals out the GPUs for "cuda"; who names one ("cuda:1") gets that one in every actor.
@@ -259,13 +264,13 @@ class RayPool:
             ray.shutdown()
             # The actors that do not fit would wait forever, and their tasks with them.
             raise UserError(
-                f"extract: {workers} workers need {workers} CPUs and {workers * gpus} GPUs, Ray has "
+                f"{config.section}: {workers} workers need {workers} CPUs and {workers * gpus} GPUs, Ray has "
                 f"{room.get('CPU', 0):g} and {room.get('GPU', 0):g}; lower machine.workers"
             )
         self.config, self.address = config, address
         self.actor_class = ray.remote(num_cpus=1, num_gpus=gpus, max_concurrency=IN_FLIGHT)(RayActor)
         self.starting: dict[Any, Any] = {}  # reference to its start -> actor
-        self.running: dict[Any, tuple[Task, Any]] = {}  # reference to the features -> task, actor
+        self.running: dict[Any, tuple[Task, Any]] = {}  # reference to the rows -> task, actor
         self.loads: dict[Any, int] = {}  # actor -> tasks in flight
         for _ in range(workers):
             self._start_actor()
@@ -297,18 +302,18 @@ class RayPool:
             elif reference in self.running:  # its actor may have been given up a moment ago
                 task, actor = self.running.pop(reference)
                 try:
-                    features: Features = ray.get(reference)
+                    encoded: Encoded = ray.get(reference)
                 except (ray.exceptions.RayError, MemoryError) as error:
                     outcomes.append((task, Death(_reason(error))))
                     outcomes += self._give_up(actor, _reason(error))
                 else:
                     self.loads[actor] -= 1
-                    outcomes.append((task, features))
+                    outcomes.append((task, encoded))
         if outcomes:
             self.last_sign_of_life = time.monotonic()
         elif not self.loads and time.monotonic() - self.last_sign_of_life > ACTOR_START_SECONDS:
             raise UserError(
-                f"extract: no Ray worker started within {ACTOR_START_SECONDS} seconds; look at `ray status`, free "
+                f"{self.config.section}: no Ray worker started within {ACTOR_START_SECONDS} seconds; look at `ray status`, free "
                 "memory and CPUs, or set machine.workers to 0. What was extracted is kept; run again to go on"
             )
         return outcomes
@@ -356,20 +361,6 @@ class RayPool:
 def open_pool(config: WorkerConfig, workers: int, address: str | None) -> InProcessPool | RayPool:
     """`workers` Ray actors, on this machine or at `address`; 0 works in this process."""
     return RayPool(config, workers, address) if workers else InProcessPool(config)
-
-
-def _content(image: Image) -> bytes:
-    """The file's bytes. Raises ImageError where there are none, or others than the manifest describes."""
-    try:
-        content = Path(image.file).read_bytes()
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise ImageError("missing", f"{image.file}: no such image file") from error
-    except OSError as error:
-        raise ImageError("unreadable", f"{image.file}: cannot be read ({error.strerror})") from error
-    if hashlib.sha256(content).hexdigest() != image.sha256:
-        # Its features would be found under another picture's key, by everybody who shares the store.
-        raise ImageError("changed", f"{image.file}: the file changed since `dvc repro dataset` described it")
-    return content
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

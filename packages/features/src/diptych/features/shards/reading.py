@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from diptych.features.errors import UserError
 from diptych.features.files import sha256_of
 from diptych.features.grid import CELLS
-from diptych.features.images import read_image, resize_square, to_uint8_tensor
+from diptych.features.images import read_image, square_pictures
 from diptych.features.processor import usable_cores
 from diptych.features.shards.index import CODES, GRID, JPG, JSON, MEMBERS, read_index
 
@@ -114,13 +115,10 @@ class ShardDataset:
     def images(self, indices: Sequence[int] | np.ndarray, size: int) -> Tensor:
         """Decoded images, uint8 [n, 3, size, size]; others than square ones are squeezed."""
 
-        def decode(index: int) -> Tensor:
-            return to_uint8_tensor(resize_square(read_image(self.image_bytes(index), self.keys[index]), size))
+        def read(index: int) -> Image.Image:
+            return read_image(self.image_bytes(index), self.keys[index])
 
-        if len(indices) * size * size < 2**22:
-            return torch.stack([decode(i) for i in indices])
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            return torch.stack(list(pool.map(decode, indices)))
+        return square_pictures(read, indices, size)
 
     def _slice(self, index: int, member: int) -> np.ndarray:
         """A member's bytes in the mapped file, uint8; to be read only."""

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from diptych.features.codebook.reading import read_codes
 from diptych.features.errors import UserError
 from diptych.features.files import atomic_path, sha256_of
-from diptych.features.images import image_size, is_upright_jpeg, read_image
+from diptych.features.images import as_jpeg, image_size
 from diptych.features.manifest import resolve_image
 from diptych.features.processor import usable_cores
 from diptych.features.shards.index import MEMBERS, VERSION
@@ -142,11 +142,7 @@ class _Source:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != row["sha256"]:
             raise UserError(f"{path}: not the image whose features were made; run `dvc repro dataset`")
-        if is_upright_jpeg(content):
-            return content
-        buffer = io.BytesIO()
-        read_image(content, str(path)).save(buffer, "JPEG", quality=95, subsampling=0)
-        return buffer.getvalue()
+        return as_jpeg(content, str(path))
 
 
 def _plan(splits: pa.ChunkedArray, shard_size: int) -> Iterator[tuple[str, str, np.ndarray]]:

@@ -15,7 +15,7 @@ from diptych.model.decoding.caption import CachedNextWord, Captions
 from diptych.model.decoding.decode import captions_by
 from diptych.model.decoding.noise import sample_seeds, uniform_noise
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
-from diptych.model.decoding.paint import Paintings, texts_to_paint
+from diptych.model.decoding.paint import FixedCells, Paintings, texts_to_paint
 from diptych.model.decoding.sampling import CodeSampling
 from diptych.model.errors import UserError
 from diptych.model.networks.biart import GENERATED, BiART, Reference
@@ -62,6 +62,8 @@ def paint_texts(
     ids: Tensor,
     options: PaintOptions,
     seeds: Sequence[int] | None = None,
+    given: FixedCells | None = None,
+    keep_steps: bool = False,
 ) -> Paintings:
     """Paint captions cell by cell, from the top left to the bottom right.
 
@@ -70,6 +72,8 @@ def paint_texts(
         options: method ``rows``; temperature, ``top_k``, ``top_p``, guidance and samples as there.
         seeds: one whole number >= 0 per caption, needed where ``options.is_random``; the same seed gives a caption the same paintings
             in every batch.
+        given: cells of n paintings that are there already. What is painted sees those above and to the left of it alone.
+        keep_steps: also return the codes after each row of cells.
 
     Returns:
         ``options.samples`` paintings of each caption, side by side. They share the text that is read; so many are painted at a time
@@ -81,6 +85,8 @@ def paint_texts(
     if options.method != "rows":
         raise UserError(f"this transformer paints cell by cell, by method rows, not {options.method}")
     ids = texts_to_paint(tokenizer, ids)
+    if given is not None:
+        given.check(len(ids), model.config.cells, model.config.codebook_size)
     if options.is_random and (seeds is None or len(seeds) != len(ids)):
         raise ValueError("random paintings need one seed per caption")
     texts = [model.read_text(ids, ids != tokenizer.pad)[1]]
@@ -104,18 +110,41 @@ def paint_texts(
             own = None
             if noise is not None:
                 own = noise.view(len(ids), options.samples, -1)[rows, done : done + count].flatten(0, 1)
-            painted.append(paint_rows(model, [text, *texts[1:]], count, options, own))
-    return Paintings(torch.cat(painted), None)
+            fixed = given and FixedCells(
+                given.codes[rows].repeat_interleave(count, 0), given.fixed[rows].repeat_interleave(count, 0)
+            )
+            painted.append(paint_rows(model, [text, *texts[1:]], count, options, own, fixed))
+    codes = torch.cat(painted)
+    return Paintings(
+        codes, rows_painted(codes, config.grid_size, given, options.samples) if keep_steps else None
+    )
+
+
+def rows_painted(codes: Tensor, grid_size: int, given: FixedCells | None, samples: int) -> Tensor:
+    """The codes int64 ``[n * samples, cells]`` after each row of the grid, -1 in what comes later but for given cells: int64
+    ``[n * samples, grid_size, cells]``."""
+    row = torch.arange(codes.shape[1], device=codes.device) // grid_size
+    known = row <= torch.arange(grid_size, device=codes.device)[:, None]  # [grid_size, cells]
+    known = known.expand(len(codes), -1, -1)
+    if given is not None:
+        known = known | given.fixed.repeat_interleave(samples, 0)[:, None]
+    return torch.where(known, codes[:, None], -1)
 
 
 def paint_rows(
-    model: BiART, texts: Sequence[Reference], samples: int, options: PaintOptions, noise: Tensor | None
+    model: BiART,
+    texts: Sequence[Reference],
+    samples: int,
+    options: PaintOptions,
+    noise: Tensor | None,
+    given: FixedCells | None = None,
 ) -> Tensor:
     """``samples`` paintings of each of n texts, side by side: codes int64 ``[n * samples, cells]``.
 
     Args:
         texts: the texts that are read; with guidance also "no text", of one row, which all paintings share.
         noise: float64 ``[n * samples, cells]`` in [0, 1), where codes are drawn.
+        given: cells of the n * samples paintings that are there already.
     """
     cells, count = model.config.cells, len(texts[0]) * samples
     device = texts[0].keys_values[0][0].device
@@ -128,6 +157,9 @@ def paint_rows(
             for text, own in zip(texts, caches, strict=True)
         ]
         guided = logits[0] if len(logits) == 1 else logits[1] + options.guidance * (logits[0] - logits[1])
-        codes[:, cell] = sampling.take(guided, None if noise is None else noise[:, cell])
+        taken = sampling.take(guided, None if noise is None else noise[:, cell])
+        if given is not None:
+            taken = torch.where(given.fixed[:, cell], given.codes[:, cell], taken)
+        codes[:, cell] = taken
         tokens = model.code_token(codes[:, cell], cell)
     return codes

@@ -249,3 +249,10 @@ def attention_weights(attention: Attention, states: Tensor, keys: Tensor) -> Ten
     """Return what ``states`` ``[n, t, h]`` attend to among ``keys`` ``[n, heads, k, d]``, mean over heads: float32 ``[n, t, k]``,
     every row of which sums to 1."""
     return attention_scores(attention, states, keys).softmax(-1).mean(1)
+
+
+def share_of_cells(seen: Tensor, own: Tensor) -> Tensor:
+    """Of scores of cells ``[n, heads, t, v]`` and words ``[n, heads, t, k]`` what the attention, mean over heads, gives to the
+    cells, in shares of all it gives to cells: float32 ``[n, t, v]``."""
+    shares = torch.cat([seen, own], -1).log_softmax(-1)[..., : seen.shape[-1]]
+    return shares.logsumexp(1).softmax(-1)  # not 0 / 0 where the words take all

@@ -291,6 +291,13 @@ class AugVAE(nn.Module):
         found = torch.where(codes[..., None] < 0, self.quantizer.embedding.mean(0), found)
         return found.permute(0, 3, 1, 2)
 
+    def pixels(self, codes: Tensor) -> Tensor:
+        """A single-level network's codes int64 ``[n, cells]``, row-major from the top left, to pixels ``[n, 3, S, S]``; -1 where there
+        is none."""
+        (level,) = self.config.coded_levels
+        size = self.config.grid_size(level)
+        return self.decode([self.vectors(codes.view(-1, size, size))])
+
     def decode(self, vectors: Sequence[Tensor]) -> Tensor:
         """Vectors of codes ``[n, D, h, w]`` of each coded level, the finest first, to pixels ``[n, 3, S, S]``."""
         below: Tensor | None = None

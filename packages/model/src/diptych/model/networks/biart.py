@@ -15,8 +15,10 @@ Letters in shape comments: n references, c texts or images of each, t words, v c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ from diptych.model.networks.attention import (
     causal_bias,
     padding_bias,
     scaled_dot_product,
+    share_of_cells,
 )
 from diptych.model.networks.config_files import CONFIG_FOLDER, read_config_file
 from diptych.model.networks.layers import initialise
@@ -93,7 +96,12 @@ def named_config(name: str, **sizes: Any) -> BiARTConfig:
     """
     if name not in SIZES:
         raise UserError(f"no BiART is named {name!r}; use one of {', '.join(SIZES)}")
-    return read_config_file(BiARTConfig, CONFIG_FOLDER / f"biart_{name}.json", "BiART", **sizes)
+    return read_config(CONFIG_FOLDER / f"biart_{name}.json", **sizes)
+
+
+def read_config(file: Path, **changes: Any) -> BiARTConfig:
+    """The config in the JSON ``file``, with ``changes``; a UserError that names the file, or the key, that is missing or wrong."""
+    return read_config_file(BiARTConfig, file, "BiART", **changes)
 
 
 @dataclass(frozen=True)
@@ -249,6 +257,23 @@ class BiART(nn.Module):
                 tokens, bias, reference.keys_values[place], reference.bias, caches[place] if caches else None
             )
         return self.norm(tokens)
+
+    def attention_to_image(self, ids: Tensor, image: Reference) -> Tensor:
+        """What words int64 ``[n, t]`` of an image each attend to among its cells: float32 ``[n, t, v]``, mean over the heads of each
+        layer, then over the layers; shares of what they give to cells, as of
+        :meth:`diptych.model.networks.unified.UnifiedTransformer.prefix_attention`."""
+        tokens, bias = self.text_tokens(ids, GENERATED), causal_bias(ids.shape[1], ids.device)
+        total = torch.zeros((), device=ids.device)
+        for layer, (image_keys, image_values) in zip(self.layers, image.keys_values, strict=True):
+            queries, keys, _ = layer.attention.project(layer.attention_norm(tokens))
+            queries = queries.float() / math.sqrt(queries.shape[-1])
+            own = queries @ keys.float().transpose(-1, -2) + bias
+            seen = queries @ image_keys.float().transpose(-1, -2)
+            total = total + share_of_cells(
+                seen[..., 1:], torch.cat([seen[..., :1], own], -1)
+            )  # [SOI] is no cell
+            tokens, _ = layer(tokens, bias, (image_keys, image_values))
+        return total / len(self.layers)
 
     def caches(self, capacity: int) -> list[KeyValueCache]:
         """For :meth:`write`, of at most ``capacity`` tokens."""

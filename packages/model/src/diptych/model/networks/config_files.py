@@ -27,6 +27,8 @@ def read_config_file(config_class: type[Config], file: Path, kind: str, **change
         raise UserError(f"{file}: not valid JSON ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: the config of an {kind} is a JSON object")
+    if isinstance(values.get("transformer"), dict):  # that of a packaged model (diptych.model.packaged)
+        values = values["transformer"]
     values |= changes
     known = {field.name: field.default is MISSING for field in fields(config_class)}  # type: ignore[arg-type]
     for key in sorted(values.keys() ^ known.keys()):

@@ -24,6 +24,7 @@ from diptych.model.networks.attention import (
     attention_scores,
     causal_bias,
     padding_bias,
+    share_of_cells,
 )
 from diptych.model.networks.config import TransformerConfig
 from diptych.model.networks.embeddings import TypedVisualEmbedding, VisualEmbedding
@@ -220,10 +221,3 @@ def first_layer(
     parts = zip(attention.project(text), visual_projection, strict=True)
     queries, keys, values = (torch.cat(pair, 2) for pair in parts)
     return layer.feed_forward(attention.attend(states, queries, keys, values, bias))
-
-
-def share_of_cells(seen: Tensor, own: Tensor) -> Tensor:
-    """Of scores of cells ``[n, heads, t, v]`` and words ``[n, heads, t, k]`` what the attention, mean over heads, gives to the
-    cells, in shares of all it gives to cells: float32 ``[n, t, v]``."""
-    shares = torch.cat([seen, own], -1).log_softmax(-1)[..., : seen.shape[-1]]
-    return shares.logsumexp(1).softmax(-1)  # not 0 / 0 where the words take all

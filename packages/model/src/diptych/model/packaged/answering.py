@@ -92,15 +92,22 @@ class AnsweringPart:
 
     def __init__(
         self,
-        decoder: AnswerDecoder,
+        decoder: AnswerDecoder | None,
         tokenizer: CaptionTokenizer,
         table: AnswerTable | None,
         length: int,
         machine: Machine,
     ) -> None:
-        """``length``: most tokens of a question, ``[CLS]`` and ``[SEP]`` included."""
-        self.decoder, self.tokenizer, self.table = decoder, tokenizer, table
+        """``decoder``: None where the family answers nothing. ``length``: most tokens of a question, ``[CLS]`` and ``[SEP]`` included."""
+        self._decoder, self.tokenizer, self.table = decoder, tokenizer, table
         self.length, self.machine = length, machine
+
+    @property
+    def decoder(self) -> AnswerDecoder:
+        """What answers. Raises a UserError where the family has nothing that does."""
+        if self._decoder is None:
+            raise UserError("this package captions and paints only: models of its family answer no questions")
+        return self._decoder
 
     def answer(
         self,
@@ -177,7 +184,7 @@ class AnsweringPart:
 
     def _check_head(self) -> None:
         """Raise a UserError unless the package answers questions."""
-        if self.table is None or not self.decoder.answers:
+        if not self.decoder.answers or self.table is None:
             raise UserError(
                 "this package has no answer head: its model was trained without questions, so that it captions and paints only"
             )

@@ -18,29 +18,49 @@ from diptych.model.answer_table import load_answer_table
 from diptych.model.decoding.options import AnswerOptions, CaptionOptions, PaintOptions
 from diptych.model.errors import UserError
 from diptych.model.networks.config import read_config
-from diptych.model.pretrained import CODEBOOK_FILE, CODEBOOK_FOLDER, CONFIG_FILE, WEIGHTS_FILE
+from diptych.model.pretrained import (
+    CODEBOOK_FILE,
+    CODEBOOK_FOLDER,
+    CONFIG_FILE,
+    IMAGE_TOKENIZER_FOLDER,
+    WEIGHTS_FILE,
+)
 from diptych.model.weights import WEIGHT_KINDS, pack_weights
 
 if TYPE_CHECKING:
-    from diptych.eval.scorers.clip import Clip
-    from diptych.model.packaged.examples import Examples
+    from torch import Tensor
 
-FORMAT_VERSION = 1
+    from diptych.eval.scorers.clip import Clip
+    from diptych.model.networks.biart import BiART
+    from diptych.model.networks.unified import UnifiedTransformer
+    from diptych.model.packaged.examples import Examples
+    from diptych.model.tokenizer import CaptionTokenizer
+
+# of packages that read_package_config reads; a family is written with the version that brought it, so that older programs read what
+# they can
+FORMAT_VERSION = 2
+FAMILY_VERSIONS = {"unified": 1, "l_verse": 2}
 MODEL_TYPE = "diptych"
 SUMS_FILE = "SHA256SUMS"
 CARD_FILE = "README.md"
 IMAGE_GENERATOR, DETECTOR, SCORER, EXPORTED = "image_generator", "detector", "scorer", "exported"
 PRETRAINED_FILE = "pretrained.json"
-REQUIRED = (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    "tokenizer.json",
-    f"{CODEBOOK_FOLDER}/{CODEBOOK_FILE}",
-    f"{IMAGE_GENERATOR}/{CONFIG_FILE}",
-    f"{IMAGE_GENERATOR}/{WEIGHTS_FILE}",
-    f"{DETECTOR}/{CONFIG_FILE}",
-    f"{DETECTOR}/{WEIGHTS_FILE}",
-)
+COMMON = (CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json")
+REQUIRED = {
+    "unified": (
+        *COMMON,
+        f"{CODEBOOK_FOLDER}/{CODEBOOK_FILE}",
+        f"{IMAGE_GENERATOR}/{CONFIG_FILE}",
+        f"{IMAGE_GENERATOR}/{WEIGHTS_FILE}",
+        f"{DETECTOR}/{CONFIG_FILE}",
+        f"{DETECTOR}/{WEIGHTS_FILE}",
+    ),
+    "l_verse": (
+        *COMMON,
+        f"{IMAGE_TOKENIZER_FOLDER}/{CONFIG_FILE}",
+        f"{IMAGE_TOKENIZER_FOLDER}/{WEIGHTS_FILE}",
+    ),
+}
 Options = TypeVar("Options", AnswerOptions, CaptionOptions, PaintOptions)
 
 
@@ -53,6 +73,7 @@ class PackageConfig:
         answering: how questions are read, where the transformer has an answer head.
         weights: how matrices of transformer and image generator are stored (:mod:`diptych.model.weights`).
         origin: where the model comes from, such as ``commit``; for the reader only.
+        family: ``unified`` or ``l_verse``.
     """
 
     captioning: CaptionOptions
@@ -60,6 +81,26 @@ class PackageConfig:
     weights: str
     origin: Mapping[str, str]
     answering: AnswerOptions = field(default_factory=AnswerOptions)
+    family: str = "unified"
+
+
+@dataclass(frozen=True)
+class Common:
+    """What packages of all families are made of besides the model.
+
+    Attributes:
+        scorer: a CLIP, for reranking and scores; ``scorer_name``: open_clip's name of a pretrained one.
+        weights: how to store matrices of the transformer and, in ``unified``, of the image generator
+            (:mod:`diptych.model.weights`).
+        origin: as of :class:`PackageConfig`.
+        card: text of README.md.
+    """
+
+    scorer: Clip | None = None
+    scorer_name: str | None = None
+    weights: str = "float32"
+    origin: Mapping[str, str] = field(default_factory=dict)
+    card: str = ""
 
 
 def read_package_config(folder: Path) -> PackageConfig:
@@ -88,6 +129,11 @@ def read_package_config(folder: Path) -> PackageConfig:
             f"{path}: the package has format {version}, this program reads up to {FORMAT_VERSION}; "
             "upgrade diptych-model"
         )
+    family = written.get("family", "unified")
+    if family not in REQUIRED:
+        raise UserError(
+            f"{path}: family is {family!r}, not one of {', '.join(REQUIRED)}; upgrade diptych-model, or copy the package again"
+        )
     weights = written.get("weights")
     if weights not in WEIGHT_KINDS:
         raise UserError(f"{path}: weights is {weights!r}, not one of {', '.join(WEIGHT_KINDS)}")
@@ -97,6 +143,7 @@ def read_package_config(folder: Path) -> PackageConfig:
         weights,
         written.get("origin", {}),
         read_options(AnswerOptions, written.get("answering", {}), f"{path}: answering"),
+        family,
     )
 
 
@@ -120,6 +167,15 @@ def write_sums(folder: Path) -> None:
     (folder / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
 
 
+def required_files(folder: Path) -> tuple[str, ...]:
+    """The files that every package of the family has that config.json names; of the common ones where it cannot be read."""
+    try:
+        written = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return COMMON
+    return REQUIRED.get(written.get("family", "unified"), COMMON) if isinstance(written, dict) else COMMON
+
+
 def read_sums(folder: Path) -> dict[str, str]:
     """Read SHA256SUMS: sums by relative path.
 
@@ -138,7 +194,7 @@ def read_sums(folder: Path) -> dict[str, str]:
         if len(digest) != 64 or not separator or not name or not inside:
             raise UserError(f"{path}: not a list of sha256 sums (line {line[:80]!r}); copy the package again")
         sums[name] = digest
-    if missing := [name for name in REQUIRED if name not in sums]:
+    if missing := [name for name in required_files(folder) if name not in sums]:
         raise UserError(f"{path}: lacks {missing[0]}, which every package has; copy the package again")
     return sums
 
@@ -212,30 +268,22 @@ def write_package(
     captioning: CaptionOptions,
     painting: PaintOptions,
     answering: AnswerOptions | None = None,
-    scorer: Clip | None = None,
-    scorer_name: str | None = None,
     examples: Examples | None = None,
-    weights: str = "float32",
-    origin: Mapping[str, str] | None = None,
-    card: str = "",
+    common: Common = Common(),
 ) -> None:
-    """Make a package of its parts, checked to fit each other.
+    """Make a package of the family `unified` of its parts, checked to fit each other.
 
     Args:
         out: the folder to make.
         transformer: a model directory (:func:`diptych.model.pretrained.save_transformer`), with tokenizer and codebook.
         image_generator, detector: the folders of these.
         captioning, painting: what whoever uses the package gets without asking; answering: how its questions are read.
-        scorer: a CLIP; ``scorer_name``: open_clip's name of a pretrained one.
         examples: of :func:`diptych.model.packaged.examples.collect_examples`.
-        weights: how to store matrices of transformer and image generator (:mod:`diptych.model.weights`).
-        card: text of README.md.
+        common: what packages of all families have.
 
     Raises:
         UserError: a part is missing or unreadable, or does not fit the others; ``out`` exists.
     """
-    from safetensors.torch import save_file
-
     from diptych.features.detector.load import load_detector
     from diptych.features.errors import UserError as FeaturesError
     from diptych.model.networks.image_generator import load_image_generator
@@ -261,47 +309,89 @@ def write_package(
                 f"{model.config.feature_dim}; take parts of one run"
             )
     table = load_answer_table(transformer, model.config.answers)
-    with appearing(out) as folder:
-        config = {
-            "model_type": MODEL_TYPE,
-            "format_version": FORMAT_VERSION,
-            "weights": weights,
-            "transformer": asdict(model.config),
-            "captioning": asdict(captioning),
-            "painting": asdict(painting),
-            **({"answering": asdict(answering or AnswerOptions())} if table else {}),
-            "origin": dict(origin or {}),
-        }
-        write_json(folder / CONFIG_FILE, config)
-        tokenizer.save(folder)
+    further = {"answering": asdict(answering or AnswerOptions())} if table else {}
+    with new_package(out, "unified", model, tokenizer, captioning, painting, common, further) as folder:
         if table is not None:
             table.save(folder)
-        metadata = {"format": "pt"}
-        save_file(pack_weights(model.state_dict(), weights), folder / WEIGHTS_FILE, metadata)
         (folder / CODEBOOK_FOLDER).mkdir()
-        save_file(
-            {"centroids": codebook.float().contiguous()}, folder / CODEBOOK_FOLDER / CODEBOOK_FILE, metadata
-        )
+        write_tensors({"centroids": codebook.float().contiguous()}, folder / CODEBOOK_FOLDER / CODEBOOK_FILE)
         if examples is not None:
             examples.save(folder / CODEBOOK_FOLDER)
         (folder / IMAGE_GENERATOR).mkdir()
         shutil.copyfile(image_generator / CONFIG_FILE, folder / IMAGE_GENERATOR / CONFIG_FILE)
-        packed = pack_weights(generator.state_dict(), weights)
-        save_file(packed, folder / IMAGE_GENERATOR / WEIGHTS_FILE, metadata)
+        write_tensors(
+            pack_weights(generator.state_dict(), common.weights), folder / IMAGE_GENERATOR / WEIGHTS_FILE
+        )
         (folder / DETECTOR).mkdir()
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             shutil.copyfile(detector / name, folder / DETECTOR / name)
-        if scorer is not None:
-            write_scorer(scorer, scorer_name, folder / SCORER)
-        (folder / CARD_FILE).write_text(card, encoding="utf-8")
         read_config(folder / CONFIG_FILE)
+
+
+def write_l_verse_package(
+    out: Path, *, model_folder: Path, captioning: CaptionOptions, painting: PaintOptions, common: Common
+) -> None:
+    """Make a package of the family `l_verse` of a model directory (:func:`diptych.model.pretrained.save_biart`); the rest is as of
+    :func:`write_package`."""
+    from diptych.model.networks.config_files import config_text
+    from diptych.model.pretrained import load_biart
+
+    model, tokenizer, image_tokenizer = load_biart(model_folder)
+    with new_package(out, "l_verse", model, tokenizer, captioning, painting, common) as folder:
+        (folder / IMAGE_TOKENIZER_FOLDER).mkdir()
+        config = config_text(image_tokenizer.config)
+        (folder / IMAGE_TOKENIZER_FOLDER / CONFIG_FILE).write_text(config, encoding="utf-8")
+        # not packed: rounded encoders would find other codes than those that BiART has learned
+        write_tensors(
+            pack_weights(image_tokenizer.state_dict(), "float32"),
+            folder / IMAGE_TOKENIZER_FOLDER / WEIGHTS_FILE,
+        )
+
+
+@contextmanager
+def new_package(
+    out: Path,
+    family: str,
+    model: UnifiedTransformer | BiART,
+    tokenizer: CaptionTokenizer,
+    captioning: CaptionOptions,
+    painting: PaintOptions,
+    common: Common,
+    further: Mapping[str, Any] | None = None,
+) -> Iterator[Path]:
+    """A package's folder with what all families have; it appears as ``out``, with its sums, when the block ends without an error.
+    ``further``: entries of its config."""
+    with appearing(out) as folder:
+        config = {
+            "model_type": MODEL_TYPE,
+            "format_version": FAMILY_VERSIONS[family],
+            **({} if family == "unified" else {"family": family}),
+            "weights": common.weights,
+            "transformer": asdict(model.config),
+            "captioning": asdict(captioning),
+            "painting": asdict(painting),
+            **(further or {}),
+            "origin": dict(common.origin),
+        }
+        write_json(folder / CONFIG_FILE, config)
+        tokenizer.save(folder)
+        write_tensors(pack_weights(model.state_dict(), common.weights), folder / WEIGHTS_FILE)
+        yield folder
+        if common.scorer is not None:
+            write_scorer(common.scorer, common.scorer_name, folder / SCORER)
+        (folder / CARD_FILE).write_text(common.card, encoding="utf-8")
         write_sums(folder)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """A safetensors file as Hugging Face's libraries expect it."""
+    from safetensors.torch import save_file
+
+    save_file(dict(tensors), file, {"format": "pt"})
 
 
 def write_scorer(scorer: Clip, name: str | None, folder: Path) -> None:
     """Write a CLIP of ours, or the weights of a pretrained one with its name."""
-    from safetensors.torch import save_file
-
     from diptych.eval.scorers.clip import save_clip
 
     if scorer.config is not None:
@@ -311,7 +401,7 @@ def write_scorer(scorer: Clip, name: str | None, folder: Path) -> None:
         raise UserError("scorer: a pretrained CLIP needs its name in open_clip")
     folder.mkdir()
     weights = {key: tensor.cpu().contiguous() for key, tensor in scorer.model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS_FILE, {"format": "pt"})
+    write_tensors(weights, folder / WEIGHTS_FILE)
     write_json(folder / PRETRAINED_FILE, {"model_name": name})
 
 

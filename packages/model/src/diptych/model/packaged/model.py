@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from diptych.features.errors import UserError as FeaturesError
-from diptych.model.answer_table import AnswerTable, load_answer_table
 from diptych.model.errors import UserError
-from diptych.model.inference.image_generator import InferenceImageGenerator
-from diptych.model.inference.transformer import inference_transformer
-from diptych.model.networks.image_generator import load_image_generator
-from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.packaged.answering import Answer, AnsweringPart, Verdict, two_of
 from diptych.model.packaged.attention import WordAttention
 from diptych.model.packaged.captioning import Caption, CaptionChanges, CaptioningPart
 from diptych.model.packaged.directory import (
-    DETECTOR,
-    IMAGE_GENERATOR,
     PackageConfig,
     copy_package,
     read_package_config,
@@ -30,26 +22,21 @@ from diptych.model.packaged.directory import (
     verify_package,
 )
 from diptych.model.packaged.examples import EXAMPLES_FILE, read_examples
+from diptych.model.packaged.l_verse import load_l_verse
 from diptych.model.packaged.machine import Machine, resolve_device
 from diptych.model.packaged.painting import PaintChanges, Painting, PaintingPart
+from diptych.model.packaged.parts import Parts
 from diptych.model.packaged.pictures import Picture, Pictures
 from diptych.model.packaged.scoring import ScoringPart
 from diptych.model.packaged.seeing import SeeingPart
 from diptych.model.packaged.source import find_package
-from diptych.model.packaged.unified import (
-    GridTokenizer,
-    UnifiedAnswerDecoder,
-    UnifiedCaptionDecoder,
-    UnifiedPaintDecoder,
-)
+from diptych.model.packaged.unified import load_unified
 from diptych.model.precision import resolve_precision
-from diptych.model.pretrained import CODEBOOK_FOLDER, load_transformer
-from diptych.model.tokenizer import CaptionTokenizer
-
-if TYPE_CHECKING:
-    from diptych.features.detector.grid_detector import PyramidGridDetector
+from diptych.model.pretrained import CODEBOOK_FOLDER
 
 BATCH_SIZE = 32
+# What loads the parts of a family, as the config names it.
+FAMILIES = {"unified": load_unified, "l_verse": load_l_verse}
 
 
 class Diptych:
@@ -71,34 +58,19 @@ class Diptych:
     of the whole process. Chance comes from the seeds of a call alone.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        config: PackageConfig,
-        transformer: UnifiedTransformer,
-        tokenizer: CaptionTokenizer,
-        codebook: Tensor,
-        generator: InferenceImageGenerator,
-        detector: PyramidGridDetector,
-        device: torch.device,
-        precision: str,
-        table: AnswerTable | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, config: PackageConfig, parts: Parts, machine: Machine) -> None:
         """Take loaded parts; :meth:`from_pretrained` loads them."""
-        self.folder, self.config = folder, config
-        self.device, self.precision = device, precision
-        self.transformer, self.tokenizer, self.codebook = transformer, tokenizer, codebook
-        self.generator, self.detector = generator, detector
-        machine = Machine(device, precision)
-        images = GridTokenizer(detector, codebook, generator, transformer.config.cells, machine)
-        captions = UnifiedCaptionDecoder(transformer, tokenizer, images)
-        paintings = UnifiedPaintDecoder(transformer, tokenizer, codebook, config.captioning.length)
-        self._seeing = SeeingPart(images, machine)
+        self.folder, self.config, self.parts = folder, config, parts
+        self.device, self.precision = machine.device, machine.precision
+        self.tokenizer = parts.tokenizer
+        self._seeing = SeeingPart(parts.images, machine)
         self._scoring = ScoringPart(folder, machine)
-        self._captioning = CaptioningPart(captions, tokenizer, config.captioning, self._scoring, machine)
-        self._painting = PaintingPart(paintings, images, config.painting, self._scoring, machine)
-        answers = UnifiedAnswerDecoder(captions)
-        self._answering = AnsweringPart(answers, tokenizer, table, config.answering.length, machine)
+        self._captioning = CaptioningPart(
+            parts.captions, parts.tokenizer, config.captioning, self._scoring, machine
+        )
+        self._painting = PaintingPart(parts.paintings, parts.images, config.painting, self._scoring, machine)
+        length = config.answering.length
+        self._answering = AnsweringPart(parts.answers, parts.tokenizer, parts.table, length, machine)
 
     @classmethod
     def from_pretrained(
@@ -123,33 +95,14 @@ class Diptych:
             UserError: there is no such package, it is of a newer format, a file is missing or another than its sum
                 says, or there is no such device.
         """
-        place = resolve_device(device)
-        dtype = resolve_precision(place, precision)
+        machine = Machine(resolve_device(device), precision)
+        resolve_precision(machine.device, precision)  # a wrong one is found before anything is read
         folder = find_package(source, revision)
         config = read_package_config(folder)
         read_sums(folder)
         if verify:
             verify_package(folder)
-        from diptych.features.detector.load import load_detector
-
-        model, tokenizer, codebook = load_transformer(folder, place)
-        generator = load_image_generator(folder / IMAGE_GENERATOR, place)
-        try:
-            detector = load_detector(folder / DETECTOR, place)
-        except FeaturesError as error:
-            raise UserError(str(error)) from None
-        return cls(
-            folder,
-            config,
-            inference_transformer(model, dtype),
-            tokenizer,
-            codebook.float(),
-            InferenceImageGenerator(generator),
-            detector,
-            place,
-            precision,
-            load_answer_table(folder, model.config.answers),
-        )
+        return cls(folder, config, FAMILIES[config.family](folder, config, machine), machine)
 
     def __repr__(self) -> str:
         return f"Diptych({str(self.folder)!r}, device={str(self.device)!r}, precision={self.precision!r})"
@@ -157,17 +110,17 @@ class Diptych:
     @property
     def image_size(self) -> int:
         """Pixels a side of what is painted."""
-        return self.generator.config.image_size
+        return self.parts.images.image_size
 
     @property
     def grid_size(self) -> int:
-        """Cells a side of the grid: 8."""
-        return self.transformer.config.grid_size
+        """Cells a side of the grid, such as 8."""
+        return self.parts.images.grid_size
 
     @property
     def codebook_size(self) -> int:
         """Number of codes, K."""
-        return len(self.codebook)
+        return self.parts.images.codebook_size
 
     @property
     def has_scorer(self) -> bool:
@@ -177,12 +130,12 @@ class Diptych:
     @property
     def can_answer(self) -> bool:
         """Whether the package can answer questions about a picture (:meth:`answer`)."""
-        return self.transformer.config.answers > 0
+        return self.parts.answers is not None and self.parts.answers.answers
 
     @property
     def can_verify(self) -> bool:
         """Whether the package can say if a statement is true of two pictures (:meth:`verify`)."""
-        return self.transformer.config.pairs
+        return self.parts.answers is not None and self.parts.answers.verifies
 
     @property
     def has_examples(self) -> bool:

@@ -25,6 +25,14 @@ class ImageTokenizer(Protocol):
         """Cells of the grid."""
 
     @property
+    def grid_size(self) -> int:
+        """Cells along a side of the grid."""
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side of what is drawn."""
+
+    @property
     def codebook_size(self) -> int:
         """Number of codes, K."""
 

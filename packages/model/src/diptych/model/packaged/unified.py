@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,21 +11,68 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.features.assignment import nearest_codes
+from diptych.features.errors import UserError as FeaturesError
 from diptych.features.precision import autocast_context as detector_context
+from diptych.model.answer_table import AnswerTable, load_answer_table
 from diptych.model.decoding.answer import answer_logits, question_states
 from diptych.model.decoding.caption import Captions, encode_images
 from diptych.model.decoding.decode import caption_images, paint_captions
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.decoding.paint import FixedCells, Paintings
+from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input
 from diptych.model.inference.image_generator import InferenceImageGenerator
+from diptych.model.inference.transformer import inference_transformer
+from diptych.model.networks.image_generator import load_image_generator
 from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.packaged.attention import WordAttention, question_attention, word_attention
+from diptych.model.packaged.directory import DETECTOR, IMAGE_GENERATOR, PackageConfig
 from diptych.model.packaged.machine import Machine
+from diptych.model.packaged.parts import Parts
+from diptych.model.precision import resolve_precision
+from diptych.model.pretrained import load_transformer
 from diptych.model.tokenizer import CaptionTokenizer
 
 if TYPE_CHECKING:
     from diptych.features.detector.grid_detector import PyramidGridDetector
+
+
+def load_unified(folder: Path, config: PackageConfig, machine: Machine) -> Parts:
+    """Load a package of this family.
+
+    Raises:
+        UserError: a file is missing, unreadable or does not fit the others.
+    """
+    from diptych.features.detector.load import load_detector
+
+    model, tokenizer, codebook = load_transformer(folder, machine.device)
+    generator = load_image_generator(folder / IMAGE_GENERATOR, machine.device)
+    try:
+        detector = load_detector(folder / DETECTOR, machine.device)
+    except FeaturesError as error:
+        raise UserError(str(error)) from None
+    transformer = inference_transformer(model, resolve_precision(machine.device, machine.precision))
+    return unified_parts(
+        config, machine, transformer, tokenizer, codebook.float(), InferenceImageGenerator(generator), detector,
+        load_answer_table(folder, model.config.answers),
+    )  # fmt: skip
+
+
+def unified_parts(
+    config: PackageConfig,
+    machine: Machine,
+    transformer: UnifiedTransformer,
+    tokenizer: CaptionTokenizer,
+    codebook: Tensor,
+    generator: InferenceImageGenerator,
+    detector: PyramidGridDetector,
+    table: AnswerTable | None = None,
+) -> Parts:
+    """The parts of loaded networks; codebook: float32 ``[K, D]`` on the device."""
+    images = GridTokenizer(detector, codebook, generator, transformer.config.grid_size, machine)
+    captions = UnifiedCaptionDecoder(transformer, tokenizer, images)
+    paintings = UnifiedPaintDecoder(transformer, tokenizer, codebook, config.captioning.length)
+    return Parts(tokenizer, images, captions, paintings, UnifiedAnswerDecoder(captions), table)
 
 
 class GridTokenizer:
@@ -35,12 +83,13 @@ class GridTokenizer:
         detector: PyramidGridDetector,
         codebook: Tensor,
         generator: InferenceImageGenerator,
-        cells: int,
+        grid_size: int,
         machine: Machine,
     ) -> None:
-        """``codebook``: float32 ``[K, D]`` on the device; ``cells``: of the grid, 64."""
+        """``codebook``: float32 ``[K, D]`` on the device; ``grid_size``: cells along a side, 8."""
         self.detector, self.codebook, self.generator = detector, codebook, generator
-        self.cells, self.machine = cells, machine
+        self.grid_size, self.cells, self.machine = grid_size, grid_size**2, machine
+        self.image_size = generator.config.image_size
 
     @property
     def codebook_size(self) -> int:

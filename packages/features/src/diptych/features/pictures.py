@@ -1,0 +1,132 @@
+"""Pictures and captions of one split, straight from a manifest and the image files: for what needs neither features nor codes, and
+with the codes of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from diptych.features.errors import UserError
+from diptych.features.images import (
+    ImageError,
+    as_jpeg,
+    read_content,
+    read_image,
+    square_pictures,
+)
+from diptych.features.manifest import read_manifest, resolve_image
+from diptych.features.processor import usable_cores
+from diptych.features.store import FeatureReader
+
+
+class ManifestPictures:
+    """Samples of one split in any order, as `diptych.features.shards.reading.ShardDataset` has them but for features and codes.
+
+    table: a manifest, or scenes, which have no captions. Nothing is decoded before it is asked for.
+    Raises UserError when the table is missing or the split is empty.
+    """
+
+    def __init__(self, table: Path, split: str) -> None:
+        self.table_path, self.split = Path(table), split
+        rows = read_manifest(self.table_path)
+        self._rows = rows.filter(pc.equal(rows["split"], split))
+        if not len(self._rows):
+            raise UserError(f"{table}: no image is in the split {split!r}")
+        self.keys: list[str] = self._rows["image_id"].to_pylist()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def only(self, keys: Collection[str]) -> None:
+        """Leave out all pictures but these."""
+        kept = [index for index, key in enumerate(self.keys) if key in keys]
+        self._rows = self._rows.take(pa.array(kept, pa.int64()))
+        self.keys = [self.keys[index] for index in kept]
+
+    def leave_out_unreadable(self, most: float, section: str) -> list[ImageError]:
+        """Read every picture once and leave out those that are missing, damaged or others than the table describes; return why.
+
+        most: the share of all that may be so; section: of the parameters that says it, for the message.
+        Raises UserError where more are, or none is left.
+        """
+
+        def problem(index: int) -> ImageError | None:
+            file = self._file(index)
+            try:
+                read_image(read_content(file, self._rows["sha256"][index].as_py()), str(file))
+            except ImageError as error:
+                return error
+            return None
+
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            found = pool.map(problem, range(len(self)))
+            bar = tqdm(found, total=len(self), desc=f"reading {self.split}", unit="image", mininterval=1)
+            problems = list(bar)
+        bad = [error for error in problems if error is not None]
+        if len(bad) > most * len(self) or len(bad) == len(self):
+            raise UserError(
+                f"{section}: {len(bad)} of {len(self)} images of the split {self.split} cannot be read, more than "
+                f"{section}.max_failed_share = {most}; the first: {bad[0]}. Mend the images or raise the share"
+            )
+        if bad:
+            self.only({key for key, error in zip(self.keys, problems, strict=True) if error is None})
+        return bad
+
+    def meta(self, index: int) -> dict[str, Any]:
+        """`image_id, split, objects, width, height`, and `captions` where the table has them."""
+        row = self._rows.slice(index, 1).to_pylist()[0]
+        return {name: value for name, value in row.items() if name not in ("path", "sha256")}
+
+    def captions(self, index: int) -> list[str]:
+        """The reference captions of a sample."""
+        return self._rows["captions"][index].as_py()
+
+    def image_bytes(self, index: int) -> bytes:
+        """The image as an encoded JPEG."""
+        file = self._file(index)
+        return as_jpeg(file.read_bytes(), str(file))
+
+    def images(self, indices: Sequence[int] | np.ndarray, size: int) -> Tensor:
+        """Decoded images, uint8 [n, 3, size, size]; others than square ones are squeezed.
+
+        Raises UserError where one is missing or damaged."""
+
+        def read(index: int) -> Image.Image:
+            try:
+                return read_image(self._file(index))
+            except ImageError as error:
+                raise UserError(f"{error}; mend or remove it, then run `dvc repro dataset`") from None
+
+        return square_pictures(read, indices, size)
+
+    def _file(self, index: int) -> Path:
+        return resolve_image(self.table_path, self._rows["path"][int(index)].as_py())
+
+
+class TokenizedPictures(ManifestPictures):
+    """Those pictures of a split that have codes in a folder that the store has linked.
+
+    made_by: what a user runs to make that folder, for messages.
+    """
+
+    def __init__(self, table: Path, split: str, codes: Path, made_by: str) -> None:
+        super().__init__(table, split)
+        self._codes = FeatureReader(codes, made_by)
+        places = {key: place for place, key in enumerate(self._codes.image_ids())}
+        self.only(places.keys())
+        self._places = [places[key] for key in self.keys]
+        self.image_tokenizer: str = self._codes.meta["image_tokenizer"]
+        self.codebook_size: int = self._codes.meta["codebook_size"]
+
+    def codes(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Codes, int64 [n, cells]."""
+        return self._codes.rows([self._places[index] for index in indices]).astype(np.int64)

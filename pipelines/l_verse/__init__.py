@@ -1,0 +1,1 @@
+"""L-Verse's own stages (docs/l-verse.md)."""
