@@ -9,6 +9,7 @@
 # make compare-stages      stage 2 against stage 1 over three seeds, in metrics/ (after make run)
 # make table1   the paper's table 1 in miniature, every row over five seeds: ablations/table1/index.html (docs/ablations.md)
 # make x-lxmert  X-LXMERT: pretraining, fine-tuning on VQA, GQA and NLVR2: ablations/x_lxmert/index.html (docs/x-lxmert.md)
+# make l-verse  L-Verse, trained from pixels: ablations/l_verse/index.html (docs/l-verse.md)
 # make table-x-lxmert  X-LXMERT's tables in miniature, and X-UNITER: ablations/table_x_lxmert/index.html (docs/x-lxmert.md)
 # make compare-attentions  masked against prefix captions over three seeds, in benchmarks/results (after make run)
 # make doctor   what this machine and clone lack to run, and what to do
@@ -30,7 +31,7 @@ PIPELINE := dvc dvc-ssh hydra-core ruamel.yaml psutil
 TOOLS := ruff mypy import-linter pytest pytest-xdist h5py selenium httpx2 torch-fidelity vector-quantize-pytorch
 PIP_INSTALL := python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-all smoke profile bench seeds table1 compare-generators compare-stages x-lxmert compare-attentions doctor team-cache clean lint setup
+.PHONY: run test test-all smoke profile bench seeds table1 compare-generators compare-stages x-lxmert l-verse compare-attentions doctor team-cache clean lint setup
 
 run: $(VENV)/.complete
 	@python -m pipelines.runner.check
@@ -78,6 +79,11 @@ x-lxmert: $(VENV)/.complete
 	dvc repro pipelines/x_lxmert/dvc.yaml
 	@echo "Page: $(CURDIR)/ablations/x_lxmert/index.html"
 
+l-verse: $(VENV)/.complete
+	@python -m pipelines.runner.check
+	dvc repro pipelines/l_verse/dvc.yaml
+	@echo "Page: $(CURDIR)/ablations/l_verse/index.html"
+
 compare-attentions: $(VENV)/.complete
 	python -m benchmarks.attention
 
@@ -123,4 +129,4 @@ $(VENV)/.complete-tools: $(VENV)/.complete
 	@touch $(VENV)/.complete $@
 
 clean:
-	rm -rf $(VENV) code data/{dataset,features,codebook,shards,generated,evaluation.parquet,evaluation_answers.parquet,evaluation_figures.json,x_lxmert} models plots report ablations comparison metrics/stages .cache/training .cache/unfinished .cache/seeds .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) code data/{dataset,features,codebook,shards,generated,evaluation.parquet,evaluation_answers.parquet,evaluation_figures.json,x_lxmert,l_verse} models plots report ablations comparison metrics/stages .cache/training .cache/unfinished .cache/seeds .mypy_cache .pytest_cache .ruff_cache

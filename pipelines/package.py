@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,12 +13,13 @@ from diptych.features.images import read_image
 from diptych.features.shards.reading import ShardDataset
 from diptych.model.decoding.options import AnswerOptions, CaptionOptions, PaintOptions
 from diptych.model.networks.image_generator import load_image_generator
-from diptych.model.packaged.card import CardFacts, model_card
+from diptych.model.packaged.card import CardFacts, model_card, unified_facts
 from diptych.model.packaged.directory import EXPORTED, Common, write_package, write_sums
 from diptych.model.packaged.examples import Examples, collect_examples
 from diptych.model.packaged.export import export_programs
 from diptych.model.pretrained import load_transformer
 from pipelines.measuring.clips import pretrained_name, read_clip
+from pipelines.measuring.packages import megabytes, with_intervals
 from pipelines.runner.params import at_least, read_params
 from pipelines.runner.stage import Stage, commit, run
 
@@ -95,7 +96,7 @@ def main(stage: Stage, params: PackageParams) -> None:
                 scorer_name=pretrained_name(SCORER),
                 weights=params.weights,
                 origin={"title": params.title, "commit": facts.commit},
-                card=model_card(facts, TRANSFORMER, GENERATOR),
+                card=model_card(facts, unified_facts(TRANSFORMER, GENERATOR)),
             ),
         )
         metrics = {"weights_megabytes": megabytes(folder, "*.safetensors")}
@@ -114,19 +115,6 @@ def options(generate: Mapping[str, Any]) -> tuple[CaptionOptions, PaintOptions, 
         PaintOptions(**generate["paint"]),
         AnswerOptions(**generate["answer"]),
     )
-
-
-def with_intervals(figures: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """What `evaluate` has measured as text by name: the value, its 95% interval where there is one, and of how many."""
-    texts = {}
-    for figure in figures:
-        if figure["value"] is None:
-            continue
-        texts[figure["name"]] = f"{figure['value']:.3f}"
-        if figure["low"] is not None:
-            texts[figure["name"]] += f" ({figure['low']:.3f} to {figure['high']:.3f})"
-        texts[figure["name"]] += f", n = {figure['n']:,}"
-    return texts
 
 
 def examples(params: PackageParams) -> Examples:
@@ -169,11 +157,6 @@ def export(folder: Path, captioning: CaptionOptions, painting: PaintOptions) -> 
         torch.from_numpy(test.grid(chosen)).float(),
         [test.captions(index)[0] for index in chosen],
     )
-
-
-def megabytes(folder: Path, pattern: str) -> float:
-    """Size of the files below a folder, in millions of bytes."""
-    return sum(path.stat().st_size for path in folder.rglob(pattern) if path.is_file()) / 1e6
 
 
 if __name__ == "__main__":

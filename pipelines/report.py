@@ -14,18 +14,19 @@ from diptych.features.codebook.reading import load_cluster_sizes
 from pipelines.reporting.answers import answer_galleries
 from pipelines.reporting.failures import failures, shares_by_class
 from pipelines.reporting.histories import read_history
-from pipelines.reporting.pictures import clusters, generator_samples, step_by_step, training_samples
-from pipelines.reporting.test_set import (
-    add_caption_scores,
-    galleries,
-    meanings,
-    read_pictures,
-    rows_of_test_set,
+from pipelines.reporting.pictures import (
+    clusters,
+    repainted_samples,
+    repainted_sheet,
+    step_by_step,
+    training_samples,
 )
+from pipelines.reporting.test_set import read_test_set
 from pipelines.runner.params import at_least, read_params
 from pipelines.runner.stage import Stage, commit, run
 
 CODEBOOK = Path("data/codebook")
+GENERATED, VERDICTS = Path("data/generated/test.parquet"), Path("data/evaluation.parquet")
 # a page of its own: the report would otherwise wait for hours of trainings
 TABLE1 = {
     "title": "The paper's table 1 in miniature: each claim with its verdict, and the samplers",
@@ -66,24 +67,15 @@ def main(stage: Stage, params: ReportParams) -> None:
     stage.write_metrics("metrics/stages.json", {"profile": params.profile, **minutes, "total.minutes": total})
 
     figures = json.loads(Path("data/evaluation_figures.json").read_text(encoding="utf-8"))
-    rows = rows_of_test_set()
-    painted = [row for row in rows if row["prompt"] is not None]
-    captioned = [row for row in rows if row["caption"] is not None]
-    add_caption_scores(captioned)
-    pictures = galleries(painted, "painted_score", "painted_right", params.pictures, stage.seed)
-    captions = galleries(captioned, "caption_score", "caption_right", params.captions, stage.seed + 1)
-    shown = {row["row"]: row for choice in (*pictures.values(), *captions.values()) for row in choice}
-    contents = read_pictures(sorted(shown))
-    for row in (row for choice in (*pictures.values(), *captions.values()) for row in choice):
-        row |= contents[row["row"]]
+    test = read_test_set(params.captions, params.pictures, stage.seed, GENERATED, VERDICTS)
     answers, asked = answer_galleries(params.captions, stage.seed + 2)
-    repainted = generator_samples()
+    repainted = repainted_samples(Path("plots/image_generator_samples.parquet"), params.evaluations)
     sizes = load_cluster_sizes(CODEBOOK)
     inputs = ReportInputs(
         title="Diptych",
         profile=params.profile,
         commit=commit(),
-        data=f"measured on {len(captioned):,} captions and {len(painted):,} painted pictures",
+        data=test.data,
         parameters=read_params(),
         metrics={
             name: read_json(Path(f"metrics/{name}.json"))
@@ -93,35 +85,32 @@ def main(stage: Stage, params: ReportParams) -> None:
         targets=params.targets or {},
         ceilings=params.ceilings or {},
         curves=read_curves(),
-        captions=captions,
+        captions=test.captions,
         answers=answers,
-        pictures=pictures,
+        pictures=test.pictures,
         choices={
-            "captions": meanings(len(captioned), "CIDEr-D of the caption against its references"),
-            "pictures": meanings(len(painted), "CLIPScore of painting and sentence by the judge"),
+            **test.choices,
             "answers": {
                 "random": f"drawn by the seed from {asked:,} questions",
                 "wrong": "drawn by the seed from those whose answer counts less than half",
             },
         },
-        painting=step_by_step(pictures["random"][: params.steps]),
+        painting=step_by_step(test.pictures["random"][: params.steps]),
         cluster_sizes=sizes.tolist(),
         clusters=clusters(sizes, params.clusters, stage.seed),
-        bars=shares_by_class(painted, captioned),
-        failures=failures(painted, captioned, figures),
+        bars=shares_by_class(test.painted, test.captioned),
+        failures=failures(test.painted, test.captioned, figures, Path("data/features")),
         progress=training_samples(params.evaluations),
-        reconstructions=[{**entry, "steps": entry["steps"][-params.evaluations :]} for entry in repainted],
+        reconstructions=repainted,
         stages=[{"name": name, **cost} for name, cost in costs.items()],
         further=[TABLE1],
     )
     with stage.write("report") as folder:
         folder.mkdir()
         write_report(inputs, folder / "index.html")
-        contact_sheet(pictures["random"], columns=4).save(folder / "contact_sheet.png")
+        contact_sheet(test.pictures["random"], columns=4).save(folder / "contact_sheet.png")
         if repainted:
-            last = [{"real": entry["real"], "painted": entry["steps"][-1]["painted"]} for entry in repainted]
-            sheet = contact_sheet(last, columns=6, views=("real", "painted"))
-            sheet.save(folder / "reconstructions.png")
+            repainted_sheet(repainted).save(folder / "reconstructions.png")
     print(in_short(inputs.metrics["evaluate"]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from diptych.features.extraction.extract import EncodingConfig
 from diptych.features.pictures import TokenizedPictures
@@ -65,17 +66,33 @@ class BiARTParams:
 
 
 @dataclass(frozen=True)
+class PackageParams:
+    """title, data, limits: on the model card, as of the section `package`. weights: how BiART's matrices are stored. scorer: pack it,
+    for reranking and scores."""
+
+    title: str
+    data: str
+    limits: tuple[str, ...]
+    weights: Literal["float32", "bfloat16", "int8"]
+    scorer: bool
+
+
+@dataclass(frozen=True)
 class Params:
     """autoencoder: both AugVAE. tokens: how pictures are encoded. biart: the transformer. generate: as the section of that name;
     several samples of a picture or caption, of which the scorer takes one, are `generate.caption.samples` and
-    `generate.paint.samples` (L-Verse 3.6)."""
+    `generate.paint.samples` (L-Verse 3.6). package: the packaged model. pictures, captions: how many of each choice the page shows."""
 
     autoencoder: AutoencoderParams
     tokens: EncodingConfig
     biart: BiARTParams
     generate: GenerateParams
+    package: PackageParams
+    pictures: int
+    captions: int
 
     def __post_init__(self) -> None:
+        at_least(self, 1, "pictures", "captions")
         if any(wanted.answer for wanted in self.generate.sets.values()):
             raise ValueError("generate.sets: L-Verse does not answer questions; set answer to null")
 

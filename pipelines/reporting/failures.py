@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-CODEBOOK = Path("data/codebook")
-
 
 def main_object(row: Mapping[str, Any]) -> tuple[str, str] | None:
     """Class and colour of a picture's main object; None where no object has attributes."""
@@ -57,12 +55,16 @@ def failures(
     painted: Sequence[Mapping[str, Any]],
     captioned: Sequence[Mapping[str, Any]],
     figures: Sequence[Mapping[str, Any]],
+    stored: Path,
 ) -> list[dict[str, Any]]:
-    """What went wrong, counted by kind: pictures that could not be read, paintings, captions, figures."""
+    """What went wrong, counted by kind: pictures that could not be read, paintings, captions, figures. stored: the folder of
+    features or tokens that the feature store has linked."""
     import pyarrow.parquet as pq
 
-    lost = pq.read_table("data/features/failures.parquet", columns=["kind"])["kind"].to_pylist()
-    pictures = pq.read_metadata(CODEBOOK / "codes.parquet").num_rows + len(lost)
+    from diptych.features.store import FeatureReader
+
+    lost = pq.read_table(stored / "failures.parquet", columns=["kind"])["kind"].to_pylist()
+    pictures = len(FeatureReader(stored)) + len(lost)
     found: list[tuple[str, int, int, str]] = [
         (f"picture left out: {kind}", count, pictures, "not extracted; its captions are not used")
         for kind, count in Counter(lost).most_common()

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diptych.eval.report.pictures import cell_patches
+from diptych.eval.report.sheet import contact_sheet
 from diptych.features.codebook.reading import load_codebook, read_codes
 from pipelines.reporting.test_set import chosen
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
 CODEBOOK = Path("data/codebook")
 MOST_STEPS = 7  # of a painting that are shown
@@ -37,17 +39,24 @@ def training_samples(evaluations: int) -> list[dict[str, Any]]:
     return list(entries.values())
 
 
-def generator_samples() -> list[dict[str, Any]]:
-    """The same val pictures repainted during the image generator's training: an entry per picture, steps in order."""
+def repainted_samples(file: Path, evaluations: int) -> list[dict[str, Any]]:
+    """The same val pictures repainted at the last evaluations of a training that has written `file`: an entry per picture, steps in
+    order."""
     import pyarrow.parquet as pq
 
     entries: dict[str, dict[str, Any]] = {}
-    for sample in pq.read_table("plots/image_generator_samples.parquet").to_pylist():
+    for sample in pq.read_table(file).to_pylist():
         entry = entries.setdefault(
             sample["image_id"], {key: sample[key] for key in ("image_id", "real")} | {"steps": []}
         )
         entry["steps"].append({key: sample[key] for key in ("step", "painted")})
-    return list(entries.values())
+    return [{**entry, "steps": entry["steps"][-evaluations:]} for entry in entries.values()]
+
+
+def repainted_sheet(entries: Sequence[Mapping[str, Any]]) -> Image.Image:
+    """Real pictures and what the last evaluation made of them, side by side."""
+    last = [{"real": entry["real"], "painted": entry["steps"][-1]["painted"]} for entry in entries]
+    return contact_sheet(last, columns=6, views=("real", "painted"))
 
 
 def step_by_step(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,49 @@ from diptych.eval.report.marks import mark_words
 if TYPE_CHECKING:
     import pyarrow as pa
 
-GENERATED = Path("data/generated/test.parquet")
+
+@dataclass(frozen=True)
+class TestSet:
+    """captioned, painted: rows of :func:`rows_of_test_set`. captions, pictures: galleries of them by choice, with their pictures."""
+
+    __test__ = False  # pytest
+
+    captioned: list[dict[str, Any]]
+    painted: list[dict[str, Any]]
+    captions: dict[str, list[dict[str, Any]]]
+    pictures: dict[str, list[dict[str, Any]]]
+
+    @property
+    def data(self) -> str:
+        """What was measured, in words."""
+        return f"measured on {len(self.captioned):,} captions and {len(self.painted):,} painted pictures"
+
+    @property
+    def choices(self) -> dict[str, dict[str, str]]:
+        """What the choices of the galleries mean."""
+        return {
+            "captions": meanings(len(self.captioned), "CIDEr-D of the caption against its references"),
+            "pictures": meanings(len(self.painted), "CLIPScore of painting and sentence by the judge"),
+        }
 
 
-def rows_of_test_set() -> list[dict[str, Any]]:
+def read_test_set(captions: int, pictures: int, seed: int, generated: Path, verdicts: Path) -> TestSet:
+    """The test set that a stage has generated and another measured. captions, pictures: how many of each choice: drawn by the seed,
+    the best and the worst."""
+    rows = rows_of_test_set(generated, verdicts)
+    painted = [row for row in rows if row["prompt"] is not None]
+    captioned = [row for row in rows if row["caption"] is not None]
+    add_caption_scores(captioned)
+    of_pictures = galleries(painted, "painted_score", "painted_right", pictures, seed)
+    of_captions = galleries(captioned, "caption_score", "caption_right", captions, seed + 1)
+    shown = [row for choice in (*of_pictures.values(), *of_captions.values()) for row in choice]
+    contents = read_pictures(sorted({row["row"] for row in shown}), generated)
+    for row in shown:
+        row |= contents[row["row"]]
+    return TestSet(captioned, painted, of_captions, of_pictures)
+
+
+def rows_of_test_set(generated: Path, verdicts: Path) -> list[dict[str, Any]]:
     """Captions and prompts of the test set with what is true of their pictures, the marks of their words and the
     verdicts of `evaluate`; `row` is their place in the file. Pictures are not read: there may be tens of thousands."""
     import pyarrow.compute as pc
@@ -24,15 +64,15 @@ def rows_of_test_set() -> list[dict[str, Any]]:
 
     from diptych.features.manifest import read_manifest
 
-    rows = pq.read_table(GENERATED, columns=["image_id", "caption", "prompt"])
+    rows = pq.read_table(generated, columns=["image_id", "caption", "prompt"])
     manifest = read_manifest(Path("data/dataset/manifest.parquet"))
     labels, colors = vocabulary(manifest)
     columns = ["image_id", "captions", "objects", "width", "height"]
     chosen = manifest.filter(pc.is_in(manifest["image_id"], value_set=rows["image_id"].combine_chunks()))
     known = {row["image_id"]: row for row in chosen.select(columns).to_pylist()}
-    verdicts = pq.read_table("data/evaluation.parquet").to_pylist()
+    judged = pq.read_table(verdicts).to_pylist()
     result = []
-    for number, (row, verdict) in enumerate(zip(rows.to_pylist(), verdicts, strict=True)):
+    for number, (row, verdict) in enumerate(zip(rows.to_pylist(), judged, strict=True)):
         facts = known[row["image_id"]]
         row |= verdict | {"row": number, "references": facts["captions"], "objects": facts["objects"]}
         if row["caption"] is not None:
@@ -52,11 +92,11 @@ def vocabulary(manifest: pa.Table) -> tuple[set[str], set[str]]:
     return set(labels.to_pylist()), set(attributes.to_pylist())
 
 
-def read_pictures(rows: Sequence[int]) -> dict[int, dict[str, Any]]:
+def read_pictures(rows: Sequence[int], generated: Path) -> dict[int, dict[str, Any]]:
     """`real`, `reconstruction`, `painted` and `steps` of some rows of the test set, by row, a row group at a time."""
     import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(GENERATED)
+    file = pq.ParquetFile(generated)
     found: dict[int, dict[str, Any]] = {}
     start = 0
     for group in range(file.num_row_groups):

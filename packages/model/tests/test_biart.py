@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from diptych.model.decoding import biart as decoding
 from diptych.model.decoding.biart import caption_codes, paint_texts
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
+from diptych.model.decoding.paint import FixedCells
 from diptych.model.errors import UserError
 from diptych.model.networks.biart import GENERATED, REFERENCE, BiART, named_config
 from diptych.model.objectives.bidirectional import caption_losses, painting_losses
@@ -274,3 +275,60 @@ def test_what_does_not_fit_is_named(small) -> None:
         named_config("smoke", codebook_size=K, grid_size=4)
     with pytest.raises(UserError, match="reference_weight must be at least 0"):
         dataclasses.replace(CONFIG, reference_weight=-1.0)
+
+
+# What a packaged model asks for
+
+
+def test_given_cells_stay_and_are_seen_by_what_follows(small) -> None:
+    options = PaintOptions(method="rows", temperature=1.0, samples=2)
+    seeds = [1, 2, 3]
+    free = paint_texts(small.model, small.tokenizer, small.ids, options, seeds).codes
+    fixed = torch.zeros(3, 16, dtype=torch.bool)
+    fixed[:, [0, 5]] = True
+    given = FixedCells(small.codes, fixed)
+    painted = paint_texts(small.model, small.tokenizer, small.ids, options, seeds, given).codes
+    wanted = small.codes.repeat_interleave(2, 0)
+    assert painted[:, [0, 5]].equal(wanted[:, [0, 5]]) and not painted.equal(free)
+    everything = FixedCells(small.codes, torch.ones_like(fixed))
+    assert paint_texts(small.model, small.tokenizer, small.ids, options, seeds, everything).codes.equal(wanted)
+    # cells before the first given one see nothing of it
+    late = torch.zeros_like(fixed)
+    late[:, 9] = True
+    painted = paint_texts(small.model, small.tokenizer, small.ids, options, seeds, FixedCells(small.codes, late)).codes
+    assert painted[:, :9].equal(free[:, :9])
+    with pytest.raises(UserError, match="fixed cells"):
+        paint_texts(small.model, small.tokenizer, small.ids, options, seeds, FixedCells(small.codes + K, fixed))
+
+
+def test_steps_are_rows_of_cells(small) -> None:
+    options = PaintOptions(method="rows", temperature=1.0, samples=2)
+    last = torch.zeros(3, 16, dtype=torch.bool)
+    last[:, 15] = True
+    painted = paint_texts(
+        small.model, small.tokenizer, small.ids, options, [1, 2, 3], FixedCells(small.codes, last), keep_steps=True
+    )
+    assert painted.steps is not None and painted.steps.shape == (6, 4, 16)
+    assert painted.steps[:, -1].equal(painted.codes)
+    for row in range(4):
+        known = painted.steps[:, row] >= 0
+        assert known[:, : 4 * row + 4].all() and not known[:, 4 * row + 4 : 15].any() and known[:, 15].all()
+
+
+def test_where_words_look_is_what_attention_gives_to_cells(small) -> None:
+    """Against weights over the whole sequence, [SOI] and words included, computed layer by layer."""
+    model, n, t = small.model, 3, LENGTH - 1
+    image = model.read_image(small.codes)[1]
+    found = model.attention_to_image(small.ids[:, :-1], image)
+    assert found.shape == (n, t, 16)
+    torch.testing.assert_close(found.sum(-1), torch.ones(n, t))
+    tokens = torch.cat([model.image_tokens(small.codes, REFERENCE), model.text_tokens(small.ids[:, :-1], GENERATED)], 1)
+    hidden = torch.ones(17 + t, 17 + t).triu(1).bool()
+    shares = []
+    for layer in model.layers:
+        queries, keys, _ = layer.attention.project(layer.attention_norm(tokens))
+        scores = (queries @ keys.transpose(-1, -2) / queries.shape[-1] ** 0.5).masked_fill(hidden, -1e9)
+        cells = scores.softmax(-1)[:, :, 17:, 1:17].mean(1)
+        shares.append(cells / cells.sum(-1, keepdim=True))
+        tokens, _ = layer(tokens, torch.zeros(hidden.shape).masked_fill(hidden, -1e9))
+    torch.testing.assert_close(found, torch.stack(shares).mean(0), rtol=1e-4, atol=1e-5)

@@ -12,7 +12,7 @@ from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.errors import UserError
 from diptych.model.networks.image_generator import load_image_generator
 from diptych.model.packaged import export
-from diptych.model.packaged.card import CardFacts, model_card
+from diptych.model.packaged.card import CardFacts, model_card, unified_facts
 from diptych.model.pretrained import load_transformer
 
 TEXTS = ["a red kite floats.", "two blue boats rest on the sea.", "a green house."]
@@ -73,7 +73,7 @@ def test_a_card_tells_what_it_is_given(parts, answering_package: Path) -> None:
         weights="int8",
         exported=True,
     )
-    card = model_card(facts, parts.transformer, parts.image_generator)
+    card = model_card(facts, unified_facts(parts.transformer, parts.image_generator))
     for text in (
         "# A model",
         "4,000 train, 500 test",
@@ -90,6 +90,6 @@ def test_a_card_tells_what_it_is_given(parts, answering_package: Path) -> None:
         assert text in card
     assert "unknown" not in card and card.startswith("---\nlibrary_name: diptych")
     assert "answer" not in card
-    of_answers = model_card(facts, answering_package, parts.image_generator)
+    of_answers = model_card(facts, unified_facts(answering_package, parts.image_generator))
     for text in ("paints captions and answers questions", ", visual-question-answering]", "d.answer(", "captioned, asked"):
         assert text in of_answers

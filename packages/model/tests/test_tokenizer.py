@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
+from diptych.model.byte_pairs import learn_merges
 from diptych.model.errors import UserError
-from diptych.model.tokenizer import build_tokenizer, load_tokenizer
+from diptych.model.tokenizer import build_byte_pairs, build_tokenizer, count_words, load_tokenizer
 
 
 def test_round_trip_and_layout(tiny):
@@ -114,3 +118,40 @@ def test_errors(tiny, tmp_path):
         tiny.tokenizer.encode(["a kite"], 2)
     with pytest.raises(UserError, match="tokenizer.json"):
         load_tokenizer(tmp_path)
+
+
+def test_byte_pairs_merge_the_most_frequent_pair_each_time() -> None:
+    """Against counting all pairs anew for every merge."""
+    captions = ["two red kites over the sea.", "a red boat on the water.", "the redder kite.", "boats are there."] * 2
+    words = count_words(captions)
+    merges = learn_merges(words, 30)
+    pieces = {word: [word[0], *(f"##{letter}" for letter in word[1:])] for word in words}
+    for found in merges:
+        counts: Counter[tuple[str, str]] = Counter()
+        for word, parts in pieces.items():
+            for pair in pairwise(parts):
+                counts[pair] += words[word]
+        assert found == min(counts, key=lambda pair: (-counts[pair], pair))
+        for word, parts in pieces.items():
+            left: list[str] = []
+            for part in parts:
+                if left and (left[-1], part) == found:
+                    left[-1] += part.removeprefix("##")
+                else:
+                    left.append(part)
+            pieces[word] = left
+    assert all(len(parts) == 1 for word, parts in pieces.items() if words[word] > 1)
+
+
+def test_a_tokenizer_of_byte_pairs(tmp_path: Path) -> None:
+    captions = ["two red kites over the sea.", "a red boat on the water."] * 3
+    tokenizer = build_byte_pairs(captions, 200)
+    assert len(tokenizer) <= 200 and tokenizer.vocabulary == build_byte_pairs(captions[::-1], 200).vocabulary
+    ids = tokenizer.encode(["Two red kites over the sea", "zebras swim."], 24)
+    assert [tokenizer.decode(row) for row in ids] == ["two red kites over the sea.", "zebras swim."]
+    assert int((ids[0] != tokenizer.pad).sum()) == 9, "frequent words are one piece: [CLS] two red kites over the sea . [SEP]"
+    tokenizer.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert again.encode(["two zebras."], 12).equal(tokenizer.encode(["two zebras."], 12))
+    with pytest.raises(UserError, match="pieces is 20, but special tokens and characters alone are"):
+        build_byte_pairs(captions, 20)

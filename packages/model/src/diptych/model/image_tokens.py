@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diptych.features.detector.grid_detector import hash_weights
 from diptych.features.images import resize_square, to_uint8_tensor
-from diptych.features.store import Values, code_values
 from diptych.model.errors import UserError
 from diptych.model.networks.aug_vae import AugVAE, load_aug_vae
 from diptych.model.pixels import from_uint8
@@ -19,6 +17,8 @@ from diptych.model.pixels import from_uint8
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
+
+    from diptych.features.store import Values
 
 # What a store's key says of how pictures reach the network.
 PREPROCESSING = "RGB, squeezed to a square (bicubic, antialiased), -1..1"
@@ -52,6 +52,8 @@ class AugVAEEncoder:
     @property
     def values(self) -> Values:
         """Uint16 ``[cells]``."""
+        from diptych.features.store import code_values  # brings Parquet, which a packaged model does without
+
         return code_values(self.model.config.cells)
 
     @property
@@ -83,4 +85,6 @@ class AugVAEEncoder:
 
 def image_tokenizer_hash(model: AugVAE) -> str:
     """sha256 over the weights and the codebook."""
+    from diptych.features.detector.grid_detector import hash_weights  # brings what trains detectors
+
     return hash_weights(model.state_dict())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from diptych.model.byte_pairs import CONTINUATION, joined, learn_merges
 from diptych.model.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ _HALVES = re.compile("[\ud800-\udfff]")
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SPECIAL_NAMES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 STOP = "."
-CONTINUATION = "##"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 
@@ -245,26 +245,25 @@ def build_tokenizer(captions: Iterable[str], min_count: int) -> CaptionTokenizer
 
 
 def build_byte_pairs(captions: Iterable[str], pieces: int) -> CaptionTokenizer:
-    """Build a vocabulary of at most ``pieces`` from training captions by merging the most frequent pairs (Sennrich et al. 2016;
-    L-Verse 3.5 has 49,808). Words are split and cased as by :func:`build_tokenizer`, and the special tokens and characters are the
-    same; merges stay within words."""
-    from tokenizers import models, trainers
+    """Build a vocabulary of at most ``pieces`` from training captions by byte-pair encoding (:func:`learn_merges`; L-Verse 3.5 has
+    49,808). Words are split and cased as by :func:`build_tokenizer`, and the special tokens and characters are the same.
+
+    Raises:
+        UserError: special tokens and characters alone are more than ``pieces``.
+    """
+    from tokenizers import models
 
     counts = count_words(captions)
-    backend = bert_style(models.BPE(unk_token="[UNK]", continuing_subword_prefix=CONTINUATION))
-    trainer = trainers.BpeTrainer(
-        vocab_size=pieces,
-        min_frequency=2,
-        show_progress=False,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=characters_of(counts),
-        continuing_subword_prefix=CONTINUATION,
+    characters = characters_of(counts)
+    tokens = [*SPECIAL_TOKENS, *characters, *(f"{CONTINUATION}{character}" for character in characters)]
+    if len(tokens) > pieces:
+        raise UserError(f"pieces is {pieces}, but special tokens and characters alone are {len(tokens)}")
+    merges = learn_merges(counts, pieces - len(tokens))
+    vocabulary = dict.fromkeys([*tokens, *map(joined, merges)])
+    numbered = {token: index for index, token in enumerate(vocabulary)}
+    return CaptionTokenizer(
+        bert_style(models.BPE(numbered, merges, unk_token="[UNK]", continuing_subword_prefix=CONTINUATION))
     )
-    # every word as often as it occurs: merges depend on the counts alone
-    backend.train_from_iterator(
-        (word for word, count in sorted(counts.items()) for _ in range(count)), trainer
-    )
-    return CaptionTokenizer(backend)
 
 
 def count_words(captions: Iterable[str]) -> Counter[str]:

@@ -48,6 +48,8 @@ class AugVAEConfig:
         code_dim: width of a code, D [256].
         residual_blocks: at each resolution [2].
         norm_groups: of group norm [32]; divides ``channels``.
+        patch_size: pixels a side of the patches that the finest maps are of [1]; 2 spares the finest resolution, which takes most of the
+            time where pictures are small.
     """
 
     image_size: int
@@ -59,6 +61,7 @@ class AugVAEConfig:
     code_dim: int
     residual_blocks: int
     norm_groups: int
+    patch_size: int = 1
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -83,6 +86,19 @@ class AugVAEConfig:
                 f"autoencoder config: image_size must be a multiple of {4 * 2 ** (self.levels - 1)} for {self.levels} levels, is "
                 f"{self.image_size}"
             )
+
+        if self.patch_size not in (1, 2):
+            raise UserError(f"autoencoder config: patch_size must be 1 or 2, is {self.patch_size}")
+
+    @property
+    def first_level(self) -> tuple[int, ...]:
+        """Factors of the channels at the resolutions that the first level passes, the finest first."""
+        return FIRST_LEVEL[self.patch_size - 1 :]
+
+    @property
+    def patch_channels(self) -> int:
+        """Numbers of a patch."""
+        return 3 * self.patch_size**2
 
     @property
     def built_levels(self) -> int:
@@ -247,9 +263,10 @@ class AugVAE(nn.Module):
         super().__init__()
         self.config = config
         levels, width = config.built_levels, config.width
-        factors = [FIRST_LEVEL, *[FURTHER_LEVELS] * (levels - 1)]
+        factors = [config.first_level, *[FURTHER_LEVELS] * (levels - 1)]
         self.encoders = nn.ModuleList(
-            Encoder(config, width if level else 3, factors[level]) for level in range(levels)
+            Encoder(config, width if level else config.patch_channels, factors[level])
+            for level in range(levels)
         )
         self.before_codes = nn.ModuleList(nn.Conv2d(width, config.code_dim, 1) for _ in config.coded_levels)
         self.after_codes = nn.ModuleList(nn.Conv2d(config.code_dim, width, 1) for _ in config.coded_levels)
@@ -258,7 +275,7 @@ class AugVAE(nn.Module):
             Decoder(
                 config,
                 width if level == config.levels - 1 else 2 * width,
-                width if level else 3,
+                width if level else config.patch_channels,
                 factors[level],
             )
             for level in range(levels)
@@ -273,7 +290,7 @@ class AugVAE(nn.Module):
         size = self.config.image_size
         if pixels.shape[1:] != (3, size, size):
             raise UserError(f"pixels must be [n, 3, {size}, {size}], are {list(pixels.shape)}")
-        maps = pixels
+        maps = F.pixel_unshuffle(pixels, self.config.patch_size)
         found: list[Tensor] = []
         for level, encoder in enumerate(self.encoders):
             maps = encoder(maps)
@@ -309,7 +326,7 @@ class AugVAE(nn.Module):
                 maps = self.expansions[level](self.after_codes[0](vectors[0]) if below is None else below)
             below = self.decoders[level](maps)
         assert below is not None
-        return below
+        return F.pixel_shuffle(below, self.config.patch_size)
 
     def forward(
         self, pixels: Tensor, candidates: Sequence[tuple[Tensor, Tensor]] | None = None

@@ -65,6 +65,7 @@ class VectorQuantizer(nn.Module):
             candidates: vectors that a step offers in the place of such codes (:meth:`forward`).
         """
         self.decay, self.dead_share = decay, dead_share
+        self.passes = False  # vectors as they are, before the codebook starts
         self._seen_counts, self._seen_sums = torch.zeros_like(self.counts), torch.zeros_like(self.sums)
         self._offered = self.sums.new_zeros(candidates, self.sums.shape[1])
         self._is_offered = self.sums.new_zeros(candidates)
@@ -85,7 +86,8 @@ class VectorQuantizer(nn.Module):
     def forward(self, vectors: Tensor, candidates: tuple[Tensor, Tensor] | None = None) -> Quantized:
         """Quantize ``vectors`` ``[n, D, h, w]``, in float32: near codes are not told apart in less.
 
-        In training mode what is seen is added to the step's sums (:meth:`running_sums`).
+        In training mode what is seen is added to the step's sums (:meth:`running_sums`). While ``passes`` is true, the vectors are
+        left as they are, and there is no commitment.
 
         Args:
             candidates: numbers of vectors, int64, counted over ``[n, h, w]``, and the places among all of the step's candidates
@@ -96,6 +98,8 @@ class VectorQuantizer(nn.Module):
 
         with torch.autocast(vectors.device.type, enabled=False):
             rows = vectors.float().permute(0, 2, 3, 1)  # [n, h, w, D]
+            if self.passes:
+                return Quantized(vectors.float(), nearest_codes(rows, self.embedding), rows.new_zeros(()))
             with torch.no_grad():
                 codes = nearest_codes(rows, self.embedding)
                 found = F.embedding(codes, self.embedding)
@@ -121,6 +125,8 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def move_means(self) -> None:
         """End the step: the means move by what it has seen, and the codes with them."""
+        if self.passes:
+            return
         self.counts.lerp_(self._seen_counts, 1 - self.decay)
         self.sums.lerp_(self._seen_sums, 1 - self.decay)
         total = self.counts.sum()

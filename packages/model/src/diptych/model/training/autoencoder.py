@@ -70,6 +70,8 @@ class AutoencoderTrainingConfig(LoopConfig):
             whole pictures.
         decay: of the codebook's moving means [0.99].
         start_pictures: pictures from whose vectors the codebook starts; 0: from the weights it has [0].
+        start_step: before this step nothing is quantized [0]: what no code tells is not learned before it, such as colours where the
+            codes are of shapes, and codes are not of what is not learned.
         dead_share, candidates: codes with fewer vectors than this share of the mean are replaced by vectors of the batch, at most
             so many in a step [0, 0].
         evaluation: what is measured and shown on val pictures meanwhile; None: nothing.
@@ -86,6 +88,7 @@ class AutoencoderTrainingConfig(LoopConfig):
     least_crop: float = 1.0
     decay: float = 0.99
     start_pictures: int = 0
+    start_step: int = 0
     dead_share: float = 0.0
     candidates: int = 0
     evaluation: SampleConfig | None = None
@@ -99,6 +102,14 @@ class AutoencoderTrainingConfig(LoopConfig):
             raise UserError(f"least_crop must be in (0, 1], is {self.least_crop}")
         if self.start_pictures < 0 or self.candidates < 0:
             raise UserError("start_pictures and candidates must be at least 0")
+        if not 0 <= self.start_step < self.steps:
+            raise UserError(
+                f"start_step must be at least 0 and below steps ({self.steps}), is {self.start_step}"
+            )
+        if self.start_step and not self.start_pictures:
+            raise UserError(
+                "start_step: a codebook that starts later starts from pictures; give start_pictures"
+            )
         if bool(self.dead_share) != bool(self.candidates):
             raise UserError("give both of dead_share and candidates, or 0 for both")
 
@@ -172,7 +183,8 @@ class AutoencoderSteps:
     def pieces(self, step: int, data: list[Tensor]) -> list[Piece]:
         """The batch's loss is the mean over pictures. Crops, and the vectors that are offered as codes, are drawn here for the
         whole batch."""
-        if step == 0 and self.config.start_pictures:
+        self.model.quantizer.passes = step < self.config.start_step
+        if step == self.config.start_step and self.config.start_pictures:
             self.start_codebook()
         squares, offered = torch.rand(self.config.batch_size, 3), self.draw_candidates()
         return [
@@ -214,12 +226,18 @@ class AutoencoderSteps:
         """Start from train pictures, the same in all processes: first scale what is quantized to mean 0 and variance 1, by the 1x1
         convolutions before it, then take its vectors as codes.
 
-        Random encoders make nearly the same of all pictures, and a decoder, whose biases are larger, would learn to do without.
+        Random encoders make nearly the same of all pictures, and a decoder, whose biases are larger, would learn to do without. Where
+        the decoder has learned already, what it makes of the vectors stays the same.
         """
         processes, model = current_processes(), self.model
-        moved = [*model.before_codes.parameters(), *model.quantizer.buffers()]
+        moved = [
+            *model.before_codes.parameters(),
+            *model.after_codes.parameters(),
+            *model.quantizer.buffers(),
+        ]
         if processes.rank == 0:
-            vectors = standardise(model.before_codes, self.start_vectors())
+            after = model.after_codes if self.config.start_step else None
+            vectors = standardise(model.before_codes, self.start_vectors(), after)
             generator = torch.Generator().manual_seed(self.config.seed)
             model.quantizer.start(torch.cat(vectors, 1).T, generator)
         else:
@@ -241,15 +259,23 @@ class AutoencoderSteps:
         return [torch.cat(vectors, 1) for vectors in found]
 
 
-def standardise(convolutions: Iterable[nn.Module], made: Iterable[Tensor]) -> list[Tensor]:
+def standardise(
+    convolutions: Iterable[nn.Module], made: Iterable[Tensor], readers: Iterable[nn.Module] | None = None
+) -> list[Tensor]:
     """Scale and shift 1x1 convolutions so that each channel of what they have ``made``, float ``[D, m]``, has mean 0 and variance
-    1; return what they make now."""
+    1; return what they make now. ``readers``: 1x1 convolutions that read it, to undo both."""
     standard = []
-    for convolution, vectors in zip(convolutions, made, strict=True):
+    following = list(readers) if readers is not None else []
+    for place, (convolution, vectors) in enumerate(zip(convolutions, made, strict=True)):
         assert isinstance(convolution, nn.Conv2d) and convolution.bias is not None
         mean, scale = vectors.double().mean(1), vectors.double().std(1).clamp(min=1e-6)
         convolution.weight /= scale[:, None, None, None]
         convolution.bias.copy_((convolution.bias - mean) / scale)
+        if following:
+            reader = following[place]
+            assert isinstance(reader, nn.Conv2d) and reader.bias is not None
+            reader.bias += reader.weight[:, :, 0, 0].double() @ mean
+            reader.weight *= scale[None, :, None, None]
         standard.append(((vectors - mean[:, None]) / scale[:, None]).float())
     return standard
 

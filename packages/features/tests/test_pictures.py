@@ -1,0 +1,138 @@
+"""Pictures straight from the manifest, codes in the store, and any encoder behind extraction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diptych.features.errors import UserError
+from diptych.features.extraction.extract import EncodingConfig, encode_images
+from diptych.features.files import sha256_of
+from diptych.features.images import read_image, resize_square, to_uint8_tensor
+from diptych.features.manifest import read_manifest, write_manifest
+from diptych.features.pictures import ManifestPictures, TokenizedPictures
+from diptych.features.store import FeatureReader, Values, code_values
+
+COUNT = 14
+CONFIG = EncodingConfig(
+    batch_size=4, part_size=5, max_failed_share=0.0, retry_failed=False, ray_address=None, precision="float32"
+)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """Ten training pictures and four others, of several sizes and two kinds of file."""
+    rows = []
+    for number in range(COUNT):
+        size = (20 + number, 24)
+        path = tmp_path / f"{number}.{'png' if number % 2 else 'jpg'}"
+        Image.new("RGB", size, (number * 15, 255 - number * 9, 7)).save(path)
+        rows.append(
+            {
+                "image_id": f"i{number}", "split": "train" if number < 10 else "val", "path": path.name, "width": size[0],
+                "height": size[1], "sha256": sha256_of(path), "captions": [f"picture {number}."], "objects": None,
+            }
+        )  # fmt: skip
+    write_manifest(rows, tmp_path / "manifest.parquet")
+    return tmp_path / "manifest.parquet"
+
+
+@dataclass(frozen=True)
+class FakeTokenizer:
+    """Codes of six cells: the first is the picture's red, the others count up from it."""
+
+    salt: str = "a"
+
+    def __call__(self, device: str) -> FakeTokenizer:
+        return self
+
+    @property
+    def values(self) -> Values:
+        return code_values(6)
+
+    @property
+    def meta(self) -> dict:
+        return {"image_tokenizer": self.salt, "cells": 6, "codebook_size": 300}
+
+    def input_size(self, width: int, height: int) -> tuple[int, int]:
+        return 8, 8
+
+    def prepare(self, image: Image.Image) -> torch.Tensor:
+        return to_uint8_tensor(resize_square(image, 8))
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, 0, 4, 4].long()[:, None] + torch.arange(6)
+
+
+def encoded(manifest: Path, out: str, load=FakeTokenizer(), config: EncodingConfig = CONFIG) -> dict[str, int]:
+    folder = manifest.parent
+    return encode_images(
+        read_manifest(manifest), manifest, load, folder / "store", folder / out, config, 0, 1, "cpu", "l_verse.tokens"
+    )
+
+
+def expected(manifest: Path, pictures: ManifestPictures) -> np.ndarray:
+    reds = pictures.images(range(len(pictures)), 8)[:, 0, 4, 4].long()
+    return (reds[:, None] + torch.arange(6)).numpy()
+
+
+def test_pictures_are_those_of_the_split(manifest: Path) -> None:
+    pictures = ManifestPictures(manifest, "train")
+    assert pictures.keys == [f"i{number}" for number in range(10)] and len(pictures) == 10
+    assert pictures.captions(3) == ["picture 3."] and pictures.meta(3)["width"] == 23
+    images = pictures.images([3, 0], 16)
+    assert images.shape == (2, 3, 16, 16) and images.dtype == torch.uint8
+    own = to_uint8_tensor(resize_square(read_image(manifest.parent / "3.png"), 16))
+    assert images[0].equal(own)
+    assert pictures.image_bytes(0) == (manifest.parent / "0.jpg").read_bytes(), "a JPEG that needs no change is itself"
+    assert pictures.image_bytes(1)[:2] == b"\xff\xd8", "anything else becomes one"
+    with pytest.raises(UserError, match="no image is in the split 'test'"):
+        ManifestPictures(manifest, "test")
+
+
+def test_unreadable_pictures_are_left_out_up_to_a_share(manifest: Path) -> None:
+    (manifest.parent / "4.jpg").write_bytes(b"no picture")
+    (manifest.parent / "5.png").unlink()
+    Image.new("RGB", (25, 24)).save(manifest.parent / "6.jpg")
+    pictures = ManifestPictures(manifest, "train")
+    with pytest.raises(UserError, match=r"section: 3 of 10 images .* section.max_failed_share = 0.2; the first: .*4.jpg"):
+        pictures.leave_out_unreadable(0.2, "section")
+    problems = pictures.leave_out_unreadable(0.3, "section")
+    assert sorted(problem.kind for problem in problems) == ["changed", "changed", "missing"]
+    assert pictures.keys == ["i0", "i1", "i2", "i3", "i7", "i8", "i9"]
+    assert pictures.captions(4) == ["picture 7."]
+    (manifest.parent / "9.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"9.png: .*; mend or remove it, then run `dvc repro dataset`"):
+        pictures.images([6], 8)
+
+
+def test_codes_are_kept_by_picture_and_image_tokenizer(manifest: Path) -> None:
+    assert encoded(manifest, "tokens") == {"images": COUNT, "extracted": COUNT, "reused": 0, "failed": 0}
+    assert encoded(manifest, "again")["reused"] == COUNT
+    assert encoded(manifest, "other", FakeTokenizer("b"))["extracted"] == COUNT, "another image tokenizer is another key"
+    for split, count in (("train", 10), ("val", 4)):
+        pictures = TokenizedPictures(manifest, split, manifest.parent / "tokens", "make l-verse")
+        assert (len(pictures), pictures.image_tokenizer, pictures.codebook_size) == (count, "a", 300)
+        codes = pictures.codes(range(count))
+        assert codes.dtype == np.int64
+        np.testing.assert_array_equal(codes, expected(manifest, pictures))
+    reader = FeatureReader(manifest.parent / "tokens")
+    parts = [rows for _, _, rows in reader.batches()]
+    assert parts[0].dtype == np.dtype("<u2") and sum(map(len, parts)) == COUNT
+    with pytest.raises(UserError, match="no feature folder there; run `make l-verse`"):
+        TokenizedPictures(manifest, "train", manifest.parent / "nowhere", "make l-verse")
+
+
+def test_pictures_without_codes_are_left_out(manifest: Path) -> None:
+    (manifest.parent / "4.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"l_verse.tokens: 1 of 14 images failed \(1 changed\).*l_verse.tokens.max_failed_share = 0.0"):
+        encoded(manifest, "tokens")
+    assert encoded(manifest, "tokens", config=replace(CONFIG, max_failed_share=0.1))["failed"] == 1
+    pictures = TokenizedPictures(manifest, "train", manifest.parent / "tokens", "make l-verse")
+    assert "i4" not in pictures.keys and len(pictures) == 9
+    np.testing.assert_array_equal(pictures.codes(range(9)), expected(manifest, pictures))

@@ -1,0 +1,161 @@
+"""L-Verse's pipeline with smoke parameters: it runs from the finished clone, measures, packages, and reruns no more than it must."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from pipeline_clone import Clone
+from safetensors.numpy import load_file, save_file
+from waiting import wait_until
+
+from diptych.features.pictures import TokenizedPictures
+from diptych.model import Diptych
+from diptych.model.errors import UserError
+from pipelines.runner import check
+from pipelines.runner.writing import remove
+
+PIPELINE = "pipelines/l_verse/dvc.yaml"
+STAGES = ["autoencoder_ml", "autoencoder_sl", "tokens", "biart", "generate", "evaluate", "package", "report"]
+
+
+def repro(clone: Clone) -> list[str]:
+    """The stages of L-Verse's pipeline that ran; its parents have."""
+    done = clone.run("dvc", "repro", PIPELINE)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+    ran = re.findall(rf"^Running stage '(?:{PIPELINE}:)?([\w@-]+)'", done.stdout, re.MULTILINE)
+    return [name for name in ran if name != "code"]
+
+
+@pytest.fixture(scope="module")
+def made(finished_clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone after `make l-verse`."""
+    clone = finished_clone.copy(tmp_path_factory.mktemp("l_verse") / "clone")
+    assert repro(clone) == STAGES
+    return clone
+
+
+def test_it_measures_and_shows_what_it_promises(made: Clone) -> None:
+    figures = json.loads((made.folder / "metrics/l_verse.json").read_text())
+    for kind in ("real", "multi_level", "reconstruction", "painted"):
+        assert 0 <= figures[f"{kind}.main_object"] <= 1
+    for name in ("multi_level.frechet_judge", "reconstruction.frechet_judge", "painted.r_precision_judge", "caption.cider_d"):
+        assert figures[name] >= 0
+    assert 1 <= figures["tokens.perplexity"] <= figures["tokens.used"] <= 64
+    rows = pq.read_table(made.folder / "data/l_verse/generated/test.parquet").to_pylist()
+    assert all(row["painted"] and row["reconstruction"] and row["multi_level"] and len(row["codes"]) == 32 for row in rows)
+    page = (made.folder / "ablations/l_verse/index.html").read_text()
+    assert rows[0]["caption"] and "L-Verse" in page and "autoencoder_sl" in page
+    assert {"contact_sheet.png", "reconstructions.png"} <= {path.name for path in (made.folder / "ablations/l_verse").iterdir()}
+    card = (made.folder / "models/l_verse/package/README.md").read_text()
+    assert "BiART" in card and "make l-verse" in card and "lxmert" not in card.lower()
+
+
+def test_the_package_does_what_the_pipeline_did(made: Clone, tmp_path: Path) -> None:
+    """Captions and paintings of the test split by the packaged model's defaults, whose samples the scorer chooses among; in float32, as
+    `auto` is bfloat16 on some processors, where near ties are many."""
+    exact = made.copy(tmp_path / "clone")
+    exact.set_params("machine.precision=float32")
+    done = exact.run("python", "-m", "pipelines.l_verse.generate")
+    assert done.returncode == 0, done.stderr[-3000:]
+    data = exact.folder / "data"
+    rows = pq.read_table(data / "l_verse/generated/test.parquet").to_pylist()[:4]
+    d = Diptych.from_pretrained(made.folder / "models/l_verse/package", device="cpu", precision="float32")
+    tokens = TokenizedPictures(data / "dataset/manifest.parquet", "test", data / "l_verse/tokens", "make l-verse")
+    real = [row["real"] for row in rows]
+    np.testing.assert_array_equal(d.codes(real).numpy(), tokens.codes(range(4)))
+    # the noise of the pipeline's pictures is that of their numbers in their split
+    seeds = [tokens.keys.index(row["image_id"]) for row in rows]
+    assert [str(caption) for caption in d.caption(real, seed=seeds)] == [row["caption"] for row in rows]
+    painted = d.paint([row["prompt"] for row in rows], seed=seeds)
+    assert [painting.codes.tolist() for painting in painted] == [np.frombuffer(row["codes"], "<u2").tolist() for row in rows]
+    again = d.reconstruct(real)
+    for picture, row in zip(again, rows, strict=True):
+        np.testing.assert_array_equal(np.asarray(picture), np.asarray(Image.open(io.BytesIO(row["reconstruction"]))))
+    attended = d.caption(real[0], seed=0, return_attention=True)[0].attention
+    assert attended is not None and attended.weights.shape == (len(attended.words), d.grid_size**2)
+    with pytest.raises(UserError, match="models of its family answer no questions"):
+        d.answer(real[0], "is there a red kite?")
+    assert not d.can_answer and not d.can_verify and not d.has_examples
+
+
+def test_a_parameter_runs_what_depends_on_it(made: Clone, tmp_path: Path) -> None:
+    clone = made.copy(tmp_path / "clone")
+    clone.set_params("l_verse.generate.paint.guidance=1.0")
+    assert repro(clone) == ["generate", "evaluate", "package", "report"]
+    assert repro(clone) == []
+    store = clone.folder / ".cache/features"
+    parts = {path for path in store.rglob("part-*.parquet")}
+    clone.set_params("l_verse.generate.paint.guidance=1.0", "l_verse.tokens.batch_size=8")
+    assert repro(clone) == ["tokens"], "and nothing after it, as the tokens are the same"
+    assert {path for path in store.rglob("part-*.parquet")} == parts, "pictures are tokenized once"
+
+
+@pytest.mark.parametrize("stage", ["autoencoder_ml", "biart"])
+def test_a_killed_training_goes_on(made: Clone, tmp_path: Path, stage: str) -> None:
+    """And ends as the undisturbed one did."""
+    clone = made.copy(tmp_path / "clone")
+    clone.set_params("machine.checkpoint_seconds=0", "machine.processes=1")
+    file = clone.folder / f"models/l_verse/{stage}/model.safetensors"
+    command = ("python", "-m", f"pipelines.l_verse.{stage}")
+    undisturbed = file.read_bytes()
+    with clone.held_trainings(4):
+        running = subprocess.Popen(**clone.command(*command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        store = clone.folder / f".cache/training/l_verse/{stage}"
+        wait_until(lambda: list(store.rglob("held")), running)
+        running.kill()
+        running.wait()
+    assert file.read_bytes() == undisturbed
+    remove(file)  # so that what is compared is what the resumed run wrote
+    done = clone.run(*command)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert file.read_bytes() == undisturbed
+
+
+def test_tokens_of_another_autoencoder_are_refused(made: Clone, tmp_path: Path) -> None:
+    clone = made.copy(tmp_path / "clone")
+    model = clone.folder / "models/l_verse/autoencoder_sl/model.safetensors"
+    tensors = load_file(model)
+    tensors["quantizer.embedding"] = tensors["quantizer.embedding"] + 1
+    remove(model)
+    save_file(tensors, model)
+    done = clone.run("python", "-m", "pipelines.l_verse.biart")
+    assert done.returncode == 1 and "tokens of another autoencoder" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_pictures_that_cannot_be_read_are_left_out_and_told(made: Clone, tmp_path: Path) -> None:
+    """Both by the training and by the tokens, up to the share that the parameters allow."""
+    clone = made.copy(tmp_path / "clone")
+    picture = next((clone.folder / "data/dataset/images").rglob("*.*"))
+    remove(picture)
+    picture.write_bytes(b"no picture")
+    told = clone.run("python", "-m", "pipelines.l_verse.tokens")
+    assert told.returncode == 1 and "l_verse.tokens.max_failed_share = 0.01" in told.stderr, told.stderr[-2000:]
+    clone.set_params("l_verse.tokens.max_failed_share=0.1", "l_verse.autoencoder.max_failed_share=0.1")
+    for stage in ("autoencoder_ml", "tokens"):
+        done = clone.run("python", "-m", f"pipelines.l_verse.{stage}")
+        assert done.returncode == 0, done.stderr[-2000:]
+    failed = pq.read_table(clone.folder / "data/l_verse/tokens/failures.parquet").to_pylist()
+    assert [row["path"] for row in failed] == [str(picture.relative_to(clone.folder / "data/dataset"))]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("l_verse.biart.vocabulary.pieces=400", "give one of min_count and pieces"),
+        ("l_verse.autoencoder.multi_level.candidates=0", "give both of dead_share and candidates"),
+        ("l_verse.generate.sets.test.answer={splits: [test], limit: null}", "L-Verse does not answer questions"),
+        ("l_verse.package.weights=int4", "params.yaml: l_verse.package.weights"),
+    ],
+)
+def test_a_slip_is_one_line(clone: Clone, override: str, message: str, run_here) -> None:
+    clone.set_params(override)
+    done = run_here(clone.folder, check.main)
+    assert done.status == 1 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
