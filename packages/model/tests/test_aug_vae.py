@@ -39,6 +39,23 @@ def test_a_picture_has_codes_of_every_coded_level_and_is_drawn_from_them(pixels:
         assert torch.allclose(again, found.pixels, atol=1e-5)
 
 
+def test_patches_spare_the_finest_resolution(pixels: Tensor) -> None:
+    """Grids and pictures are of the same sizes; patches of four pixels are what the finest maps are made of."""
+    config = dataclasses.replace(SMOKE, patch_size=2)
+    model = built(config)
+    found = model(pixels)
+    assert [each.shape for each in found.codes] == [(2, 4, 4)] and found.pixels.shape == pixels.shape
+    assert model.encoders[0].stem.in_channels == 12 and model.decoders[0].head.out_channels == 12
+    seen: list[tuple[int, ...]] = []
+    for block in model.encoders[0].blocks:
+        block.register_forward_hook(lambda module, inputs, output: seen.append(tuple(inputs[0].shape[2:])))
+    model(pixels)
+    assert max(seen) == (16, 16)
+    assert model.pixels(found.codes[0].flatten(1)).shape == pixels.shape
+    with pytest.raises(UserError, match="patch_size must be 1 or 2, is 3"):
+        dataclasses.replace(SMOKE, patch_size=3)
+
+
 def test_a_missing_code_is_the_mean_of_all() -> None:
     model = built(SMOKE)
     vectors = model.vectors(torch.tensor([[[3, -1]]]))

@@ -82,6 +82,32 @@ def test_both_networks_learn_and_the_codebook_is_in_use() -> None:
     assert record.evaluations[-1]["val_reconstruction"] < 1.1 * last["val_reconstruction"]
 
 
+def test_a_codebook_may_start_when_the_networks_have_learned() -> None:
+    """What they make of pictures stays what it was but for the rounding to codes, whose vectors have mean 0 and variance 1 by then."""
+    train, model = Squares(64), built()
+    steps = AutoencoderSteps(
+        dataclasses.replace(CONFIG, start_step=2, start_pictures=64), model, train, None, torch.device("cpu")
+    )
+    pixels = train.images(list(range(8)), 32).float() / 127.5 - 1
+    with torch.no_grad():
+        for module in (*model.before_codes, *model.after_codes):
+            module.bias.normal_()
+    for step in (0, 1):
+        steps.pieces(step, steps.read(step))
+        assert model.quantizer.passes
+        drawn = model.train()(pixels)
+        assert float(drawn.commitment) == 0 and float(model.quantizer.running_sums()[0].sum()) == 0
+    before, plain = drawn.pixels.detach(), model.quantizer.embedding.clone()
+    model.quantizer.move_means()
+    assert model.quantizer.embedding.equal(plain), "there is nothing yet that moves it"
+    steps.pieces(2, steps.read(2))
+    assert not model.quantizer.passes and not model.quantizer.embedding.equal(plain)
+    vectors = torch.cat(steps.start_vectors(), 1).detach()
+    assert float(vectors.mean().abs()) < 1e-3 and float(vectors.std()) == pytest.approx(1, abs=0.01)
+    model.quantizer.passes = True
+    torch.testing.assert_close(model(pixels).pixels.detach(), before, rtol=1e-3, atol=1e-3)
+
+
 def test_pieces_add_up_to_the_whole_batch() -> None:
     """Gradients, and what moves the codebook."""
     found = []
@@ -113,7 +139,7 @@ def test_a_training_that_was_stopped_ends_bit_by_bit(tmp_path: Path) -> None:
                 raise Stopped
             return super().images(indices, size)
 
-    config = dataclasses.replace(CONFIG, steps=12, ema_decay=0.9, least_crop=0.8)
+    config = dataclasses.replace(CONFIG, steps=12, ema_decay=0.9, least_crop=0.8, start_step=5, muon=1.0)
     whole, stopped = built(), built()
     train_autoencoder(config, whole, Squares(20), None)
     pictures = Pictures(20)
@@ -138,6 +164,10 @@ def test_crops_are_squares_of_the_picture_and_scaled_again() -> None:
 def test_settings_are_checked() -> None:
     with pytest.raises(UserError, match="both of dead_share and candidates"):
         dataclasses.replace(CONFIG, candidates=0)
+    with pytest.raises(UserError, match=r"start_step must be at least 0 and below steps \(80\), is 80"):
+        dataclasses.replace(CONFIG, start_step=80)
+    with pytest.raises(UserError, match="starts later starts from pictures; give start_pictures"):
+        dataclasses.replace(CONFIG, start_step=8, start_pictures=0)
     with pytest.raises(UserError, match=r"least_crop must be in \(0, 1\], is 0"):
         dataclasses.replace(CONFIG, least_crop=0.0)
     with pytest.raises(UserError, match="schedule must be one of cosine, constant, is 'plateau'"):

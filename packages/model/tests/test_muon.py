@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from diptych.model.networks.aug_vae import AugVAE
+from diptych.model.networks.aug_vae import named_config as named_aug_vae
 from diptych.model.networks.image_generator import ImageGenerator, named_config
 from diptych.model.training import muon
 from diptych.model.training.config import LoopConfig
@@ -104,6 +106,17 @@ def test_of_an_image_generator_it_has_the_blocks_and_not_the_ends() -> None:
         if weight.ndim > 1 and name.startswith(("blocks.", "grid_blocks."))
     }  # fmt: skip
     assert {"bottleneck.weight", "to_rgb.0.weight"} <= {*names.values()} - moved
+
+
+def test_of_networks_that_are_stacked_themselves_it_has_each_kernel_once() -> None:
+    """Encoders and decoders of AugVAE, whose blocks are stacks inside a stack; the 1x1 convolutions around codes are the ends."""
+    model = AugVAE(named_aug_vae("smoke", coded_level=None))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    moved = [names[parameter] for parameter, _ in inner_matrices(model)]
+    assert len(moved) == len({*moved})
+    assert {*moved} == {
+        name for name, weight in model.named_parameters() if weight.ndim == 4 and name.startswith(("encoders.", "decoders."))
+    }
 
 
 def test_it_has_the_matrices_of_layers_and_adamw_all_else(tiny) -> None:

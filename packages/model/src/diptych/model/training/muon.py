@@ -123,8 +123,12 @@ class Muon(torch.optim.Optimizer):
 
 def inner_matrices(model: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:
     """Yield the trained matrices and kernels inside the layers or blocks that a network stacks (its ModuleLists), and how
-    many matrices lie in each: what Muon moves. Embeddings, stems and heads are none of them."""
+    many matrices lie in each: what Muon moves, each once, also where stacks lie in stacks. Embeddings, stems and heads are none of
+    them, but for those of a network that is stacked itself."""
+    seen: set[int] = set()
     for stack in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
         for module in (module for block in stack for module in block.modules() if module is not block):
-            if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.requires_grad:
+            known = id(module) in seen
+            seen.add(id(module))
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.requires_grad and not known:
                 yield module.weight, 3 if isinstance(module, Projection) else 1
