@@ -12,7 +12,7 @@ from diptych.model.objectives.perceptual import read_perceptual_loss
 from diptych.model.pixels import png
 from diptych.model.training.autoencoder import AutoencoderTrainingConfig, train_autoencoder
 from diptych.model.training.processes import current_processes
-from pipelines.l_verse.params import MULTI_LEVEL, SCENES, Params
+from pipelines.l_verse.params import MULTI_LEVEL, Params
 from pipelines.measuring.samples import write_samples
 from pipelines.runner.processes import run, training_device
 from pipelines.runner.stage import Stage
@@ -33,7 +33,7 @@ def train_and_write(
     """Train `model` and write it into `out`, with what its training leaves besides."""
     wanted = params.autoencoder
     with training_device(stage) as device:
-        train, val = (ManifestPictures(SCENES, split) for split in ("train", "val"))
+        train, val = (ManifestPictures(wanted.scenes, split) for split in ("train", "val"))
         for pictures in (train, val):
             for error in pictures.leave_out_unreadable(wanted.max_failed_share, "l_verse.autoencoder"):
                 print(f"left out: {error}", flush=True)

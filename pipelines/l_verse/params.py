@@ -25,12 +25,14 @@ MADE_BY = "make l-verse"
 
 @dataclass(frozen=True)
 class AutoencoderParams:
-    """network: a named size of diptych.model (base, toybox, smoke). perceptual: what says how alike pictures look, the folder
+    """scenes: the table of the pictures that both autoencoders learn from, data/dataset/scenes.parquet, or that of a folder of others
+    (docs/l-verse.md). network: a named size of diptych.model (base, toybox, smoke). perceptual: what says how alike pictures look, the folder
     models/detector, a folder with LPIPS's files, or a file with torchvision's ResNet-50 weights (docs/l-verse.md). max_failed_share: unreadable pictures that are left out at most, as a share of all.
 
     multi_level, single_level: the schedules of AugVAE-ML and of the AugVAE-SL that is made from it.
     """
 
+    scenes: Path
     network: str
     perceptual: Path
     max_failed_share: float

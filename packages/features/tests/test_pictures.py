@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diptych.features.datasets.picture_folder import write_folder
 from diptych.features.errors import UserError
 from diptych.features.extraction.extract import EncodingConfig, encode_images
 from diptych.features.files import sha256_of
@@ -136,3 +137,31 @@ def test_pictures_without_codes_are_left_out(manifest: Path) -> None:
     pictures = TokenizedPictures(manifest, "train", manifest.parent / "tokens", "make l-verse")
     assert "i4" not in pictures.keys and len(pictures) == 9
     np.testing.assert_array_equal(pictures.codes(range(9)), expected(manifest, pictures))
+
+
+def test_a_folder_becomes_a_table_of_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "imagenet"
+    for number in range(60):
+        path = folder / f"n{number % 3}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6 + number % 3), (number, 2, 3)).save(path)
+    (folder / "n0/broken.jpg").write_bytes(b"no picture")
+    (folder / "n0/notes.txt").write_text("no picture either")
+    table = tmp_path / "data/scenes.parquet"
+    counts = write_folder(folder, table, 0.3)
+    assert counts["images"] == 60 and counts["left_out"] == 1 and 5 < counts["val"] < 35
+    said = capsys.readouterr().err
+    assert "left out 1 .txt" in said and "broken.jpg" in said
+    train, val = (ManifestPictures(table, split) for split in ("train", "val"))
+    assert len(train) + len(val) == 60 and not {*train.keys} & {*val.keys} and len(val) == counts["val"]
+    assert train.images([0], 8).shape == (1, 3, 8, 8) and "captions" not in train.meta(0)
+    first = {**dict(zip(train.keys, ["train"] * len(train), strict=True)), **dict.fromkeys(val.keys, "val")}
+    (folder / "n1/1.png").unlink()
+    write_folder(folder, table, 0.3)
+    again = {key: split for split in ("train", "val") for key in ManifestPictures(table, split).keys}
+    assert len(again) == 59 and again.items() <= first.items(), "a picture's split is its own"
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        write_folder(tmp_path / "nowhere", table, 0.3)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: no picture in it that can be read"):
+        write_folder(tmp_path / "empty", table, 0.3)
