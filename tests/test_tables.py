@@ -358,6 +358,7 @@ def test_a_row_is_trained_measured_and_compared(finished_clone: Clone, tmp_path:
     assert {name.split("-")[0] for name in pictures["image_id"].to_pylist()} == {"test", "ablation"}
 
 
+@pytest.mark.slow  # test_tables_driver.py kills drivers, test_resume.py trainings
 def test_a_row_ends_with_its_driver_and_goes_on(finished_clone: Clone, tmp_path: Path) -> None:
     clones = [finished_clone.copy(tmp_path / name) for name in ("undisturbed", "killed")]
     for clone in clones:

@@ -149,6 +149,7 @@ def drive(clone: Clone) -> str:
     return done.stdout
 
 
+@pytest.mark.slow  # test_tables_driver.py stops drivers, test_table_x_lxmert.py is a second table
 def test_a_second_table_is_data(tiny: Clone) -> None:
     """It runs, is stopped, goes on, and runs again only what a changed row changes; no other file knows of
     it."""

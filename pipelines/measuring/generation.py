@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from diptych.model.precision import autocast_context
 from diptych.model.pretrained import load_transformer
 from pipelines.measuring.answers import QUESTIONS, answered_rows, answers_schema
 from pipelines.measuring.clips import read_clip
+from pipelines.measuring.drawn import Sample, draw
 from pipelines.runner.params import at_least
 from pipelines.runner.stage import Stage
 
@@ -48,17 +48,6 @@ class Dataset(Protocol):
 
 
 Pictures = TypeVar("Pictures", bound=Dataset)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Pictures of some splits: all of them, or `limit`, drawn by the seed from all splits together."""
-
-    splits: tuple[str, ...]
-    limit: int | None
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "limit")
 
 
 @dataclass(frozen=True)
@@ -157,20 +146,6 @@ def pictures_of(
     datasets = {split: read(split) for split in splits}
     keys = {split: dataset.keys for split, dataset in datasets.items()}
     return datasets, draw(wanted.caption, keys, seed), draw(wanted.paint, keys, seed)
-
-
-def draw(sample: Sample, keys: Mapping[str, Sequence[str]], seed: int) -> set[str]:
-    """The ids of a sample's pictures; `keys` has those of every split.
-
-    Each picture draws its place from the seed and its own id. So the same are drawn from the same pictures however
-    they are divided into splits, and where one of them is missing, one other comes in for it.
-    """
-
-    def place(image_id: str) -> bytes:
-        return hashlib.sha256(f"{seed}/{image_id}".encode()).digest()
-
-    candidates = [key for split in sample.splits for key in keys[split]]
-    return set(candidates if sample.limit is None else sorted(candidates, key=place)[: sample.limit])
 
 
 def generate(

@@ -38,14 +38,16 @@ _NO_MEANING = frozenset(("ctx", "kind", "type_comment", "type_ignores"))
 
 
 class Code:
-    """The modules below a repository's root; each is parsed once.
+    """The modules below a repository's root; each is looked up, parsed and searched for imports once.
 
     Raises SyntaxError where a module that is asked about is no Python.
     """
 
     def __init__(self, root: Path = Path()) -> None:
         self._root = root
+        self._files: dict[str, Path | None] = {}
         self._trees: dict[str, ast.Module] = {}
+        self._imported: dict[str, list[str]] = {}
         self._digests: dict[str, str | None] = {}
 
     def of(self, entry: str) -> dict[str, str]:
@@ -82,6 +84,11 @@ class Code:
 
     def _file(self, module: str) -> Path | None:
         """The source of one of our modules; None for others, and for folders that are no packages."""
+        if module not in self._files:
+            self._files[module] = self._find(module)
+        return self._files[module]
+
+    def _find(self, module: str) -> Path | None:
         if module.partition(".")[0] not in OURS:
             return None
         for source in SOURCES:
@@ -103,8 +110,13 @@ class Code:
             self._trees[module] = tree
         return self._trees[module]
 
-    def _imports(self, module: str) -> Iterator[str]:
+    def _imports(self, module: str) -> list[str]:
         """Our modules that this one imports."""
+        if module not in self._imported:
+            self._imported[module] = list(self._find_imports(module))
+        return self._imported[module]
+
+    def _find_imports(self, module: str) -> Iterator[str]:
         file = self._file(module)
         package = module if file and file.name == "__init__.py" else module.rpartition(".")[0]
         for node in ast.walk(self._tree(module)):

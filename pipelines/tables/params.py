@@ -6,13 +6,15 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipelines.measuring.generation import Sample
+from pipelines.measuring.drawn import Sample
 from pipelines.runner.check import check_java
 from pipelines.runner.items import read_items
 from pipelines.runner.params import Machine, ParameterError, at_least, provided_by, read_section
-from pipelines.x_lxmert.params import Params
+
+if TYPE_CHECKING:
+    from pipelines.x_lxmert.params import Params
 
 STAGE_2 = ("scst_steps", "scst_batch_size", "sample_temperature")
 
@@ -87,6 +89,8 @@ def x_lxmert_params(
 ) -> Params:
     """The section x_lxmert of `params` as a table trains, with a seed. Raises ParameterError for what is wrong there, and names the
     table's section where that is the table's doing."""
+    from pipelines.x_lxmert.params import Params  # brings torch, which a table's other parameters do without
+
     provided = provided_by(read_section(Machine, "machine", params), seed)
     read_section(Params, "x_lxmert", params, provided=provided)
     changed = {**params, "x_lxmert": section.trainings(params)}

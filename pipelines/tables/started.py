@@ -8,7 +8,7 @@ from diptych.features.shards.reading import ShardDataset
 from diptych.model.decoding.gibbs import gibbs_texts
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import load_transformer
-from pipelines.measuring.generation import Sample, draw
+from pipelines.measuring.drawn import Sample, draw
 from pipelines.tables.item import TableItem, only_one_in, run
 from pipelines.tables.table import data_of
 from pipelines.x_lxmert.params import SHARDS

@@ -7,12 +7,10 @@ import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from diptych.features.errors import UserError
 from diptych.features.picture_reader import (
@@ -25,6 +23,9 @@ from diptych.features.picture_reader import (
     upright_size,
 )
 from diptych.features.processor import usable_cores
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "MAX_PIXELS", "ImageError", "as_jpeg", "image_orientation", "image_size", "is_upright_jpeg", "read_content", "read_image",
@@ -117,6 +118,8 @@ def resize_square(image: Image.Image, size: int) -> Image.Image:
 
 def to_uint8_tensor(image: Image.Image) -> Tensor:
     """RGB image -> uint8 [3, H, W]."""
+    import torch  # where it is used: a manifest of pictures needs none
+
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
@@ -124,6 +127,7 @@ def square_pictures(
     read: Callable[[int], Image.Image], indices: Sequence[int] | np.ndarray, size: int
 ) -> Tensor:
     """RGB images, uint8 [n, 3, size, size]; others than square ones are squeezed."""
+    import torch
 
     def decode(index: int) -> Tensor:
         return to_uint8_tensor(resize_square(read(index), size))
