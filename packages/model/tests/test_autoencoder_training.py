@@ -12,6 +12,7 @@ from torch import Tensor
 from diptych.model.checkpoints import TrainingCheckpoints
 from diptych.model.errors import UserError
 from diptych.model.networks.aug_vae import AugVAE, named_config, single_level
+from diptych.model.networks.discriminator import DiscriminatorConfig
 from diptych.model.training.autoencoder import (
     AutoencoderSteps,
     AutoencoderTrainingConfig,
@@ -19,6 +20,7 @@ from diptych.model.training.autoencoder import (
     train_autoencoder,
 )
 from diptych.model.training.config import SampleConfig
+from diptych.model.training.game import GameConfig
 from diptych.model.training.optimisation import add_gradients
 
 MULTI = named_config("smoke", levels=2, coded_level=None)
@@ -149,6 +151,36 @@ def test_a_training_that_was_stopped_ends_bit_by_bit(tmp_path: Path) -> None:
     again = built()
     train_autoencoder(config, again, Squares(20), None, TrainingCheckpoints(tmp_path))
     assert all(a.equal(b) for a, b in zip(again.state_dict().values(), whole.state_dict().values(), strict=True))
+
+
+def test_a_game_is_played_beside_it(tmp_path: Path) -> None:
+    """From its start on, by a discriminator without codes; also by a run that was stopped in it."""
+    game = GameConfig(
+        warm_start_steps=4,
+        discriminator=DiscriminatorConfig(channels=8, first_channels=4),
+        learning_rate=1e-3,
+        adversarial_weight=1.0,
+        code_weight=0.0,
+        feature_weight=1.0,
+    )
+    config = dataclasses.replace(CONFIG, steps=24, game=game)
+    model = built()
+    record = train_autoencoder(config, model, Squares(20), None)
+    last = record.history[-1]
+    assert {"adversarial", "feature_matching", "discriminator_hinge", "reconstruction"} <= last.keys()
+    assert "code" not in last and "discriminator_code" not in last
+    plain = built()
+    train_autoencoder(dataclasses.replace(config, game=None), plain, Squares(20), None)
+    assert not all(a.equal(b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+    same = built()
+    untouched = dataclasses.replace(game, adversarial_weight=0.0, feature_weight=0.0)
+    train_autoencoder(dataclasses.replace(config, game=untouched), same, Squares(20), None)
+    for a, b in zip(same.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.1, atol=2e-3)
+    with pytest.raises(UserError, match="codes move while an autoencoder learns"):
+        dataclasses.replace(config, game=dataclasses.replace(game, code_weight=1.0))
+    with pytest.raises(UserError, match=r"game.warm_start_steps must be from 0 to below steps \(4\)"):
+        dataclasses.replace(config, steps=4)
 
 
 def test_crops_are_squares_of_the_picture_and_scaled_again() -> None:

@@ -103,12 +103,12 @@ class Judgement:
     """What the discriminator says about n pictures.
 
     verdicts: [n], above 0 for real, below for painted.
-    code_logits: float [n, 64, K], of each cell's code, row-major from the top left.
+    code_logits: float [n, 64, K], of each cell's code, row-major from the top left; None without a codebook.
     features: the output of every block [n, C, h, w], the largest first.
     """
 
     verdicts: Tensor
-    code_logits: Tensor
+    code_logits: Tensor | None
     features: list[Tensor]
 
 
@@ -120,13 +120,13 @@ class Discriminator(nn.Module):
     codebook's vectors, which stay as they are; so its size hardly depends on K, as the paper's count of 0.5M
     parameters requires (64 x 10,000 weights alone would be more).
 
-    codebook: float [K, D]; stored normalised, so that the codes' logits start near zero.
+    codebook: float [K, D]; stored normalised, so that the codes' logits start near zero. None: there is no code head.
     image_size: S, 8 times a power of two; log2(S / 8) blocks halve it.
     """
 
-    codebook: Tensor
+    codebook: Tensor | None
 
-    def __init__(self, config: DiscriminatorConfig, image_size: int, codebook: Tensor) -> None:
+    def __init__(self, config: DiscriminatorConfig, image_size: int, codebook: Tensor | None) -> None:
         super().__init__()
         halvings = int(math.log2(image_size // GRID_SIZE))
         if GRID_SIZE * 2**halvings != image_size or halvings < 1:
@@ -137,8 +137,11 @@ class Discriminator(nn.Module):
             DiscriminatorBlock(config, before, after, first=block == 0, halve=block < halvings)
             for block, (before, after) in enumerate(zip([3, *widths], widths, strict=False))
         )
-        classes, feature_dim = codebook.shape
         self.verdict = _weight_normalisation(config)(nn.Conv2d(widths[-1], 1, 3, padding=1))
+        if codebook is None:
+            self.codebook = None
+            return
+        classes, feature_dim = codebook.shape
         self.projection = nn.Conv2d(widths[-1], feature_dim, 1)
         self.code_bias = nn.Parameter(torch.zeros(classes))
         centred = codebook.float() - codebook.float().mean(0)
@@ -152,9 +155,8 @@ class Discriminator(nn.Module):
             features = block(features)
             maps.append(features)
         last = functional.leaky_relu(features, LEAKY_SLOPE)
-        projected = self.projection(last).flatten(2).mT  # [n, 64, D]
-        return Judgement(
-            verdicts=self.verdict(last).float().mean(dim=(1, 2, 3)),
-            code_logits=functional.linear(projected, self.codebook, self.code_bias).float(),
-            features=maps,
-        )
+        logits = None
+        if self.codebook is not None:
+            projected = self.projection(last).flatten(2).mT  # [n, 64, D]
+            logits = functional.linear(projected, self.codebook, self.code_bias).float()
+        return Judgement(self.verdict(last).float().mean(dim=(1, 2, 3)), logits, maps)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from diptych.features.order import batch_indices, epoch_order
 from diptych.model.errors import UserError
 from diptych.model.networks.aug_vae import AugVAE, Reconstruction
+from diptych.model.networks.discriminator import Discriminator
 from diptych.model.pixels import from_uint8, to_uint8
 from diptych.model.precision import convolution_context
 from diptych.model.training.config import (
@@ -28,6 +29,7 @@ from diptych.model.training.config import (
     check_share,
 )
 from diptych.model.training.contracts import Checkpoints, Piece, Record
+from diptych.model.training.game import GameConfig, check_game, collapse, is_on, opponent_of, play
 from diptych.model.training.loop import run_training
 from diptych.model.training.processes import current_processes
 from diptych.model.training.schedules import SCHEDULES
@@ -74,6 +76,8 @@ class AutoencoderTrainingConfig(LoopConfig):
             codes are of shapes, and codes are not of what is not learned.
         dead_share, candidates: codes with fewer vectors than this share of the mean are replaced by vectors of the batch, at most
             so many in a step [0, 0].
+        game: an adversarial game beside all this (:mod:`diptych.model.training.game`), whose discriminator reads no codes, since they
+            move; None [None in the paper; the released code has one, without a word on it].
         evaluation: what is measured and shown on val pictures meanwhile; None: nothing.
         clip_norm, ema_decay [0], accumulation, precision [float32], seed, checkpoint_seconds: as in
             :class:`diptych.model.training.config.LoopConfig`.
@@ -91,6 +95,7 @@ class AutoencoderTrainingConfig(LoopConfig):
     start_step: int = 0
     dead_share: float = 0.0
     candidates: int = 0
+    game: GameConfig | None = None
     evaluation: SampleConfig | None = None
 
     def __post_init__(self) -> None:
@@ -98,6 +103,11 @@ class AutoencoderTrainingConfig(LoopConfig):
         check_at_least_one(self, "batch_size")
         check_share(self, "warmup_share", "decay", "dead_share")
         check_schedule(self.schedule)
+        check_game(self.game, self.steps)
+        if self.game is not None and self.game.code_weight:
+            raise UserError(
+                "game.code_weight: codes move while an autoencoder learns, so nothing can read them; set it to 0"
+            )
         if not 0 < self.least_crop <= 1:
             raise UserError(f"least_crop must be in (0, 1], is {self.least_crop}")
         if self.start_pictures < 0 or self.candidates < 0:
@@ -170,9 +180,10 @@ class AutoencoderSteps:
         train: Pictures,
         perceptual: PerceptualLoss | None,
         device: torch.device,
+        discriminator: Discriminator | None = None,
     ) -> None:
         self.config, self.model, self.train = config, model, train
-        self.perceptual, self.device = perceptual, device
+        self.perceptual, self.device, self.discriminator = perceptual, device, discriminator
         self.rows = current_processes().own_pieces(config.batch_size, config.accumulation)
 
     def read(self, step: int) -> list[Tensor]:
@@ -187,8 +198,9 @@ class AutoencoderSteps:
         if step == self.config.start_step and self.config.start_pictures:
             self.start_codebook()
         squares, offered = torch.rand(self.config.batch_size, 3), self.draw_candidates()
+        playing = is_on(self.config.game, step)
         return [
-            self._piece(images, squares[rows], [level.of(rows) for level in offered])
+            self._piece(images, squares[rows], [level.of(rows) for level in offered], playing)
             for rows, images in zip(self.rows, data, strict=True)
         ]
 
@@ -204,7 +216,9 @@ class AutoencoderSteps:
             first = end
         return found
 
-    def _piece(self, images: Tensor, squares: Tensor, offered: list[tuple[Tensor, Tensor]]) -> Piece:
+    def _piece(
+        self, images: Tensor, squares: Tensor, offered: list[tuple[Tensor, Tensor]], playing: bool
+    ) -> Piece:
         config = self.config
 
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
@@ -216,6 +230,11 @@ class AutoencoderSteps:
                 if self.perceptual is not None and config.perceptual_weight > 0:
                     losses["perceptual"] = self.perceptual(drawn.pixels, pixels)
                     total = total + config.perceptual_weight * losses["perceptual"]
+                if playing:
+                    assert self.discriminator is not None and config.game is not None
+                    judged, players = play(config.game, self.discriminator, drawn.pixels, pixels, None)
+                    losses |= judged
+                    total = total + players[0] + players[1]
             losses["commitment"] = drawn.commitment
             return total, {name: value.detach() for name, value in losses.items()}
 
@@ -343,10 +362,11 @@ def train_autoencoder(
         val: pictures that ``config.evaluation`` is about.
 
     Returns:
-        History rows: step, learning_rate, reconstruction, perceptual, commitment (unweighted) and gradient_norm.
+        History rows: step, learning_rate, reconstruction, perceptual, commitment (unweighted), those of the game once it is on, and
+        gradient_norm.
 
     Raises:
-        UserError: a loss is not finite, or there are fewer pictures than in a batch.
+        UserError: a loss is not finite, the game collapses, or there are fewer pictures than in a batch.
     """
     if len(train) < config.batch_size:
         raise UserError(
@@ -357,6 +377,13 @@ def train_autoencoder(
     if isinstance(perceptual, nn.Module):
         perceptual.to(device).eval().requires_grad_(False)
     model.quantizer.upkeep(config.decay, config.dead_share, config.candidates)
+    discriminator, opponent = None, None
+    if config.game is not None:
+        torch.manual_seed(config.seed)
+        discriminator = Discriminator(config.game.discriminator, model.config.image_size, None)
+        opponent = opponent_of(
+            config.game, discriminator, device, config.schedule, config.steps, config.betas
+        )
     evaluation = None
     if config.evaluation is not None and val is not None:
         evaluation = AutoencoderEvaluation(config, config.evaluation, model, val, device)
@@ -364,10 +391,12 @@ def train_autoencoder(
         model,
         "autoencoder",
         config,
-        AutoencoderSteps(config, model, train, perceptual, device),
+        AutoencoderSteps(config, model, train, perceptual, device, discriminator),
         learning_rate=config.rate,
         started_from=fingerprint(model, config.determining(), asdict(model.config), train.keys),
         checkpoints=checkpoints,
         evaluation=evaluation,
+        opponent=opponent,
         betas=config.betas,
+        failure=collapse,
     )

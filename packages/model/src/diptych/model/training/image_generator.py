@@ -15,26 +15,30 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.parametrize import cached
 
 from diptych.features.order import batch_indices, epoch_order
 from diptych.model.errors import UserError
-from diptych.model.networks.discriminator import Discriminator, DiscriminatorConfig, Judgement
+from diptych.model.networks.discriminator import Discriminator
 from diptych.model.networks.image_generator import ImageGenerator, ImageGeneratorConfig
-from diptych.model.objectives.perceptual import PyramidEncoder, feature_distance, perceptual_loss, shifted
+from diptych.model.objectives.perceptual import PyramidEncoder, perceptual_loss
 from diptych.model.pixels import from_uint8, to_uint8
 from diptych.model.precision import convolution_context
 from diptych.model.training.config import LoopConfig, SampleConfig, check_at_least_one, check_schedule
 from diptych.model.training.contracts import Checkpoints, Piece, Record
+from diptych.model.training.game import (
+    GameConfig,
+    check_game,
+    collapse,
+    is_on,
+    opponent_of,
+    play,
+    weighted_sum,
+)
 from diptych.model.training.loop import run_training
-from diptych.model.training.optimisation import Opponent
 from diptych.model.training.processes import current_processes
-from diptych.model.training.schedules import SCHEDULES, warmup_cosine
+from diptych.model.training.schedules import SCHEDULES
 from diptych.model.training.state import fingerprint
 
-# A history row shows collapse where a loss is so many times its best, or the hinge loss is so close to 0.
-COLLAPSED_LOSS = 3.0
-COLLAPSED_HINGE = 0.01
 EVALUATION_BATCH = 32
 
 
@@ -57,27 +61,6 @@ class ImageShards(Protocol):
 
     def meta(self, index: int) -> dict[str, Any]:
         """The json of one image: width, height, objects, ..."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GameConfig:
-    """The adversarial game; the paper's values (D.2, D.4, D.5) in brackets.
-
-    warm_start_steps: steps of reconstruction before it [0].
-    discriminator: its widths.
-    learning_rate: of the discriminator, the peak [1e-4; the generator's is 4e-4].
-    adversarial_weight, code_weight: of the hinge and the AC-GAN loss, for both networks [1, 1].
-    feature_weight: of feature matching [10].
-    shift: as perceptual_shift, before the discriminator, whose strides paint a grid too [0].
-    """
-
-    warm_start_steps: int
-    discriminator: DiscriminatorConfig
-    learning_rate: float
-    adversarial_weight: float
-    code_weight: float
-    feature_weight: float
-    shift: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +104,7 @@ class ImageGeneratorTrainingConfig(LoopConfig):
         if self.reconstruction not in ("l1", "huber"):
             raise UserError(f"reconstruction must be l1 or huber, is {self.reconstruction!r}")
         check_schedule(self.schedule)
-        if self.game is not None and not 0 <= self.game.warm_start_steps < self.steps:
-            raise UserError(
-                f"game.warm_start_steps must be from 0 to below steps ({self.steps}), is {self.game.warm_start_steps}"
-            )
+        check_game(self.game, self.steps)
         shifts = {"perceptual_shift": self.perceptual_shift}
         if self.game is not None:
             shifts["game.shift"] = self.game.shift
@@ -139,14 +119,6 @@ class ImageGeneratorTrainingConfig(LoopConfig):
     def generator_rate(self, step: int) -> float:
         """Learning rate of the generator in `step`."""
         return SCHEDULES[self.schedule](step, self.steps, self.learning_rate, self.warmup_share)
-
-    def discriminator_rate(self, step: int) -> float:
-        """Learning rate of the discriminator in `step`, once the game is on."""
-        assert self.game is not None
-        if self.schedule == "constant":
-            return self.game.learning_rate
-        begun = step - self.game.warm_start_steps
-        return warmup_cosine(begun, self.steps - self.game.warm_start_steps, self.game.learning_rate, 0.0)
 
     def arithmetic(self, device: torch.device) -> AbstractContextManager:
         """The autocast context of a step. In bfloat16 a CPU would gain a tenth, as convolutions by Winograd's algorithm are float32,
@@ -211,8 +183,7 @@ class ImageGeneratorSteps:
 
     def pieces(self, step: int, data: list[Batch]) -> list[Piece]:
         """The batch's loss is the mean over images."""
-        game = self.config.game
-        playing = game is not None and step >= game.warm_start_steps
+        playing = is_on(self.config.game, step)
         return [self._piece(batch, playing) for batch in data]
 
     def _piece(self, batch: Batch, playing: bool) -> Piece:
@@ -245,11 +216,6 @@ def reconstruction_weights(config: ImageGeneratorTrainingConfig) -> dict[str, fl
     return {"reconstruction": config.reconstruction_weight, "perceptual": config.perceptual_weight}
 
 
-def weighted_sum(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-    """The sum of `losses`, each times its weight."""
-    return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
-
-
 def reconstruction_losses(
     config: ImageGeneratorTrainingConfig,
     painted: Tensor,
@@ -268,74 +234,6 @@ def reconstruction_losses(
     if encoder is not None and config.perceptual_weight > 0:
         losses["perceptual"] = perceptual_loss(encoder, painted, real, shift)
     return losses
-
-
-def play(
-    config: GameConfig, discriminator: Discriminator, painted: Tensor, real: Tensor, codes: Tensor
-) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
-    """One round of the game (D.5, equations 1 to 4, 6 and 7): the unweighted terms by name, and both players' losses.
-
-    The generator's loss reaches `painted` alone, the discriminator's its own weights alone.
-    painted and real: float [n, 3, S, S] in -1..1; codes: int64 [n, 64], of both.
-    """
-    painted, canvas = painted.detach().requires_grad_(), painted
-    seen, seen_real = shifted(config.shift, painted, real)
-    with cached():  # one power iteration, and the same weights for both
-        of_real, judged = discriminator(seen_real), discriminator(seen)
-    terms = {
-        "adversarial": -judged.verdicts.mean(),
-        "code": code_loss(judged, codes),
-        "feature_matching": feature_distance(judged.features, [maps.detach() for maps in of_real.features]),
-    }
-    weights = {
-        "adversarial": config.adversarial_weight,
-        "code": config.code_weight,
-        "feature_matching": config.feature_weight,
-    }
-    generator_loss = weighted_sum(terms, weights)
-    # taken here, so that one pass over the painted pictures serves both players
-    (gradient,) = torch.autograd.grad(generator_loss, painted, retain_graph=True)
-    hinge = functional.relu(1 - of_real.verdicts).mean() + functional.relu(1 + judged.verdicts).mean()
-    read = code_loss(of_real, codes) + terms["code"]
-    players = (
-        WithGradient.apply(canvas, generator_loss.detach(), gradient),
-        config.adversarial_weight * hinge + config.code_weight * read,
-    )
-    return {**terms, "discriminator_hinge": hinge, "discriminator_code": read}, players
-
-
-class WithGradient(torch.autograd.Function):
-    """A scalar `value` whose gradient with respect to `source` is known already."""
-
-    @staticmethod
-    def forward(ctx: Any, source: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return outer * ctx.saved_tensors[0], None, None
-
-
-def code_loss(judgement: Judgement, codes: Tensor) -> Tensor:
-    """Cross-entropy of the codes int64 [n, 64], a mean over cells (D.5, equation 3)."""
-    return functional.cross_entropy(judgement.code_logits.flatten(0, 1), codes.flatten())
-
-
-def collapse(history: list[dict[str, float]]) -> str | None:
-    """What the last history row shows of a collapse of the game, or None.
-
-    Painted pictures that fall apart or become alike no longer resemble their own real ones: then a loss is 3 times
-    its best. A discriminator whose hinge loss is below 0.01 finds every picture out, and neither network learns on.
-    """
-    last = history[-1]
-    if last.get("discriminator_hinge", 1.0) < COLLAPSED_HINGE:
-        return f"the discriminator has won (its hinge loss is {last['discriminator_hinge']:.3g})"
-    for name in ("reconstruction", "perceptual"):
-        best = min(row.get(name, math.inf) for row in history)
-        if "discriminator_hinge" in last and last.get(name, 0.0) > COLLAPSED_LOSS * best:
-            return f"the painted pictures have collapsed (the {name} loss is {last[name]:.3g}, its best {best:.3g})"
-    return None
 
 
 class ImageGeneratorEvaluation:
@@ -419,8 +317,9 @@ def train_image_generator(
         torch.manual_seed(config.seed)
         size = generator.config.image_size
         discriminator = Discriminator(config.game.discriminator, size, codebook.cpu())
-        discriminator.to(device, memory_format=torch.channels_last)
-        opponent = Opponent(discriminator, config.discriminator_rate, config.betas)
+        opponent = opponent_of(
+            config.game, discriminator, device, config.schedule, config.steps, config.betas
+        )
     evaluation = None
     if config.evaluation is not None and val is not None:
         evaluation = ImageGeneratorEvaluation(config, config.evaluation, generator, codebook, val, encoder)
