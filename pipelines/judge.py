@@ -6,7 +6,6 @@ import dataclasses
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from pathlib import Path
 
 from diptych.eval.scorers.clip import ClipConfig
 from diptych.eval.scorers.clip_training import ClipTrainingConfig
@@ -17,13 +16,11 @@ from diptych.eval.scorers.inspector import (
     train_inspector,
 )
 from diptych.eval.scorers.training import PictureTrainingConfig
-from diptych.features.shards.reading import ShardDataset
-from pipelines.measuring.clip_training import write_clip
+from pipelines.measuring.clip_training import training_pictures, write_clip
 from pipelines.measuring.clips import PretrainedClip
 from pipelines.runner.stage import Stage, run
 from pipelines.runner.threads import prepare_process
 
-SHARDS = Path("data/shards")
 JUDGE_SEED = 1  # added to the seed: the judge must not be the scorer once more
 
 
@@ -75,7 +72,7 @@ def write_judge(stage: Stage, params: JudgeParams) -> None:
     """The second CLIP: another architecture and another seed than the scorer's."""
     seed = stage.seed + JUDGE_SEED
     training = dataclasses.replace(params.training, seed=seed) if params.training else None
-    train = ShardDataset(SHARDS, "train")
+    train = training_pictures()
     with stage.write("models/judge") as folder:
         history = write_clip(
             folder, params.network, training, train, seed, stage.checkpoints("clip"), stage.device, "judge"
@@ -89,7 +86,7 @@ def write_inspector(stage: Stage, params: JudgeParams) -> None:
     with stage.write("models/inspector") as folder:
         folder.mkdir()
         if params.inspector is not None:
-            train = ShardDataset(SHARDS, "train")
+            train = training_pictures()
             objects = [train.meta(index)["objects"] for index in range(len(train))]
             network, training = params.inspector.network, params.inspector.training
             inspector = build_inspector(network, objects, stage.seed)

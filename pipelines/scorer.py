@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from diptych.eval.scorers.clip import ClipConfig
 from diptych.eval.scorers.clip_training import ClipTrainingConfig
-from diptych.features.shards.reading import ShardDataset
-from pipelines.measuring.clip_training import write_clip
+from pipelines.measuring.clip_training import training_pictures, write_clip
 from pipelines.measuring.clips import PretrainedClip
 from pipelines.runner.stage import Stage, run
 
@@ -23,13 +21,12 @@ class ScorerParams:
 
 def main(stage: Stage, params: ScorerParams) -> None:
     """Train on pictures and captions of the train split."""
-    train = ShardDataset(Path("data/shards"), "train")
     with stage.write("models/scorer") as folder:
         history = write_clip(
             folder,
             params.network,
             params.training,
-            train,
+            training_pictures(),
             stage.seed,
             stage.checkpoints(),
             stage.device,

@@ -156,7 +156,7 @@ print(json.dumps({
 def test_another_k_extracts_nothing(finished_clone: Clone, tmp_path: Path) -> None:
     clone = finished_clone.copy(tmp_path / "clone")
     clone.set_params("cluster.k=24")
-    assert clone.repro("shard") == ["cluster", "shard"]
+    assert clone.repro("shard", "scorer", "judge") == ["cluster", "shard"], "nor does it train who judges anew"
 
 
 def test_another_grammar_does_not_reach_the_detector(finished_clone: Clone, tmp_path: Path) -> None:

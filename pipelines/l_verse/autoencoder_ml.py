@@ -35,8 +35,7 @@ def train_and_write(
     with training_device(stage) as device:
         train, val = (ManifestPictures(wanted.scenes, split) for split in ("train", "val"))
         for pictures in (train, val):
-            for error in pictures.leave_out_unreadable(wanted.max_failed_share, "l_verse.autoencoder"):
-                print(f"left out: {error}", flush=True)
+            pictures.leave_out_unreadable(wanted.max_failed_share, "l_verse.autoencoder")
         record = train_autoencoder(
             training,
             model,

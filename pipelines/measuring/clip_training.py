@@ -11,18 +11,28 @@ from diptych.eval.errors import UserError
 from diptych.eval.scorers.clip import ClipConfig, build_clip, load_pretrained_clip, save_clip
 from diptych.eval.scorers.clip_training import ClipTrainingConfig, train_clip
 from diptych.features.files import sha256_of
+from diptych.features.pictures import ManifestPictures
 from pipelines.measuring.clips import POINTER, PretrainedClip
 
 if TYPE_CHECKING:
-    from diptych.features.shards.reading import ShardDataset
     from diptych.model.checkpoints import TrainingCheckpoints
+
+MANIFEST = Path("data/dataset/manifest.parquet")
+
+
+def training_pictures() -> ManifestPictures:
+    """What scorer, judge and inspector are trained on: the train split's pictures that can be read, with captions and objects, and
+    nothing that a detector or a codebook has a part in. How many may be missing is for the stage `extract` to say."""
+    train = ManifestPictures(MANIFEST, "train")
+    train.leave_out_unreadable(1.0, "dataset")
+    return train
 
 
 def write_clip(
     folder: Path,
     network: ClipConfig | PretrainedClip,
     training: ClipTrainingConfig | None,
-    train: ShardDataset,
+    train: ManifestPictures,
     seed: int,
     checkpoints: TrainingCheckpoints,
     device: str,

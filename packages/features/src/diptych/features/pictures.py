@@ -56,7 +56,7 @@ class ManifestPictures:
         """Read every picture once and leave out those that are missing, damaged or others than the table describes; return why.
 
         most: the share of all that may be so; section: of the parameters that says it, for the message.
-        Raises UserError where more are, or none is left.
+        Each is also told on standard output. Raises UserError where more are, or none is left.
         """
 
         def problem(index: int) -> ImageError | None:
@@ -77,6 +77,8 @@ class ManifestPictures:
                 f"{section}: {len(bad)} of {len(self)} images of the split {self.split} cannot be read, more than "
                 f"{section}.max_failed_share = {most}; the first: {bad[0]}. Mend the images or raise the share"
             )
+        for error in bad:
+            print(f"left out: {error}", flush=True)
         if bad:
             self.only({key for key, error in zip(self.keys, problems, strict=True) if error is None})
         return bad
