@@ -53,6 +53,7 @@ bench: $(VENV)/.complete-tools
 	python -m benchmarks.scst
 	python -m benchmarks.pretraining
 	python -m benchmarks.image_generator
+	python -m benchmarks.l_verse
 	python -m benchmarks.eval
 
 seeds: $(VENV)/.complete
