@@ -332,3 +332,37 @@ def test_where_words_look_is_what_attention_gives_to_cells(small) -> None:
         shares.append(cells / cells.sum(-1, keepdim=True))
         tokens, _ = layer(tokens, torch.zeros(hidden.shape).masked_fill(hidden, -1e9))
     torch.testing.assert_close(found, torch.stack(shares).mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_hidden_codes_are_learned_and_not_seen(small) -> None:
+    """What follows a hidden code does not depend on it; its own loss does."""
+    hidden = torch.zeros(3, 16, dtype=torch.bool)
+    hidden[:, 4] = True
+    other = small.codes.clone()
+    other[:, 4] = (other[:, 4] + 1) % K
+
+    def states(codes: torch.Tensor) -> torch.Tensor:
+        model, ids = small.model, small.ids
+        text = model.read_text(ids, ids != small.tokenizer.pad)[1]
+        seen = codes.masked_fill(hidden, K)
+        return model.write(model.image_tokens(seen[:, :-1], GENERATED), text)
+
+    assert states(small.codes).equal(states(other))
+
+    def loss(codes: torch.Tensor, hidden: torch.Tensor | None) -> float:
+        return float(painting_losses(small.model, small.tokenizer, codes, small.ids, 0.0, False, hidden)[0].detach())
+
+    logits = small.model.code_head(states(other)).log_softmax(-1)
+    expected = -logits.gather(-1, other[..., None]).mean()
+    assert loss(other, hidden) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert loss(other, hidden) != pytest.approx(loss(other, None), rel=1e-4)
+    config = dataclasses.replace(CONFIG, code_drop=1.0, caption_share=0.0)
+    found = []
+    for accumulation in (1, 2):
+        steps = BiARTSteps(
+            dataclasses.replace(config, accumulation=accumulation), small.model, small.tokenizer, small.train, torch.device("cpu")
+        )
+        torch.manual_seed(0)
+        small.model.zero_grad()
+        found.append(float(add_gradients(steps.pieces(0, steps.read(0)))[0]))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)

@@ -172,7 +172,9 @@ class BiART(nn.Module):
         super().__init__()
         self.config = config
         self.words = nn.Embedding(config.vocab_size, config.width)
-        self.codes = nn.Embedding(config.codebook_size + 1, config.width)  # the last is [SOI]
+        self.codes = nn.Embedding(
+            config.codebook_size + 1, config.width
+        )  # the last is [SOI], and what stands for a hidden code
         self.segments = nn.Embedding(2, config.width)
         self.word_positions = nn.Embedding(config.text_length, config.width)
         if config.cell_positions:
@@ -203,7 +205,8 @@ class BiART(nn.Module):
         return F.dropout(self.words(ids) + offsets, self.config.dropout, self.training)
 
     def image_tokens(self, codes: Tensor, segment: int) -> Tensor:
-        """[SOI] and codes int64 ``[m, k]``, the first k of an image, as ``[m, 1 + k, h]``."""
+        """[SOI] and codes int64 ``[m, k]``, the first k of an image, as ``[m, 1 + k, h]``; ``codebook_size`` in the place of a code is one
+        that is hidden."""
         image_start = codes.new_full((len(codes), 1), self.config.codebook_size)
         first = self.codes(image_start) + self.segments.weight[segment]
         tokens = self.codes(codes) + self.cell_positions()[: codes.shape[1]] + self.segments.weight[segment]

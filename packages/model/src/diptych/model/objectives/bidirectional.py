@@ -34,20 +34,28 @@ def caption_losses(
 
 
 def painting_losses(
-    model: BiART, tokenizer: CaptionTokenizer, codes: Tensor, ids: Tensor, smoothing: float, reference: bool
+    model: BiART,
+    tokenizer: CaptionTokenizer,
+    codes: Tensor,
+    ids: Tensor,
+    smoothing: float,
+    reference: bool,
+    hidden: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Text to image: the loss of the codes and, if wanted, that of the ``reference``'s words.
 
     Args:
         codes: int64 ``[n, cells]``.
         ids: int64 ``[n, t]``, a text for each image, or "no text".
+        hidden: bool ``[n, cells]``, codes that those after them do not see, but for their place.
 
     Returns:
         Means over all cells, and over all words or None.
     """
     ids = tokenizer.trimmed(ids)
     read, text = model.read_text(ids, ids != tokenizer.pad)
-    states = model.write(model.image_tokens(codes[:, :-1], GENERATED), text)
+    seen = codes if hidden is None else codes.masked_fill(hidden, model.config.codebook_size)
+    states = model.write(model.image_tokens(seen[:, :-1], GENERATED), text)
     loss = smoothed_cross_entropy(model.code_head(states).flatten(0, 1), codes.flatten(), smoothing)
     if not reference:
         return loss, None

@@ -44,6 +44,8 @@ class BiARTTrainingConfig(LoopConfig):
         reference_weight: of the loss of the reference beside that of what is generated [1]; 0: it is not computed.
         label_smoothing: as of token-level training [0].
         text_drop: share of paintings trained without their text, for classifier-free guidance [0].
+        code_drop: share of the painted codes that those after them do not see [0]: where pictures are few, a painter learns them by
+            heart from the codes before, and seldom reads the text.
         learning_rate: peak; linear warm-up, then cosine to 0.
         warmup_share: share of the steps that warm up.
         weight_decay, muon, clip_norm, ema_decay, accumulation, precision, seed, checkpoint_seconds: as in
@@ -58,12 +60,13 @@ class BiARTTrainingConfig(LoopConfig):
     reference_weight: float = 1.0
     label_smoothing: float = 0.0
     text_drop: float = 0.0
+    code_drop: float = 0.0
     warmup_share: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(self, "caption_batch_size", "captions_per_image", "paint_batch_size")
-        check_share(self, "caption_share", "warmup_share", "label_smoothing", "text_drop")
+        check_share(self, "caption_share", "warmup_share", "label_smoothing", "text_drop", "code_drop")
         if self.reference_weight < 0:
             raise UserError(f"reference_weight must be at least 0, is {self.reference_weight}")
 
@@ -102,8 +105,11 @@ class BiARTSteps:
         captioning, indices = self.plan(step)
         count = config.captions_per_image if captioning else 1
         ids = self.captions.choose(indices, count)[0]  # [n, c, t]
+        hidden = None
         if not captioning:
             ids = drop_text(self.tokenizer, ids[:, 0], config.text_drop)
+            if config.code_drop:
+                hidden = torch.rand(len(indices), self.model.config.cells) < config.code_drop
         words = (ids[..., 1:] != self.tokenizer.pad).flatten(1).sum(1)  # [n]
         rows = self.caption_rows if captioning else self.paint_rows
         return [
@@ -111,13 +117,16 @@ class BiARTSteps:
                 captioning,
                 ids[part],
                 codes,
+                None if hidden is None else hidden[part],
                 len(codes) / len(indices),
                 int(words[part].sum()) / int(words.sum()),
             )
             for part, codes in zip(rows, data, strict=True)
         ]
 
-    def _piece(self, captioning: bool, ids: Tensor, codes: Tensor, images: float, words: float) -> Piece:
+    def _piece(
+        self, captioning: bool, ids: Tensor, codes: Tensor, hidden: Tensor | None, images: float, words: float
+    ) -> Piece:
         """``images``, ``words``: the piece's shares of the batch's images and words."""
         config = self.config
         own, others = (words, images) if captioning else (images, words)
@@ -126,16 +135,14 @@ class BiARTSteps:
         )
 
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
-            losses = caption_losses if captioning else painting_losses
+            seen = on_device(codes, self.device), ids.to(self.device)
+            how = config.label_smoothing, config.reference_weight > 0
             with autocast_context(self.device, config.precision):
-                generated, reference = losses(
-                    self.model,
-                    self.tokenizer,
-                    on_device(codes, self.device),
-                    ids.to(self.device),
-                    config.label_smoothing,
-                    config.reference_weight > 0,
-                )
+                if captioning:
+                    generated, reference = caption_losses(self.model, self.tokenizer, *seen, *how)
+                else:
+                    unseen = None if hidden is None else hidden.to(self.device)
+                    generated, reference = painting_losses(self.model, self.tokenizer, *seen, *how, unseen)
             if reference is None:
                 return generated, {names[0]: generated.detach()}
             # the loss of the reference is a mean over other tokens than that of what is generated, whose share the piece has
