@@ -6,7 +6,7 @@ the same codes; figures are medians of the rounds, in `benchmarks/results/l_vers
 | figure | |
 | --- | --- |
 | l_verse.paint | seconds of all tokens of 16 captions by a whole pass for each token / from caches |
-| l_verse.step | rate of a training step's products (two captionings, one painting, gradients included) / rate of a large matrix product |
+| l_verse.step | rate of a training step's products (one of each order, gradients included) / rate of a large matrix product |
 
 `--size base` prints what the paper's size takes instead, counted and not run: FLOPs and memory of a training step of 1,088 tokens, and
 hours of 30 epochs of COCO's training captions in each order.

@@ -72,10 +72,16 @@ def write_judge(stage: Stage, params: JudgeParams) -> None:
     """The second CLIP: another architecture and another seed than the scorer's."""
     seed = stage.seed + JUDGE_SEED
     training = dataclasses.replace(params.training, seed=seed) if params.training else None
-    train = training_pictures()
     with stage.write("models/judge") as folder:
         history = write_clip(
-            folder, params.network, training, train, seed, stage.checkpoints("clip"), stage.device, "judge"
+            folder,
+            params.network,
+            training,
+            training_pictures,
+            seed,
+            stage.checkpoints("clip"),
+            stage.device,
+            "judge",
         )
     stage.write_history("plots/judge.csv", history)
 

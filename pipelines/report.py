@@ -10,9 +10,9 @@ from typing import Any
 
 from diptych.eval.report.page import ReportInputs, write_report
 from diptych.eval.report.sheet import contact_sheet
-from diptych.features.codebook.reading import load_cluster_sizes
+from diptych.features.codebook.reading import load_cluster_sizes, read_codes
 from pipelines.reporting.answers import answer_galleries
-from pipelines.reporting.failures import failures, shares_by_class
+from pipelines.reporting.failures import failures, lost_pictures, shares_by_class
 from pipelines.reporting.histories import read_history
 from pipelines.reporting.pictures import (
     clusters,
@@ -71,6 +71,7 @@ def main(stage: Stage, params: ReportParams) -> None:
     answers, asked = answer_galleries(params.captions, stage.seed + 2)
     repainted = repainted_samples(Path("plots/image_generator_samples.parquet"), params.evaluations)
     sizes = load_cluster_sizes(CODEBOOK)
+    lost, pictures = lost_pictures(Path("data/features")), len(read_codes(CODEBOOK)[0])
     inputs = ReportInputs(
         title="Diptych",
         profile=params.profile,
@@ -99,7 +100,7 @@ def main(stage: Stage, params: ReportParams) -> None:
         cluster_sizes=sizes.tolist(),
         clusters=clusters(sizes, params.clusters, stage.seed),
         bars=shares_by_class(test.painted, test.captioned),
-        failures=failures(test.painted, test.captioned, figures, Path("data/features")),
+        failures=failures(test.painted, test.captioned, figures, lost, pictures + len(lost)),
         progress=training_samples(params.evaluations),
         reconstructions=repainted,
         stages=[{"name": name, **cost} for name, cost in costs.items()],

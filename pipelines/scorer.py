@@ -26,7 +26,7 @@ def main(stage: Stage, params: ScorerParams) -> None:
             folder,
             params.network,
             params.training,
-            training_pictures(),
+            training_pictures,
             stage.seed,
             stage.checkpoints(),
             stage.device,

@@ -156,6 +156,8 @@ def test_pictures_that_cannot_be_read_are_left_out_and_told(made: Clone, tmp_pat
         ("l_verse.biart.vocabulary.pieces=400", "give one of min_count and pieces"),
         ("l_verse.autoencoder.multi_level.candidates=0", "give both of dead_share and candidates"),
         ("l_verse.generate.sets.test.answer={splits: [test], limit: null}", "L-Verse does not answer questions"),
+        ("l_verse.generate.paint.method=random", "L-Verse paints token by token, by rows, not random"),
+        ("l_verse.package.scorer=false", "package.scorer: the package chooses among samples"),
         ("l_verse.package.weights=int4", "params.yaml: l_verse.package.weights"),
     ],
 )

@@ -15,7 +15,7 @@ from pipelines.runner.stage import Stage, commit, run
 
 OUT, SCORER = "models/l_verse/package", Path("models/scorer")
 # What made the model, section by section, as the card shows it: dvc.yaml lists them for this stage.
-SECTIONS = ("seed", "dataset", "scorer", "judge", "l_verse", "evaluate")
+SECTIONS = ("seed", "dataset", "detector", "scorer", "judge", "l_verse", "evaluate")
 
 
 def main(stage: Stage, params: Params) -> None:

@@ -25,9 +25,10 @@ MADE_BY = "make l-verse"
 
 @dataclass(frozen=True)
 class AutoencoderParams:
-    """scenes: the table of the pictures that both autoencoders learn from, data/dataset/scenes.parquet, or that of a folder of others
-    (docs/l-verse.md). network: a named size of diptych.model (base, toybox, smoke). perceptual: what says how alike pictures look, the folder
-    models/detector, a folder with LPIPS's files, or a file with torchvision's ResNet-50 weights (docs/l-verse.md). max_failed_share: unreadable pictures that are left out at most, as a share of all.
+    """scenes: the table of the pictures that both autoencoders learn from, data/dataset/scenes.parquet, or that of a folder of
+    others. network: a named size of diptych.model (base, toybox, smoke). perceptual: what says how alike pictures look, the folder
+    models/detector, a folder with LPIPS's files, or a file with torchvision's ResNet-50 weights (docs/l-verse.md).
+    max_failed_share: unreadable pictures that are left out at most, as a share of those of a split.
 
     multi_level, single_level: the schedules of AugVAE-ML and of the AugVAE-SL that is made from it.
     """
@@ -97,6 +98,14 @@ class Params:
         at_least(self, 1, "pictures", "captions")
         if any(wanted.answer for wanted in self.generate.sets.values()):
             raise ValueError("generate.sets: L-Verse does not answer questions; set answer to null")
+        if self.generate.paint.method != "rows":
+            raise ValueError(
+                f"generate.paint.method: L-Verse paints token by token, by rows, not {self.generate.paint.method}"
+            )
+        if max(self.generate.caption.samples, self.generate.paint.samples) > 1 and not self.package.scorer:
+            raise ValueError(
+                "package.scorer: the package chooses among samples as generate does; set it to true"
+            )
 
 
 def tokenized(split: str) -> TokenizedPictures:

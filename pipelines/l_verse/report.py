@@ -7,9 +7,10 @@ from pathlib import Path
 
 from diptych.eval.report.page import ReportInputs, write_report
 from diptych.eval.report.sheet import contact_sheet
+from diptych.features.store import FeatureReader
 from pipelines.l_verse.evaluate import VERDICTS
-from pipelines.l_verse.params import FIGURES, GENERATED, TOKENS, Params
-from pipelines.reporting.failures import failures, shares_by_class
+from pipelines.l_verse.params import FIGURES, GENERATED, MADE_BY, TOKENS, Params
+from pipelines.reporting.failures import failures, lost_pictures, shares_by_class
 from pipelines.reporting.histories import read_history
 from pipelines.reporting.pictures import repainted_samples, repainted_sheet
 from pipelines.reporting.test_set import read_test_set
@@ -30,6 +31,7 @@ def main(stage: Stage, params: Params) -> None:
         params.captions, params.pictures, stage.seed, GENERATED / "test.parquet", Path(VERDICTS)
     )
     raw = read_params()
+    lost, pictures = lost_pictures(TOKENS), len(FeatureReader(TOKENS, MADE_BY))
     repainted = repainted_samples(PLOTS / "autoencoder_sl_samples.parquet", EVALUATIONS)
     inputs = ReportInputs(
         title=params.package.title,
@@ -44,7 +46,7 @@ def main(stage: Stage, params: Params) -> None:
         pictures=test.pictures,
         choices=test.choices,
         bars=shares_by_class(test.painted, test.captioned),
-        failures=failures(test.painted, test.captioned, figures, TOKENS),
+        failures=failures(test.painted, test.captioned, figures, lost, pictures + len(lost)),
         reconstructions=repainted,
         stages=[
             {"name": name, **json.loads((COSTS / f"{name}.json").read_text(encoding="utf-8"))}

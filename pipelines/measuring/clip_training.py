@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,10 @@ def training_pictures() -> ManifestPictures:
     """What scorer, judge and inspector are trained on: the train split's pictures that can be read, with captions and objects, and
     nothing that a detector or a codebook has a part in. How many may be missing is for the stage `extract` to say."""
     train = ManifestPictures(MANIFEST, "train")
-    train.leave_out_unreadable(1.0, "dataset")
+    unreadable = train.unreadable(range(len(train)))
+    for why in unreadable.values():
+        print(f"left out: {why}", flush=True)
+    train.leave_out(unreadable, 1.0, "extract.max_failed_share")
     return train
 
 
@@ -32,13 +36,13 @@ def write_clip(
     folder: Path,
     network: ClipConfig | PretrainedClip,
     training: ClipTrainingConfig | None,
-    train: ManifestPictures,
+    read: Callable[[], ManifestPictures],
     seed: int,
     checkpoints: TrainingCheckpoints,
     device: str,
     description: str,
 ) -> list[dict[str, float]]:
-    """Train a CLIP on `train` into `folder`, or write there which pretrained one it is; returns the history."""
+    """Train a CLIP on what `read` reads into `folder`, or write there which pretrained one it is; returns the history."""
     if isinstance(network, PretrainedClip):
         load_pretrained_clip(network.model_name, network.checkpoint, "cpu")  # a wrong name should fail here
         folder.mkdir(parents=True)
@@ -49,6 +53,7 @@ def write_clip(
         raise UserError(
             f"params.yaml: {description}: a network that is not pretrained needs a training section"
         )
+    train = read()
     captions = [train.captions(index) for index in range(len(train))]
     clip = build_clip(network, captions, seed)
     history = train_clip(

@@ -189,4 +189,7 @@ class LVerseModel:
         return torch.from_numpy(dataset.codes(indices)).to(self.model.words.weight.device)
 
     def _drawn(self, codes: Tensor) -> Tensor:
-        return self.image_tokenizer.pixels(codes).float()
+        import torch
+
+        with torch.autocast(codes.device.type, enabled=False):  # as the packaged model does
+            return self.image_tokenizer.pixels(codes).float()

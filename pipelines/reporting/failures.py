@@ -51,20 +51,22 @@ def share_bar(name: str, counted: Counter[bool]) -> dict[str, Any]:
     return {"label": name, "share": share, "low": low, "high": high, "n": count}
 
 
+def lost_pictures(stored: Path) -> list[str]:
+    """Why pictures are missing in a folder of features or tokens that the feature store has linked."""
+    import pyarrow.parquet as pq
+
+    return pq.read_table(stored / "failures.parquet", columns=["kind"])["kind"].to_pylist()
+
+
 def failures(
     painted: Sequence[Mapping[str, Any]],
     captioned: Sequence[Mapping[str, Any]],
     figures: Sequence[Mapping[str, Any]],
-    stored: Path,
+    lost: Sequence[str],
+    pictures: int,
 ) -> list[dict[str, Any]]:
-    """What went wrong, counted by kind: pictures that could not be read, paintings, captions, figures. stored: the folder of
-    features or tokens that the feature store has linked."""
-    import pyarrow.parquet as pq
-
-    from diptych.features.store import FeatureReader
-
-    lost = pq.read_table(stored / "failures.parquet", columns=["kind"])["kind"].to_pylist()
-    pictures = len(FeatureReader(stored)) + len(lost)
+    """What went wrong, counted by kind: pictures that could not be read, paintings, captions, figures. lost: kinds of the
+    first, of all `pictures`."""
     found: list[tuple[str, int, int, str]] = [
         (f"picture left out: {kind}", count, pictures, "not extracted; its captions are not used")
         for kind, count in Counter(lost).most_common()

@@ -101,10 +101,13 @@ def test_unreadable_pictures_are_left_out_up_to_a_share(manifest: Path) -> None:
     (manifest.parent / "5.png").unlink()
     Image.new("RGB", (25, 24)).save(manifest.parent / "6.jpg")
     pictures = ManifestPictures(manifest, "train")
-    with pytest.raises(UserError, match=r"section: 3 of 10 images .* section.max_failed_share = 0.2; the first: .*4.jpg"):
-        pictures.leave_out_unreadable(0.2, "section")
-    problems = pictures.leave_out_unreadable(0.3, "section")
-    assert sorted(problem.kind for problem in problems) == ["changed", "changed", "missing"]
+    halves = [pictures.unreadable(range(start, 10, 2)) for start in (0, 1)]
+    assert [sorted(half) for half in halves] == [["i4", "i6"], ["i5"]]
+    unreadable = halves[0] | halves[1]
+    assert "the file changed since" in unreadable["i4"] and "no such image file" in unreadable["i5"]
+    with pytest.raises(UserError, match=r"3 of 10 images of the split train cannot be read, and key is 0.2; the first: .*4.jpg"):
+        pictures.leave_out(unreadable, 0.2, "key")
+    pictures.leave_out(unreadable, 0.3, "key")
     assert pictures.keys == ["i0", "i1", "i2", "i3", "i7", "i8", "i9"]
     assert pictures.captions(4) == ["picture 7."]
     (manifest.parent / "9.png").write_bytes(b"")
@@ -165,3 +168,5 @@ def test_a_folder_becomes_a_table_of_scenes(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: no picture in it that can be read"):
         write_folder(tmp_path / "empty", table, 0.3)
+    with pytest.raises(UserError, match="0 of 59 pictures are in the split val; give another share by --val"):
+        write_folder(folder, table, 0.0)

@@ -328,6 +328,8 @@ def test_collapse_is_told_from_training() -> None:
     assert "perceptual loss is 0.61" in (collapse([good, {**good, "perceptual": 0.61}]) or "")
     assert "reconstruction loss is 0.31" in (collapse([good, {**good, "reconstruction": 0.31}]) or "")
     assert "discriminator has won" in (collapse([good, {**good, "discriminator_hinge": 0.009}]) or "")
+    later = [{"step": 20, "reconstruction": 0.01}, {"step": 60, **good}]
+    assert collapse(later) is not None and collapse(later, since=40) is None, "losses of before are others"
     assert collapse([{"reconstruction": 0.1}, {"reconstruction": 0.9}]) is None  # no game, no collapse
 
 
@@ -366,10 +368,11 @@ def test_wrong_settings_are_named() -> None:
         ({"schedule": "linear"}, "schedule must be one of cosine, constant"),
         ({"reconstruction": "l2"}, "reconstruction must be l1 or huber"),
         ({"perceptual_shift": -1}, "perceptual_shift must be at least 0, is -1"),
-        ({"game": dataclasses.replace(GAME, shift=-2)}, "game.shift must be at least 0, is -2"),
     ):
         with pytest.raises(UserError, match=message):
             game_config(**changes)
+    with pytest.raises(UserError, match="game.shift must be at least 0, is -2"):
+        dataclasses.replace(GAME, shift=-2)
     with pytest.raises(UserError, match="evaluation.samples must be from 0 to images"):
         SampleConfig(every=1, images=2, samples=3)
 

@@ -105,7 +105,9 @@ def test_the_web_demo_serves_it(d: Diptych) -> None:
     about = client.get("/api/model").json()
     assert about["grid_size"] == 4 and not about["can_answer"] and about["painting"]["method"] == "rows"
     reply = client.post("/api/paint", json={"caption": CAPTIONS[0], "return_steps": True})
-    assert reply.status_code == 200 and reply.json()["paintings"]
+    assert reply.status_code == 200 and len(reply.json()["paintings"][0]["steps"]) == 4
+    refused = client.post("/api/paint", json={"caption": CAPTIONS[0], "steps": 3})
+    assert refused.status_code == 422 and "by method rows" in refused.text
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8"])

@@ -3,7 +3,7 @@ with the codes of a store."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -52,12 +52,8 @@ class ManifestPictures:
         self._rows = self._rows.take(pa.array(kept, pa.int64()))
         self.keys = [self.keys[index] for index in kept]
 
-    def leave_out_unreadable(self, most: float, section: str) -> list[ImageError]:
-        """Read every picture once and leave out those that are missing, damaged or others than the table describes; return why.
-
-        most: the share of all that may be so; section: of the parameters that says it, for the message.
-        Each is also told on standard output. Raises UserError where more are, or none is left.
-        """
+    def unreadable(self, indices: Sequence[int]) -> dict[str, str]:
+        """Read each of these pictures once; ids of those that are missing, damaged or others than the table describes, and why."""
 
         def problem(index: int) -> ImageError | None:
             file = self._file(index)
@@ -68,20 +64,27 @@ class ManifestPictures:
             return None
 
         with ThreadPoolExecutor(usable_cores()) as pool:
-            found = pool.map(problem, range(len(self)))
-            bar = tqdm(found, total=len(self), desc=f"reading {self.split}", unit="image", mininterval=1)
-            problems = list(bar)
-        bad = [error for error in problems if error is not None]
-        if len(bad) > most * len(self) or len(bad) == len(self):
+            found = pool.map(problem, indices)
+            bar = tqdm(found, total=len(indices), desc=f"reading {self.split}", unit="image", mininterval=1)
+            return {
+                self.keys[index]: str(error)
+                for index, error in zip(indices, bar, strict=True)
+                if error is not None
+            }
+
+    def leave_out(self, unreadable: Mapping[str, str], most: float, key: str) -> None:
+        """Leave out pictures by id, with the reasons why.
+
+        most: the share of all that may be so; key: of the parameter that says it, for the message.
+        Raises UserError where more are, or none is left.
+        """
+        if len(unreadable) > most * len(self) or len(unreadable) == len(self):
             raise UserError(
-                f"{section}: {len(bad)} of {len(self)} images of the split {self.split} cannot be read, more than "
-                f"{section}.max_failed_share = {most}; the first: {bad[0]}. Mend the images or raise the share"
+                f"{len(unreadable)} of {len(self)} images of the split {self.split} cannot be read, and {key} is {most:g}; the "
+                f"first: {next(iter(unreadable.values()))}. Mend the images or raise the share"
             )
-        for error in bad:
-            print(f"left out: {error}", flush=True)
-        if bad:
-            self.only({key for key, error in zip(self.keys, problems, strict=True) if error is None})
-        return bad
+        if unreadable:
+            self.only({key for key in self.keys if key not in unreadable})
 
     def meta(self, index: int) -> dict[str, Any]:
         """`image_id, split, objects, width, height`, and `captions` where the table has them."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from diptych.features.errors import UserError as FeaturesError
 from diptych.features.images import resize_square, to_uint8_tensor
 from diptych.model.errors import UserError
 from diptych.model.networks.aug_vae import AugVAE, load_aug_vae
@@ -34,9 +35,12 @@ class ImageTokenizerLoader:
         """Load it.
 
         Raises:
-            UserError: the network has several grids of codes; or as of :func:`diptych.model.networks.aug_vae.load_aug_vae`.
+            diptych.features.errors.UserError: the network has several grids of codes; or as of :func:`diptych.model.networks.aug_vae.load_aug_vae`.
         """
-        return AugVAEEncoder(load_aug_vae(Path(self.folder), device))
+        try:
+            return AugVAEEncoder(load_aug_vae(Path(self.folder), device))
+        except UserError as error:
+            raise FeaturesError(str(error)) from None  # which extraction knows, also across machines
 
 
 class AugVAEEncoder:

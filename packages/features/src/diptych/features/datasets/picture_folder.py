@@ -29,7 +29,7 @@ def write_folder(folder: Path, table: Path, val_share: float) -> dict[str, int]:
     """Write the scenes of all pictures below a folder: paths are absolute, ids are hashes of the paths below it, and a picture is in the
     split val by its id, the same whatever others there are. Pictures that cannot be read are left out, each with a line on stderr.
 
-    Returns counts: images, val, left_out. Raises UserError where no picture is left.
+    Returns counts: images, val, left_out. Raises UserError where no picture is left, or one of both splits is empty.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -41,10 +41,14 @@ def write_folder(folder: Path, table: Path, val_share: float) -> dict[str, int]:
     rows = list(scenes(folder.resolve(), found.files, val_share))
     if not rows:
         raise UserError(f"{folder}: no picture in it that can be read")
+    val = sum(row["split"] == "val" for row in rows)
+    if val in (0, len(rows)):
+        raise UserError(
+            f"{folder}: {val} of {len(rows)} pictures are in the split val; give another share by --val, such as 0.1"
+        )
     table.parent.mkdir(parents=True, exist_ok=True)
     # a manifest's checks, of a table that has no captions
     write_scenes(write_manifest(rows, table), table)
-    val = sum(row["split"] == "val" for row in rows)
     return {"images": len(rows), "val": val, "left_out": len(found.files) - len(rows)}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from diptych.eval.scorers.clip_score import PROMPT
@@ -19,6 +20,8 @@ from diptych.model.pixels import to_unit_range
 
 if TYPE_CHECKING:
     from diptych.eval.scorers.clip import Clip
+
+DRAWN_AT_ONCE = 128
 
 
 def embed_captions(clip: Clip, captions: Sequence[str]) -> Tensor:
@@ -57,6 +60,8 @@ def rerank_paintings(
     asked = embed_captions(clip, texts).repeat_interleave(count, 0)
 
     def cosines(painted: Paintings) -> Tensor:
-        return (clip.encode_images(to_unit_range(draw(painted.codes))) * asked).sum(-1)
+        parts = painted.codes.split(DRAWN_AT_ONCE)  # 64 samples of a batch would not fit a GPU
+        seen = torch.cat([clip.encode_images(to_unit_range(draw(codes))) for codes in parts])
+        return (seen * asked).sum(-1)
 
     return rerank(paintings, count, cosines)

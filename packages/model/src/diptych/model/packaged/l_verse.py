@@ -51,7 +51,8 @@ class AugVAETokenizer:
 
     def features(self, images: Sequence[Image.Image]) -> Tensor:
         """What is quantized of each cell, float32 ``[n, cells, D]``."""
-        (maps,) = self.model.features(from_uint8(self._prepared(images), self.machine.device))
+        with torch.autocast(self.machine.device.type, enabled=False):
+            (maps,) = self.model.features(from_uint8(self._prepared(images), self.machine.device))
         return maps.float().flatten(2).transpose(1, 2)
 
     def codes(self, images: Sequence[Image.Image]) -> Tensor:

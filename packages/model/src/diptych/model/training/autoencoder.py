@@ -30,7 +30,7 @@ from diptych.model.training.config import (
 )
 from diptych.model.training.contracts import Checkpoints, Piece, Record
 from diptych.model.training.game import GameConfig, check_game, collapse, is_on, opponent_of, play
-from diptych.model.training.loop import run_training
+from diptych.model.training.loop import HISTORY_STEPS, run_training
 from diptych.model.training.processes import current_processes
 from diptych.model.training.schedules import SCHEDULES
 from diptych.model.training.state import fingerprint
@@ -398,5 +398,8 @@ def train_autoencoder(
         evaluation=evaluation,
         opponent=opponent,
         betas=config.betas,
-        failure=collapse,
+        # before the codebook starts, losses are lower; a row is the mean of the steps since the one before
+        failure=lambda history: collapse(
+            history, config.start_step + HISTORY_STEPS if config.start_step else -1
+        ),
     )

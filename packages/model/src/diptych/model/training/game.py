@@ -31,8 +31,8 @@ class GameConfig:
     warm_start_steps: steps of reconstruction before it [0].
     discriminator: its widths.
     learning_rate: of the discriminator, the peak [1e-4; the generator's is 4e-4].
-    adversarial_weight, code_weight: of the hinge and the AC-GAN loss, for both networks [1, 1]; code_weight 0: the
-        discriminator reads no codes.
+    adversarial_weight, code_weight: of the hinge and the AC-GAN loss, for both networks [1, 1]; 0 where the codes
+        move while the network learns: then the discriminator has no head for them.
     feature_weight: of feature matching [10].
     shift: as perceptual_shift, before the discriminator, whose strides paint a grid too [0].
     """
@@ -44,6 +44,10 @@ class GameConfig:
     code_weight: float
     feature_weight: float
     shift: int = 0
+
+    def __post_init__(self) -> None:
+        if self.shift < 0:
+            raise UserError(f"game.shift must be at least 0, is {self.shift}")
 
 
 def check_game(game: GameConfig | None, steps: int) -> None:
@@ -142,17 +146,18 @@ def weighted_sum(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor
     return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
 
 
-def collapse(history: list[dict[str, float]]) -> str | None:
+def collapse(history: list[dict[str, float]], since: int = -1) -> str | None:
     """What the last history row shows of a collapse of the game, or None.
 
     Painted pictures that fall apart or become alike no longer resemble their own real ones: then a loss is 3 times
     its best. A discriminator whose hinge loss is below 0.01 finds every picture out, and neither network learns on.
+    since: rows up to this step are of other losses.
     """
     last = history[-1]
     if last.get("discriminator_hinge", 1.0) < COLLAPSED_HINGE:
         return f"the discriminator has won (its hinge loss is {last['discriminator_hinge']:.3g})"
     for name in ("reconstruction", "perceptual"):
-        best = min(row.get(name, math.inf) for row in history)
+        best = min((row.get(name, math.inf) for row in history if row.get("step", 0) > since), default=math.inf)
         if "discriminator_hinge" in last and last.get(name, 0.0) > COLLAPSED_LOSS * best:
             return f"the painted pictures have collapsed (the {name} loss is {last[name]:.3g}, its best {best:.3g})"
     return None

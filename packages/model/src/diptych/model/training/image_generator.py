@@ -105,12 +105,8 @@ class ImageGeneratorTrainingConfig(LoopConfig):
             raise UserError(f"reconstruction must be l1 or huber, is {self.reconstruction!r}")
         check_schedule(self.schedule)
         check_game(self.game, self.steps)
-        shifts = {"perceptual_shift": self.perceptual_shift}
-        if self.game is not None:
-            shifts["game.shift"] = self.game.shift
-        for name, shift in shifts.items():
-            if shift < 0:
-                raise UserError(f"{name} must be at least 0, is {shift}")
+        if self.perceptual_shift < 0:
+            raise UserError(f"perceptual_shift must be at least 0, is {self.perceptual_shift}")
 
     def determining(self) -> dict[str, Any]:
         """All settings that determine the result."""

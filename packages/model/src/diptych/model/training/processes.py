@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -62,12 +63,19 @@ class Processes:
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def gather(self, own: Any) -> list[Any]:
+        """What every process has, in the order of their ranks."""
+        if self.count == 1:
+            return [own]
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, own)
+        return found
+
     def agree(self, what: str, value: str) -> None:
         """Raise a UserError unless all processes have the same ``value``."""
         if self.count == 1:
             return
-        values: list[str] = [""] * self.count
-        dist.all_gather_object(values, value)
+        values = self.gather(value)
         for rank, other in enumerate(values):
             if other != values[0]:
                 raise UserError(

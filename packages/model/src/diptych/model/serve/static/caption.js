@@ -5,10 +5,6 @@ let picture = null; // the Blob that was captioned
 let origin = ""; // the sentence that it was painted from
 let address = null; // of the picture that is shown
 
-for (const heat of document.querySelectorAll(".heat")) {
-  heat.append(...Array.from({ length: GRID * GRID }, () => element("div")));
-}
-
 function describe(content, paintedFrom) {
   if (!content) return;
   return during($("choose"), $("caption-notice"), $("photo"), async () => {

@@ -2,7 +2,7 @@
 // caption.js and answer.js.
 "use strict";
 
-const GRID = 8;
+let GRID = 8; // cells a side, as the model says
 const $ = (id) => document.getElementById(id);
 const words = (text) => text.toLowerCase().match(/\p{L}+/gu) || [];
 
@@ -108,11 +108,18 @@ async function meet() {
   $("model").textContent =
     `${model.name}: ${model.codebook_size} codes, pictures of ${model.image_size} × ${model.image_size} pixels`;
   $("sentence").maxLength = model.limits.letters;
+  if (model.grid_size !== GRID) layCells(model.grid_size);
   $("steps").value = model.painting.steps;
+  $("steps").disabled = !inSteps();
   $("temperature").value = model.painting.temperature;
   document.querySelectorAll("output").forEach(refresh);
   begin($("sentence"), model.examples, $("examples"), $("vocabulary"), checkWords);
   meetAnswers();
+}
+
+/** Whether the model paints in a number of steps that can be chosen. */
+function inSteps() {
+  return !model || model.painting.method === "mask_predict";
 }
 
 /** Offer texts to begin with, and the words that the model knows. */
@@ -196,12 +203,23 @@ let caption = ""; // what was painted
 let locked = new Set();
 let player = null;
 
-const cells = Array.from({ length: GRID * GRID }, (_, number) => {
-  const cell = element("button", { type: "button", tabIndex: number ? -1 : 0 });
-  cell.dataset.cell = number;
-  return cell;
-});
-$("cells").append(...cells);
+let cells = [];
+
+/** Lay a grid of so many cells a side over pictures. */
+function layCells(size) {
+  GRID = size;
+  document.documentElement.style.setProperty("--grid", size);
+  cells = Array.from({ length: GRID * GRID }, (_, number) => {
+    const cell = element("button", { type: "button", tabIndex: number ? -1 : 0 });
+    cell.dataset.cell = number;
+    return cell;
+  });
+  $("cells").replaceChildren(...cells);
+  for (const heat of document.querySelectorAll(".heat")) {
+    heat.replaceChildren(...cells.map(() => element("div")));
+  }
+}
+layCells(GRID);
 
 $("paint-form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -216,7 +234,7 @@ function paint(start) {
     const wanted = {
       caption: text,
       samples: Number($("samples").value),
-      steps: Number($("steps").value),
+      ...(inSteps() ? { steps: Number($("steps").value) } : {}),
       temperature: Number($("temperature").value),
       seed: Number($("seed").value),
       return_steps: true,
