@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from pipelines.measuring.generate_params import GenerateParams
 from pipelines.measuring.generation import (
     IMAGE_GENERATOR,
     TRANSFORMER,
-    GenerateParams,
     generate,
     pictures_of,
     shards_of,

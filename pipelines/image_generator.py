@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diptych.features.codebook.reading import load_codebook
 from diptych.features.detector import load_detector
 from diptych.features.shards.reading import ShardDataset
 from diptych.model.networks.image_generator import ImageGenerator, named_config, save_image_generator
 from diptych.model.objectives.perceptual import read_encoder
-from diptych.model.pixels import png, to_uint8
+from diptych.model.pixels import to_uint8
 from diptych.model.training.image_generator import ImageGeneratorTrainingConfig, train_image_generator
 from diptych.model.training.processes import current_processes
 from pipelines.measuring.detection import has_main_objects, main_object_shares, prepared
-from pipelines.measuring.samples import write_samples
+from pipelines.measuring.samples import repainted_pictures, write_samples
 from pipelines.runner.params import at_least
 from pipelines.runner.processes import run, training_device
 from pipelines.runner.stage import Stage
@@ -58,7 +57,7 @@ def main(stage: Stage, params: ImageGeneratorParams) -> None:
             save_image_generator(folder, generator)
         stage.write_history("plots/image_generator.csv", record.history)
         stage.write_history("plots/image_generator_val.csv", record.evaluations)
-        write_samples(stage, record.samples, [], sample_pictures())
+        write_samples(stage, record.samples, [], repainted_pictures())
         stage.write_metrics("metrics/image_generator.json", val_metrics(generator, params.val_images, device))
 
 
@@ -86,14 +85,6 @@ def train(
         ShardDataset(SHARDS, "val"),
     )
     return generator, record
-
-
-def sample_pictures() -> dict[str, Callable[[Mapping[str, Any]], bytes]]:
-    """PNG files of a sample's pictures."""
-    return {
-        "real": lambda sample: png(sample["real"]),
-        "painted": lambda sample: png(sample["painted"]),
-    }
 
 
 def val_metrics(generator: ImageGenerator, count: int, device: str) -> dict[str, float]:

@@ -16,6 +16,7 @@ from diptych.eval.scorers.inspector import (
     train_inspector,
 )
 from diptych.eval.scorers.training import PictureTrainingConfig
+from diptych.features.pictures import ManifestPictures
 from pipelines.measuring.clip_training import training_pictures, write_clip
 from pipelines.measuring.clips import PretrainedClip
 from pipelines.runner.stage import Stage, run
@@ -49,15 +50,17 @@ def main(stage: Stage, params: JudgeParams) -> None:
 
     Small steps gain little from a second thread: two processes of one thread are faster than one process of two.
     """
+    trained = params.inspector is not None or not isinstance(params.network, PretrainedClip)
+    train = training_pictures() if trained else None
     parts = (write_judge, write_inspector)
     if stage.threads < len(parts):
         for part in parts:
-            part(stage, params)
+            part(stage, params, train)
         return
     context = multiprocessing.get_context("spawn")
     threads = stage.threads // len(parts)
     with ProcessPoolExecutor(len(parts), context, initializer=prepare_process, initargs=(threads,)) as pool:
-        running = [pool.submit(part, stage, params) for part in parts]
+        running = [pool.submit(part, stage, params, train) for part in parts]
         try:
             for finished in as_completed(running):
                 finished.result()
@@ -68,7 +71,7 @@ def main(stage: Stage, params: JudgeParams) -> None:
             raise
 
 
-def write_judge(stage: Stage, params: JudgeParams) -> None:
+def write_judge(stage: Stage, params: JudgeParams, train: ManifestPictures | None) -> None:
     """The second CLIP: another architecture and another seed than the scorer's."""
     seed = stage.seed + JUDGE_SEED
     training = dataclasses.replace(params.training, seed=seed) if params.training else None
@@ -77,7 +80,7 @@ def write_judge(stage: Stage, params: JudgeParams) -> None:
             folder,
             params.network,
             training,
-            training_pictures,
+            train,
             seed,
             stage.checkpoints("clip"),
             stage.device,
@@ -86,13 +89,13 @@ def write_judge(stage: Stage, params: JudgeParams) -> None:
     stage.write_history("plots/judge.csv", history)
 
 
-def write_inspector(stage: Stage, params: JudgeParams) -> None:
+def write_inspector(stage: Stage, params: JudgeParams, train: ManifestPictures | None) -> None:
     """The CNN; it sees real pictures only."""
     history: list[dict[str, float]] = []
     with stage.write("models/inspector") as folder:
         folder.mkdir()
         if params.inspector is not None:
-            train = training_pictures()
+            assert train is not None
             objects = [train.meta(index)["objects"] for index in range(len(train))]
             network, training = params.inspector.network, params.inspector.training
             inspector = build_inspector(network, objects, stage.seed)

@@ -13,21 +13,21 @@ from diptych.features.images import read_image
 from diptych.features.shards.reading import ShardDataset
 from diptych.model.decoding.options import AnswerOptions, CaptionOptions, PaintOptions
 from diptych.model.networks.image_generator import load_image_generator
-from diptych.model.packaged.card import CardFacts, model_card, unified_facts
-from diptych.model.packaged.directory import EXPORTED, Common, write_package, write_sums
+from diptych.model.packaged.card import CardFacts, unified_facts
+from diptych.model.packaged.directory import EXPORTED, write_package, write_sums
 from diptych.model.packaged.examples import Examples, collect_examples
 from diptych.model.packaged.export import export_programs
 from diptych.model.pretrained import load_transformer
-from pipelines.measuring.clips import pretrained_name, read_clip
-from pipelines.measuring.packages import megabytes, with_intervals
+from pipelines.measuring.package_params import CommonPackageParams
+from pipelines.measuring.packages import common_parts, megabytes, with_intervals
 from pipelines.runner.params import at_least, read_params
 from pipelines.runner.stage import Stage, commit, run
 
 if TYPE_CHECKING:
     import numpy as np
 
-TRANSFORMER, GENERATOR, DETECTOR, SCORER = (
-    Path("models") / name for name in ("sequence", "image_generator", "detector", "scorer")
+TRANSFORMER, GENERATOR, DETECTOR = (
+    Path("models") / name for name in ("sequence", "image_generator", "detector")
 )
 SHARDS, CODEBOOK = Path("data/shards"), Path("data/codebook")
 FIGURES = Path("data/evaluation_figures.json")
@@ -40,21 +40,12 @@ SECTIONS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class PackageParams:
-    """title: of the model card. data: on it, what the model was trained on, in a sentence. limits: on it, what the model
-    cannot do.
-
-    weights: how matrices of transformer and image generator are stored. scorer: pack it, for reranking and scores.
-    examples: patches of training pictures for each code, of example_pixels a side; 0 for none. export: also as programs
-    of torch.export.
+@dataclass(frozen=True, kw_only=True)
+class PackageParams(CommonPackageParams):
+    """examples: patches of training pictures for each code, of example_pixels a side; 0 for none. export: also as programs
+    of torch.export. The rest as of CommonPackageParams.
     """
 
-    title: str
-    data: str
-    limits: tuple[str, ...]
-    weights: Literal["float32", "bfloat16", "int8"]
-    scorer: bool
     examples: int
     example_pixels: int
     export: Literal["none", "torch_export"]
@@ -91,13 +82,7 @@ def main(stage: Stage, params: PackageParams) -> None:
             painting=painting,
             answering=answering,
             examples=examples(params) if params.examples else None,
-            common=Common(
-                scorer=read_clip(SCORER, "cpu") if params.scorer else None,
-                scorer_name=pretrained_name(SCORER),
-                weights=params.weights,
-                origin={"title": params.title, "commit": facts.commit},
-                card=model_card(facts, unified_facts(TRANSFORMER, GENERATOR)),
-            ),
+            common=common_parts(params, facts, unified_facts(TRANSFORMER, GENERATOR)),
         )
         metrics = {"weights_megabytes": megabytes(folder, "*.safetensors")}
         if params.export == "torch_export":

@@ -21,12 +21,13 @@ class ScorerParams:
 
 def main(stage: Stage, params: ScorerParams) -> None:
     """Train on pictures and captions of the train split."""
+    train = None if isinstance(params.network, PretrainedClip) else training_pictures()
     with stage.write("models/scorer") as folder:
         history = write_clip(
             folder,
             params.network,
             params.training,
-            training_pictures,
+            train,
             stage.seed,
             stage.checkpoints(),
             stage.device,

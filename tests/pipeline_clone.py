@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from waiting import wait_until
+
 from pipelines.runner.profile import write_profile
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -66,6 +68,14 @@ class Clone:
         assert done.returncode == 0, f"dvc repro failed:\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
         return re.findall(r"^Running stage '(\w+)'", done.stdout, re.MULTILINE)
 
+    def repro_of(self, pipeline: str) -> list[str]:
+        """`dvc repro` of a further pipeline's file, which must succeed; its stages that ran, in order. Not `code`: the lock file that
+        DVC writes lies among the code, whose digests stay the same."""
+        done = self.run("dvc", "repro", pipeline)
+        assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+        ran = re.findall(rf"^Running stage '(?:{pipeline}:)?([\w@-]+)'", done.stdout, re.MULTILINE)
+        return [name for name in ran if name != "code"]
+
     def set_params(self, *overrides: str, profile: str = "smoke") -> None:
         """Write params.yaml: `profile` with Hydra overrides."""
         write_profile(profile, self.folder / "params.yaml", overrides, self.folder / "pipelines/conf")
@@ -81,6 +91,16 @@ class Clone:
             yield
         finally:
             file.write_text(before, encoding="utf-8")
+
+    def kill_held(self, store: Path, *command: str) -> None:
+        """Start a training, and kill it when it has saved four checkpoints in `store`."""
+        with self.held_trainings(saves=4):
+            process = subprocess.Popen(
+                **self.command(*command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            wait_until(lambda: list(store.rglob("held")), process)
+            process.kill()
+            process.wait()
 
     def copy(self, folder: Path) -> Clone:
         """An independent copy with all outputs."""

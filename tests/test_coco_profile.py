@@ -18,7 +18,7 @@ from diptych.features.errors import UserError
 from diptych.features.manifest import read_manifest, resolve_image
 from pipelines.dataset import DatasetParams
 from pipelines.measuring.drawn import draw
-from pipelines.measuring.generation import EvaluationSet, GenerateParams
+from pipelines.measuring.generate_params import EvaluationSet, GenerateParams
 from pipelines.runner.params import ParameterError, read_params, read_section
 from pipelines.runner.profile import write_profile
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,6 @@ import pytest
 from PIL import Image
 from pipeline_clone import Clone
 from safetensors.numpy import load_file, save_file
-from waiting import wait_until
 
 from diptych.features.pictures import TokenizedPictures
 from diptych.model import Diptych
@@ -27,19 +24,11 @@ PIPELINE = "pipelines/l_verse/dvc.yaml"
 STAGES = ["autoencoder_ml", "autoencoder_sl", "tokens", "biart", "generate", "evaluate", "package", "report"]
 
 
-def repro(clone: Clone) -> list[str]:
-    """The stages of L-Verse's pipeline that ran; its parents have."""
-    done = clone.run("dvc", "repro", PIPELINE)
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
-    ran = re.findall(rf"^Running stage '(?:{PIPELINE}:)?([\w@-]+)'", done.stdout, re.MULTILINE)
-    return [name for name in ran if name != "code"]
-
-
 @pytest.fixture(scope="module")
 def made(finished_clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone after `make l-verse`."""
     clone = finished_clone.copy(tmp_path_factory.mktemp("l_verse") / "clone")
-    assert repro(clone) == STAGES
+    assert clone.repro_of(PIPELINE) == STAGES
     return clone
 
 
@@ -90,12 +79,12 @@ def test_the_package_does_what_the_pipeline_did(made: Clone, tmp_path: Path) -> 
 def test_a_parameter_runs_what_depends_on_it(made: Clone, tmp_path: Path) -> None:
     clone = made.copy(tmp_path / "clone")
     clone.set_params("l_verse.generate.paint.guidance=1.0")
-    assert repro(clone) == ["generate", "evaluate", "package", "report"]
-    assert repro(clone) == []
+    assert clone.repro_of(PIPELINE) == ["generate", "evaluate", "package", "report"]
+    assert clone.repro_of(PIPELINE) == []
     store = clone.folder / ".cache/features"
     parts = {path for path in store.rglob("part-*.parquet")}
     clone.set_params("l_verse.generate.paint.guidance=1.0", "l_verse.tokens.batch_size=8")
-    ran = repro(clone)
+    ran = clone.repro_of(PIPELINE)
     assert ran == ["tokens", "package", "report"], "nobody trains, as the tokens are the same; card and page show parameters"
     assert {path for path in store.rglob("part-*.parquet")} == parts, "pictures are tokenized once"
 
@@ -109,12 +98,7 @@ def test_a_killed_training_goes_on(made: Clone, tmp_path: Path, stage: str) -> N
     file = clone.folder / f"models/l_verse/{stage}/model.safetensors"
     command = ("python", "-m", f"pipelines.l_verse.{stage}")
     undisturbed = file.read_bytes()
-    with clone.held_trainings(4):
-        running = subprocess.Popen(**clone.command(*command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        store = clone.folder / f".cache/training/l_verse/{stage}"
-        wait_until(lambda: list(store.rglob("held")), running)
-        running.kill()
-        running.wait()
+    clone.kill_held(clone.folder / f".cache/training/l_verse/{stage}", *command)
     assert file.read_bytes() == undisturbed
     remove(file)  # so that what is compared is what the resumed run wrote
     done = clone.run(*command)

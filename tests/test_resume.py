@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 from pipeline_clone import Clone
-from waiting import wait_until
 
 from pipelines.runner.writing import remove
 
@@ -49,13 +45,8 @@ def test_a_killed_training_goes_on(stage: str, finished_clone: Clone, tmp_path: 
     outs, killed = CASES[stage], finished_clone.copy(tmp_path / "killed")
     killed.set_params("machine.checkpoint_seconds=0")
     undisturbed = digest(finished_clone, outs)
-    command = killed.command("python", "-m", f"pipelines.{stage}")
     store = killed.folder / ".cache/training" / stage
-    with killed.held_trainings(saves=4):
-        process = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_until(lambda: list(store.rglob("held")), process)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+    killed.kill_held(store, "python", "-m", f"pipelines.{stage}")
     assert digest(killed, outs) == undisturbed, "a killed stage leaves its outputs alone"
 
     # so that what is compared in the end is what the resumed run wrote

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +10,6 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 from pipeline_clone import Clone
-from waiting import wait_until
 
 from diptych.features.errors import UserError
 from diptych.model.networks.config import read_config
@@ -28,21 +25,12 @@ PIPELINE = "pipelines/x_lxmert/dvc.yaml"
 TASKS = "x_lxmert.tasks=[gqa,nlvr2]"
 
 
-def repro(clone: Clone) -> list[str]:
-    """The stages of X-LXMERT's pipeline that ran; its parents have."""
-    done = clone.run("dvc", "repro", PIPELINE)
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
-    ran = re.findall(rf"^Running stage '(?:{PIPELINE}:)?([\w@-]+)'", done.stdout, re.MULTILINE)
-    # the lock file that DVC writes lies among the code, whose digests stay the same
-    return [name for name in ran if name != "code"]
-
-
 @pytest.fixture(scope="module")
 def answered(finished_clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone after `make x-lxmert`."""
     clone = finished_clone.copy(tmp_path_factory.mktemp("x_lxmert") / "clone")
     clone.set_params(TASKS)
-    ran = repro(clone)
+    ran = clone.repro_of(PIPELINE)
     assert ran[:2] == ["questions", "pretrain"] and ran[-2:] == ["evaluate", "report"]
     assert sorted(ran[2:-2]) == [
         f"fine_tune@{task}-{start}" for task in ("gqa", "nlvr2") for start in ("pretrained", "random")
@@ -80,9 +68,9 @@ def test_the_heads_are_those_of_the_task(answered: Clone) -> None:
 
 def test_a_task_s_parameter_runs_that_task_alone(answered: Clone, tmp_path: Path) -> None:
     clone = answered.copy(tmp_path / "clone")
-    assert repro(clone) == []
+    assert clone.repro_of(PIPELINE) == []
     clone.set_params(TASKS, "x_lxmert.fine_tuning.gqa.training.batch_size=4")
-    ran = repro(clone)
+    ran = clone.repro_of(PIPELINE)
     assert sorted(ran) == ["evaluate", "fine_tune@gqa-pretrained", "fine_tune@gqa-random", "report"]
 
 
@@ -93,12 +81,7 @@ def test_a_killed_pretraining_goes_on(answered: Clone, tmp_path: Path) -> None:
     model = clone.folder / "models/x_lxmert/pretrained/model.safetensors"
     command = ("python", "-m", "pipelines.x_lxmert.pretrain")
     undisturbed = model.read_bytes()
-    with clone.held_trainings(4):
-        running = subprocess.Popen(**clone.command(*command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        store = clone.folder / ".cache/training/x_lxmert/pretrain"
-        wait_until(lambda: list(store.rglob("held")), running)
-        running.kill()
-        running.wait()
+    clone.kill_held(clone.folder / ".cache/training/x_lxmert/pretrain", *command)
     assert model.read_bytes() == undisturbed
     remove(model)  # so that what is compared is what the resumed run wrote
     done = clone.run(*command)

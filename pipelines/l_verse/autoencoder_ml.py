@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from diptych.features.pictures import ManifestPictures
 from diptych.model.networks.aug_vae import AugVAE, named_config, save_aug_vae
 from diptych.model.objectives.perceptual import read_perceptual_loss
-from diptych.model.pixels import png
 from diptych.model.training.autoencoder import AutoencoderTrainingConfig, train_autoencoder
 from diptych.model.training.processes import current_processes
-from pipelines.l_verse.params import MULTI_LEVEL, AutoencoderParams, Params
-from pipelines.measuring.samples import write_samples
+from pipelines.l_verse.params import MULTI_LEVEL, Params
+from pipelines.measuring.pictures import readable_pictures
+from pipelines.measuring.samples import repainted_pictures, write_samples
 from pipelines.runner.processes import run, training_device
 from pipelines.runner.stage import Stage
 
@@ -33,8 +30,9 @@ def train_and_write(
     """Train `model` and write it into `out`, with what its training leaves besides."""
     wanted = params.autoencoder
     with training_device(stage) as device:
-        train = readable_pictures(wanted, "train")
-        val = readable_pictures(wanted, "val") if training.evaluation else None
+        most = wanted.max_failed_share, "l_verse.autoencoder.max_failed_share"
+        train = readable_pictures(wanted.scenes, "train", *most)
+        val = readable_pictures(wanted.scenes, "val", *most) if training.evaluation else None
         record = train_autoencoder(
             training,
             model,
@@ -50,24 +48,7 @@ def train_and_write(
             save_aug_vae(folder, model)
         stage.write_history(f"plots/{stage.name}.csv", record.history)
         stage.write_history(f"plots/{stage.name}_val.csv", record.evaluations)
-        write_samples(stage, record.samples, [], sample_pictures())
-
-
-def readable_pictures(params: AutoencoderParams, split: str) -> ManifestPictures:
-    """The pictures of a split but those that cannot be read; each of several processes has read its share."""
-    processes, pictures = current_processes(), ManifestPictures(params.scenes, split)
-    shares = processes.gather(pictures.unreadable(range(processes.rank, len(pictures), processes.count)))
-    unreadable = {key: why for share in shares for key, why in share.items()}
-    if processes.rank == 0:
-        for why in unreadable.values():
-            print(f"left out: {why}", flush=True)
-    pictures.leave_out(unreadable, params.max_failed_share, "l_verse.autoencoder.max_failed_share")
-    return pictures
-
-
-def sample_pictures() -> dict[str, Callable[[Mapping[str, Any]], bytes]]:
-    """PNG files of a sample's pictures."""
-    return {name: lambda sample, name=name: png(sample[name]) for name in ("real", "painted")}  # type: ignore[misc]
+        write_samples(stage, record.samples, [], repainted_pictures())
 
 
 if __name__ == "__main__":

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-from diptych.model.packaged.card import CardFacts, l_verse_facts, model_card
-from diptych.model.packaged.directory import Common, write_l_verse_package
+from diptych.model.packaged.card import CardFacts, l_verse_facts
+from diptych.model.packaged.directory import write_l_verse_package
 from pipelines.l_verse.params import BIART, FIGURES, MADE_BY, Params, tokenized
-from pipelines.measuring.clips import pretrained_name, read_clip
-from pipelines.measuring.packages import megabytes, with_intervals
+from pipelines.measuring.packages import common_parts, megabytes, with_intervals
 from pipelines.runner.params import read_params
 from pipelines.runner.stage import Stage, commit, run
 
-OUT, SCORER = "models/l_verse/package", Path("models/scorer")
+OUT = "models/l_verse/package"
 # What made the model, section by section, as the card shows it: dvc.yaml lists them for this stage.
 SECTIONS = ("seed", "dataset", "detector", "scorer", "judge", "l_verse", "evaluate")
 
@@ -40,13 +38,7 @@ def main(stage: Stage, params: Params) -> None:
             model_folder=BIART,
             captioning=params.generate.caption,
             painting=params.generate.paint,
-            common=Common(
-                scorer=read_clip(SCORER, "cpu") if wanted.scorer else None,
-                scorer_name=pretrained_name(SCORER),
-                weights=wanted.weights,
-                origin={"title": wanted.title, "commit": facts.commit},
-                card=model_card(facts, l_verse_facts(BIART)),
-            ),
+            common=common_parts(wanted, facts, l_verse_facts(BIART)),
         )
         megabytes_of = {
             "weights_megabytes": megabytes(folder, "*.safetensors"),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from diptych.features.extraction.extract import EncodingConfig
 from diptych.features.pictures import TokenizedPictures
 from diptych.model.training.autoencoder import AutoencoderTrainingConfig
-from diptych.model.training.biart import BiARTTrainingConfig
-from pipelines.measuring.generation import GenerateParams
+from diptych.model.training.biart_config import BiARTTrainingConfig
+from pipelines.measuring.generate_params import GenerateParams
+from pipelines.measuring.package_params import CommonPackageParams
 from pipelines.runner.params import at_least
 
 SCENES, MANIFEST = Path("data/dataset/scenes.parquet"), Path("data/dataset/manifest.parquet")
@@ -69,18 +69,6 @@ class BiARTParams:
 
 
 @dataclass(frozen=True)
-class PackageParams:
-    """title, data, limits: on the model card, as of the section `package`. weights: how BiART's matrices are stored. scorer: pack it,
-    for reranking and scores."""
-
-    title: str
-    data: str
-    limits: tuple[str, ...]
-    weights: Literal["float32", "bfloat16", "int8"]
-    scorer: bool
-
-
-@dataclass(frozen=True)
 class Params:
     """autoencoder: both AugVAE. tokens: how pictures are encoded. biart: the transformer. generate: as the section of that name;
     several samples of a picture or caption, of which the scorer takes one, are `generate.caption.samples` and
@@ -90,7 +78,7 @@ class Params:
     tokens: EncodingConfig
     biart: BiARTParams
     generate: GenerateParams
-    package: PackageParams
+    package: CommonPackageParams
     pictures: int
     captions: int
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -13,15 +11,14 @@ from diptych.features.questions import questions_of, read_questions
 from diptych.features.shards.reading import ShardDataset
 from diptych.model.answer_table import load_answer_table
 from diptych.model.decoding.clip_rerank import rerank_captions
-from diptych.model.decoding.options import AnswerOptions, CaptionOptions, PaintOptions
 from diptych.model.errors import UserError
 from diptych.model.pixels import png
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import load_transformer
 from pipelines.measuring.answers import QUESTIONS, answered_rows, answers_schema
 from pipelines.measuring.clips import read_clip
-from pipelines.measuring.drawn import Sample, draw
-from pipelines.runner.params import at_least
+from pipelines.measuring.drawn import draw
+from pipelines.measuring.generate_params import EvaluationSet, GenerateParams
 from pipelines.runner.stage import Stage
 
 if TYPE_CHECKING:
@@ -48,36 +45,6 @@ class Dataset(Protocol):
 
 
 Pictures = TypeVar("Pictures", bound=Dataset)
-
-
-@dataclass(frozen=True)
-class EvaluationSet:
-    """The pictures to caption, and those whose captions are painted; they may be others (UMT 5.1). answer: those whose
-    questions are answered; null: none."""
-
-    caption: Sample
-    paint: Sample
-    answer: Sample | None = None
-
-
-@dataclass(frozen=True)
-class GenerateParams:
-    """sets: a file each, by name; `evaluate` measures "test". batch_size: pictures at a time. Of several samples of a
-    picture the one that the scorer likes best is kept."""
-
-    sets: dict[str, EvaluationSet]
-    batch_size: int
-    caption: CaptionOptions
-    paint: PaintOptions
-    answer: AnswerOptions = field(default_factory=AnswerOptions)
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size")
-        if "test" not in self.sets:
-            raise ValueError("sets: one has to be named test, which is what evaluate measures")
-        for name in self.sets:
-            if not re.fullmatch(r"[A-Za-z0-9_]+", name):
-                raise ValueError(f"sets.{name}: a name has letters, digits and _: it becomes a file's name")
 
 
 def write_rows(path: Path, batches: Iterable[list[dict]], further: Sequence[str] = ()) -> None:

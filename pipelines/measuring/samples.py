@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from diptych.model.pixels import png
 from pipelines.runner.stage import Stage
 
 
@@ -30,3 +31,11 @@ def write_samples(
     rows = [{**sample, **{name: content(sample) for name, content in contents.items()}} for sample in samples]
     with stage.write(f"plots/{stage.name}_samples.parquet") as path:
         pq.write_table(pa.Table.from_pylist(rows, schema), path)
+
+
+def repainted_pictures() -> dict[str, Callable[[Mapping[str, Any]], bytes]]:
+    """PNG files of the pictures of a sample of a training that repaints: `real` and `painted`, for :func:`write_samples`."""
+    return {
+        "real": lambda sample: png(sample["real"]),
+        "painted": lambda sample: png(sample["painted"]),
+    }

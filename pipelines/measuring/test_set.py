@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.measuring.drawn import Sample
 from pipelines.measuring.figures import EMBEDDINGS, EvaluateParams, measure
+from pipelines.measuring.generate_params import EvaluationSet, GenerateParams
 from pipelines.measuring.generation import (
     IMAGE_GENERATOR,
-    EvaluationSet,
-    GenerateParams,
-    Sample,
     generate,
     pictures_of,
     shards_of,

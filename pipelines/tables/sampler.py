@@ -13,7 +13,8 @@ from diptych.model.decoding.decode import paint_captions
 from diptych.model.decoding.options import PaintOptions
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import load_transformer
-from pipelines.measuring.generation import GenerateParams, pictures_of, shards_of
+from pipelines.measuring.generate_params import GenerateParams
+from pipelines.measuring.generation import pictures_of, shards_of
 from pipelines.measuring.test_set import measured_model
 from pipelines.runner.stage import Stage, read_stage
 from pipelines.tables.item import TableItem, embeddings, read_entry, run

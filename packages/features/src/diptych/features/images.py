@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "MAX_PIXELS", "ImageError", "as_jpeg", "image_orientation", "image_size", "is_upright_jpeg", "read_content", "read_image",
-    "resize_square", "square_pictures", "to_uint8_tensor", "upright_rgb",
+    "MAX_PIXELS", "ImageError", "as_jpeg", "image_orientation", "image_size", "is_upright_jpeg", "read_content", "read_file",
+    "read_image", "resize_square", "square_pictures", "to_uint8_tensor", "upright_rgb",
 ]  # fmt: skip
 Taken = TypeVar("Taken")
 # Pixels of a batch from which on several threads decode it.
@@ -62,9 +62,14 @@ def image_size(source: Path | bytes, name: str | None = None) -> tuple[int, int]
     return _named(source, name, upright_size)
 
 
+def read_file(file: Path) -> bytes:
+    """The bytes of an image file. Raises ImageError where there are none."""
+    return _named(file, None, bytes)
+
+
 def read_content(file: Path, sha256: str) -> bytes:
     """The bytes of an image file. Raises ImageError where there are none, or others than the manifest describes."""
-    content = _named(file, None, bytes)
+    content = read_file(file)
     if hashlib.sha256(content).hexdigest() != sha256:
         # what is made of it would be found under another picture's key, by everybody who shares a store
         raise ImageError("changed", f"{file}: the file changed since `dvc repro dataset` described it")

@@ -27,8 +27,8 @@ def learn_merges(words: Mapping[str, int], most: int) -> list[tuple[str, str]]:
     counts: Counter[tuple[str, str]] = Counter()
     inside: dict[tuple[str, str], set[int]] = {}
     for number, word in enumerate(pieces):
-        for pair in pairwise(word):
-            counts[pair] += frequencies[number]
+        for pair, count in pairs_of(word, frequencies[number]).items():
+            counts[pair] += count
             inside.setdefault(pair, set()).add(number)
     waiting = [(-count, pair) for pair, count in counts.items()]
     heapq.heapify(waiting)
@@ -43,8 +43,8 @@ def learn_merges(words: Mapping[str, int], most: int) -> list[tuple[str, str]]:
         changed: Counter[tuple[str, str]] = Counter()
         for number in inside.pop(pair):
             before, after = pieces[number], merged(pieces[number], pair)
-            changed.subtract(dict_of_pairs(before, frequencies[number]))
-            for other, added in dict_of_pairs(after, frequencies[number]).items():
+            changed.subtract(pairs_of(before, frequencies[number]))
+            for other, added in pairs_of(after, frequencies[number]).items():
                 changed[other] += added
                 inside.setdefault(other, set()).add(number)
             pieces[number] = after
@@ -52,8 +52,6 @@ def learn_merges(words: Mapping[str, int], most: int) -> list[tuple[str, str]]:
             counts[other] += difference
             if difference and counts[other] > 0:
                 heapq.heappush(waiting, (-counts[other], other))
-        inside.pop(pair, None)
-        counts[pair] = 0
     return merges
 
 
@@ -76,7 +74,7 @@ def joined(pair: tuple[str, str]) -> str:
     return pair[0] + pair[1].removeprefix(CONTINUATION)
 
 
-def dict_of_pairs(pieces: list[str], frequency: int) -> Counter[tuple[str, str]]:
+def pairs_of(pieces: list[str], frequency: int) -> Counter[tuple[str, str]]:
     """How often each pair of neighbours occurs in a word of this frequency."""
     found: Counter[tuple[str, str]] = Counter()
     for pair in pairwise(pieces):

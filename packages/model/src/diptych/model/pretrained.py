@@ -59,8 +59,7 @@ def save_transformer(
         raise ValueError("an answer head and its answer table have equally many rows")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(model.config.to_json())
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_weights(model, folder)
     save_file({"centroids": codebook.detach().float().cpu().contiguous()}, folder / CODEBOOK_FILE)
     tokenizer.save(folder)
     if table is not None:
@@ -95,8 +94,7 @@ def save_biart(folder: Path, model: BiART, tokenizer: CaptionTokenizer, image_to
     check_image_tokenizer(model, image_tokenizer, "the image tokenizer")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(config_text(model.config), encoding="utf-8")
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_weights(model, folder)
     save_aug_vae(folder / IMAGE_TOKENIZER_FOLDER, image_tokenizer)
     tokenizer.save(folder)
 
@@ -138,6 +136,12 @@ def tokenizer_of(folder: Path, vocab_size: int) -> CaptionTokenizer:
             f"{vocab_size}; use the tokenizer the transformer was trained with"
         )
     return tokenizer
+
+
+def save_weights(model: torch.nn.Module, folder: Path) -> None:
+    """Write the weights of a model directory."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], folder: Path) -> None:

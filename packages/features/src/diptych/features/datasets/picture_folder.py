@@ -16,8 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from diptych.features.errors import UserError
-from diptych.features.files import sha256_of
-from diptych.features.images import ImageError, image_size
+from diptych.features.images import ImageError, image_size, read_file
 from diptych.features.manifest import write_manifest, write_scenes
 from diptych.features.picture_folders import find_pictures
 from diptych.features.processor import usable_cores
@@ -58,14 +57,15 @@ def scenes(folder: Path, files: list[Path], val_share: float) -> Iterator[dict[s
     def row(file: Path) -> dict[str, Any] | ImageError:
         path = folder / file
         try:
-            width, height = image_size(path)
+            content = read_file(path)
+            width, height = image_size(content, str(path))
         except ImageError as error:
             return error
         image_id = hashlib.sha256(file.as_posix().encode("utf-8", "surrogateescape")).hexdigest()[:ID_LETTERS]
         is_val = int(image_id[:8], 16) < val_share * 2**32
         return {
             "image_id": image_id, "split": "val" if is_val else "train", "path": str(path), "width": width, "height": height,
-            "sha256": sha256_of(path), "captions": [], "objects": None,
+            "sha256": hashlib.sha256(content).hexdigest(), "captions": [], "objects": None,
         }  # fmt: skip
 
     with ThreadPoolExecutor(usable_cores()) as pool:

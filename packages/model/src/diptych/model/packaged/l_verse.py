@@ -113,3 +113,7 @@ class BiARTPaintDecoder:
         """Paintings of n captions (:func:`diptych.model.decoding.biart.paint_texts`)."""
         ids = self.tokenizer.encode(captions, self.length).to(self.device)
         return paint_texts(self.model, self.tokenizer, ids, options, seeds, given, keep_steps)
+
+    def step_count(self, options: PaintOptions) -> int:
+        """A step is a row of cells."""
+        return self.model.config.grid_size

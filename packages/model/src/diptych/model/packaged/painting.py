@@ -88,6 +88,9 @@ class PaintDecoder(Protocol):
             UserError: a caption has no known word, or an option does not fit.
         """
 
+    def step_count(self, options: PaintOptions) -> int:
+        """Steps that a painting by the package's own method has."""
+
 
 class PaintingPart:
     """Paintings of captions, batch by batch."""

@@ -177,6 +177,10 @@ class UnifiedPaintDecoder:
             self.transformer, self.tokenizer, self.codebook, ids, options, seeds, given, keep_steps
         )
 
+    def step_count(self, options: PaintOptions) -> int:
+        """Those of mask-predict."""
+        return options.steps
+
 
 class UnifiedAnswerDecoder:
     """Answers by the transformer (:class:`diptych.model.packaged.answering.AnswerDecoder`)."""

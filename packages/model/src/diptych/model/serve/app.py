@@ -282,8 +282,7 @@ def check_wanted(diptych: Diptych, wanted: PaintRequest) -> None:
     cells = diptych.grid_size**2
     if wanted.steps is not None and wanted.steps > cells:
         raise HTTPException(422, f"steps: at most {cells}, one for each cell")
-    by_rows = diptych.config.family == "l_verse"  # a step is a row of cells
-    steps = wanted.steps or (diptych.grid_size if by_rows else diptych.config.painting.steps)
+    steps = wanted.steps or diptych.parts.paintings.step_count(diptych.config.painting)
     if wanted.return_steps and wanted.samples * (steps + 1) > MOST_PICTURES:
         raise HTTPException(
             422,

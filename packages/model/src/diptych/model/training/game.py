@@ -157,7 +157,9 @@ def collapse(history: list[dict[str, float]], since: int = -1) -> str | None:
     if last.get("discriminator_hinge", 1.0) < COLLAPSED_HINGE:
         return f"the discriminator has won (its hinge loss is {last['discriminator_hinge']:.3g})"
     for name in ("reconstruction", "perceptual"):
-        best = min((row.get(name, math.inf) for row in history if row.get("step", 0) > since), default=math.inf)
+        best = min(
+            (row.get(name, math.inf) for row in history if row.get("step", 0) > since), default=math.inf
+        )
         if "discriminator_hinge" in last and last.get(name, 0.0) > COLLAPSED_LOSS * best:
             return f"the painted pictures have collapsed (the {name} loss is {last[name]:.3g}, its best {best:.3g})"
     return None
