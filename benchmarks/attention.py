@@ -29,7 +29,7 @@ from diptych.features.codebook.reading import load_codebook
 from diptych.features.shards.reading import ShardDataset
 from diptych.model.decoding.caption import decode_captions, encode_images
 from diptych.model.training.initial import random_transformer
-from diptych.model.training.sequence import reference_words
+from diptych.model.training.scst import reference_words
 from diptych.model.training.token import TokenTrainingConfig, train_token
 
 RESULTS = Path(__file__).parent / "results" / "attention.json"

@@ -30,9 +30,11 @@ from benchmarks.figures import record
 from benchmarks.model import LENGTH, WORDS, Sides, small
 from diptych.eval.captions.cider import CiderDReward
 from diptych.model.networks.config import named_config
+from diptych.model.objectives.scst import UnifiedPolicy
 from diptych.model.training.contracts import Piece
 from diptych.model.training.optimisation import add_gradients
-from diptych.model.training.sequence import SequenceTrainingConfig, scst_parts
+from diptych.model.training.scst import scst_parts
+from diptych.model.training.sequence import SequenceTrainingConfig
 from pipelines.runner.threads import keep_freed_memory
 
 AIMS = {"scst.prefix": 9.0, "scst.masked": 2.0, "scst.activation_memory": 0.1}
@@ -117,7 +119,7 @@ def main() -> None:
     def ours(attention: str) -> Callable[[], None]:
         def step() -> None:
             sides.ours.config = replace(sides.ours.config, caption_attention=attention)
-            parts = scst_parts(SETTINGS, sides.ours, tokenizer, features, [0, 1], [5, 6], reward, 1.0)
+            parts = scst_parts(SETTINGS, UnifiedPolicy(sides.ours, tokenizer), tokenizer, features, [0, 1], [5, 6], reward, 1.0)
             add_gradients([Piece(1.0, 2, lambda: parts)])
             nn.utils.clip_grad_norm_(sides.ours.parameters(), 1.0)
             sides.optimizers["ours"].step()

@@ -18,7 +18,8 @@ from diptych.model.pixels import unit_to_uint8
 from diptych.model.pretrained import load_transformer, save_transformer
 from diptych.model.training.processes import current_processes
 from diptych.model.training.questions import QuestionTable
-from diptych.model.training.sequence import SequenceTrainingConfig, reference_words, train_sequence
+from diptych.model.training.scst import reference_words
+from diptych.model.training.sequence import SequenceTrainingConfig, train_sequence
 from diptych.model.training.sequence_evaluation import SequenceEvaluation
 from pipelines.measuring.clips import read_clip
 from pipelines.measuring.detection import has_main_objects, main_object_shares

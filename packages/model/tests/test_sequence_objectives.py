@@ -11,14 +11,8 @@ from architectures import both_architectures
 
 from diptych.model.decoding.caption import encode_images
 from diptych.model.decoding.paint import paint_codes
-from diptych.model.objectives.sequence import (
-    WORDS_PER_PASS,
-    clip_loss,
-    feature_loss,
-    paid_words,
-    relaxed_painting,
-    scst_losses,
-)
+from diptych.model.objectives.scst import WORDS_PER_PASS, UnifiedPolicy, paid_words
+from diptych.model.objectives.sequence import clip_loss, feature_loss, relaxed_painting
 
 
 def test_reward_and_metric_use_the_same_prompt():
@@ -90,7 +84,7 @@ def test_expected_scst_gradient_is_the_gradient_of_the_expected_reward(tiny, att
     assert abs(float(likely.sum()) - 1) < 1e-9
     # Any constant baseline: it must not bias the gradient. A mean over 7 captions, hence the factor.
     advantages = 7 * likely * (rewards - 0.4)
-    backward(scst_losses(model, tokenizer, encode_images(model, features), ids, advantages, 1.0))
+    backward(UnifiedPolicy(model, tokenizer).losses(encode_images(model, features), ids, advantages, 1.0))
     for weight, index in (
         (model.word_bias, (red,)),
         (model.cross_layers[1].text_feed_forward.outer.weight, (3, 5)),
@@ -118,7 +112,7 @@ def test_parts_add_up_to_the_loss_and_its_gradient(tiny, attention):
         tiny.features[:2].double(),
         torch.tensor([0.5, -1.0, 2.0, 0.3], dtype=torch.float64),
     )
-    total = backward(scst_losses(model, tokenizer, encode_images(model, features), ids, advantages, 1.0))
+    total = backward(UnifiedPolicy(model, tokenizer).losses(encode_images(model, features), ids, advantages, 1.0))
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     assert int(paid_words(tokenizer, ids).sum(1).max()) > WORDS_PER_PASS
     model.zero_grad()

@@ -15,7 +15,8 @@ from diptych.model.decoding.caption import decode_captions
 from diptych.model.decoding.paint import paint_codes
 from diptych.model.errors import UserError
 from diptych.model.training.schedules import warmup_constant, warmup_cosine
-from diptych.model.training.sequence import SequenceTrainingConfig, reference_words, train_sequence
+from diptych.model.training.scst import reference_words
+from diptych.model.training.sequence import SequenceTrainingConfig, train_sequence
 from diptych.model.training.sequence_evaluation import SequenceEvaluation, SequenceEvaluationConfig
 from diptych.model.training.stopping import Stopping
 from diptych.model.training.token import TokenTrainingConfig, drop_text, task_steps_before, train_token

@@ -1,8 +1,8 @@
-"""Losses of sequence-level training: SCST for captions (UMT 4.1.2), losses of whole pictures for painting (4.2.2)."""
+"""Losses of whole pictures, for painting at sequence level (UMT 4.2.2)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -11,16 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diptych.eval.scorers.clip_score import PROMPT
-from diptych.model.decoding.caption import word_log_probabilities
 from diptych.model.decoding.paint import PaintText, mask_predict_counts
 from diptych.model.networks.unified import UnifiedTransformer
-from diptych.model.objectives.token import hidden_words
 from diptych.model.pixels import to_unit_range
 from diptych.model.tokenizer import CaptionTokenizer
-
-# Words of a caption that one pass of ``masked`` attention scores: more take more memory, fewer run over the gradients of
-# all weights more often.
-WORDS_PER_PASS = 4
 
 # Where painting takes its soft samples: :func:`relaxed_painting`.
 GumbelSoftmax = Literal["each_step", "end"]
@@ -34,78 +28,6 @@ class Scorer(Protocol):
 
     def encode_texts(self, texts: list[str]) -> Tensor:
         """n strings to unit vectors ``[n, E]``."""
-
-
-# Captions
-
-
-def paid_words(tokenizer: CaptionTokenizer, ids: Tensor) -> Tensor:
-    """Return which of ``ids[:, 1:]`` the policy wrote, bool ``[n, t - 1]``: the words up to and including the full stop."""
-    return (ids[:, 1:] != tokenizer.pad) & (ids[:, 1:] != tokenizer.sep)
-
-
-def scst_losses(
-    model: UnifiedTransformer,
-    tokenizer: CaptionTokenizer,
-    images: list[Tensor],
-    ids: Tensor,
-    advantages: Tensor,
-    temperature: float,
-) -> Iterator[Callable[[], Tensor]]:
-    """Self-critical loss, whose gradient estimates that of UMT equation 2: the mean over sampled captions of
-    -advantage * the sum of their words' log-probabilities.
-
-    It comes in parts whose sum it is; call backward on each before the next is asked for, so that only one graph is in
-    memory. ``prefix`` attention has one part: all words of all captions in one pass. By ``masked`` attention every
-    word is a pass of its own through language and cross-modality layers, because each sees another text and shows the
-    visual stream another text: as many as the longest caption has words, no fewer (:data:`WORDS_PER_PASS` words of a
-    caption go side by side). The visual layers, which no word reaches, run once, before; their gradient is the last
-    part, whose value is 0.
-
-    Args:
-        images: visual states (:func:`diptych.model.decoding.caption.encode_images`) of n images; without gradient, the
-            visual layers stay as they are.
-        ids: int64 ``[n * c, t]``, c captions of each image side by side.
-        advantages: float ``[n * c]``, the reward minus its baseline.
-        temperature: of the policy, softmax(logits / temperature).
-    """
-    words = paid_words(tokenizer, ids)
-    targets = ids[:, 1:]
-    count = len(ids)
-
-    def part(rows: Tensor, logits: Tensor, chosen: Tensor) -> Tensor:
-        choices = word_log_probabilities(logits, tokenizer, temperature)
-        taken = choices.gather(-1, chosen[:, None])[:, 0]
-        return -(advantages[rows] * taken).sum() / count
-
-    if model.config.caption_attention == "prefix":
-
-        def all_words() -> Tensor:
-            states = model.caption_states(ids[:, :-1], model.visual_keys_values(images))
-            rows = words.nonzero()[:, 0]
-            return part(rows, model.word_logits(states[words]), targets[words])
-
-        yield all_words
-        return
-
-    (visual,) = images
-    leaf = visual.detach().requires_grad_(visual.requires_grad)
-    image_of = torch.arange(count, device=ids.device) // (count // len(visual))
-    longest = int(words.sum(1).max())
-    for first in range(0, longest, WORDS_PER_PASS):
-        rows, offsets = words[:, first : first + WORDS_PER_PASS].nonzero(as_tuple=True)
-        positions = 1 + first + offsets
-
-        def some_words(rows: Tensor = rows, positions: Tensor = positions) -> Tensor:
-            return part(rows, *hidden_words(model, tokenizer, leaf[image_of[rows]], ids[rows], positions))
-
-        yield some_words
-    gradient = leaf.grad
-    if gradient is not None:
-        yield lambda: ((visual - visual.detach()) * gradient).sum()
-
-
-# Paintings
 
 
 def relaxed_painting(

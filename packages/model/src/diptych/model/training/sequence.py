@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from diptych.features.order import batch_indices
-from diptych.model.decoding.caption import encode_images, next_word_of, write_captions
-from diptych.model.decoding.noise import sample_seeds
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input, caption_rows
 from diptych.model.networks.unified import UnifiedTransformer
+from diptych.model.objectives.scst import UnifiedPolicy
 from diptych.model.objectives.sequence import (
     GumbelSoftmax,
     Scorer,
     clip_loss,
     feature_loss,
     relaxed_painting,
-    scst_losses,
 )
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import check_codebook
@@ -34,18 +30,12 @@ from diptych.model.training.loop import run_training
 from diptych.model.training.processes import current_processes
 from diptych.model.training.questions import QuestionTable, answer_pieces
 from diptych.model.training.schedules import SCHEDULES
+from diptych.model.training.scst import CaptionReward, scst_pieces
 from diptych.model.training.sequence_evaluation import SequenceEvaluation, SequenceEvaluationConfig
 from diptych.model.training.state import fingerprint
 from diptych.model.training.token import check_data, paint_pieces, read_to_paint
 
 Task = Literal["scst", "clip", "paint", "answer"]
-
-
-class CaptionReward(Protocol):
-    """CIDEr-D on token ids (``diptych.eval.captions.cider.CiderDReward``)."""
-
-    def reward(self, image_indices: Sequence[int], candidates: Sequence[Sequence[int]]) -> np.ndarray:
-        """Score candidate captions of images: float32 ``[n]``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,66 +185,6 @@ class SequenceTrainingConfig(LoopConfig):
         return turns
 
 
-def reference_words(
-    tokenizer: CaptionTokenizer, images: TrainingShards, length: int
-) -> list[list[list[int]]]:
-    """Return all captions as word ids, per image, as ``CiderDReward`` takes its references."""
-    table = CaptionTable(images, tokenizer, length)
-    return [[tokenizer.words(row) for row in ids] for ids in table.ids]
-
-
-def scst_parts(
-    config: SequenceTrainingConfig,
-    model: UnifiedTransformer,
-    tokenizer: CaptionTokenizer,
-    features: Tensor,
-    indices: Sequence[int],
-    seeds: Sequence[int],
-    reward: CaptionReward,
-    share: float,
-) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """SCST loss of captions, of images that show these ``features``, sampled by their images' seeds, times ``share`` and
-    ``scst_weight``, in the parts of :func:`scst_losses`; the mean rewards come with the first.
-
-    Sampling and scoring both run without dropout, so the scored policy is the one that was sampled. The greedy caption
-    and the samples of all images are decoded together, without gradients, through the cache; then the sampled words
-    are scored with gradients. Images are encoded once, for both.
-    """
-    model.eval()
-    device, length, samples = features.device, config.caption_length, config.samples_per_image
-    with autocast_context(device, config.precision):
-        with torch.set_grad_enabled(config.scst_vision):
-            images = encode_images(model, features)
-        greedy = config.baseline == "greedy"
-        rows = samples + greedy  # captions per image, the greedy one first
-        with torch.no_grad():
-            next_word = next_word_of(model, tokenizer, [states.detach() for states in images], length)
-            if rows > 1:
-                next_word.keep(torch.arange(len(indices), device=device).repeat_interleave(rows))
-            temperatures = ([0.0] * greedy + [config.sample_temperature] * samples) * len(indices)
-            drawn = torch.tensor(sample_seeds(seeds, samples)).view(len(indices), samples)
-            padded = torch.cat([drawn[:, :1]] * greedy + [drawn], 1).flatten().tolist()
-            ids = write_captions(
-                next_word, tokenizer, rows * len(indices), length, device, temperatures, padded
-            ).ids
-        owners = np.repeat(np.asarray(indices), rows)
-        scores = np.asarray(reward.reward(owners.tolist(), [tokenizer.words(row) for row in ids.cpu()]))
-        rewards = torch.from_numpy(scores.astype(np.float32)).to(device).view(len(indices), rows)
-        if greedy:
-            sampled, baselines = rewards[:, 1:], rewards[:, :1]
-        else:
-            sampled, baselines = rewards, (rewards.sum(1, keepdim=True) - rewards) / (samples - 1)
-        reported = {"scst_reward": sampled.mean(), f"{config.baseline}_reward": baselines.mean()}
-        advantages = (config.scst_weight * share * (sampled - baselines)).flatten()
-        ids = ids.view(len(indices), rows, -1)[:, int(greedy) :].flatten(0, 1)
-    for compute in scst_losses(model, tokenizer, images, ids, advantages, config.sample_temperature):
-        with autocast_context(device, config.precision):
-            loss = compute()
-        yield loss, reported
-        reported = {}
-    model.train()
-
-
 class SequenceSteps:
     """The steps of sequence-level training (:class:`diptych.model.training.contracts.Steps`): SCST, CLIP loss,
     token-level painting and answering in turns, or those of ``joint_tasks`` together."""
@@ -340,29 +270,13 @@ class SequenceSteps:
 
     def scst_pieces(self, indices: list[int], features: list[Tensor]) -> list[Piece]:
         """An SCST step; its loss is the mean over sampled captions."""
-        seeds = torch.randint(2**62, (len(indices),)).tolist()
 
-        def piece(rows: slice, features: Tensor) -> Piece:
-            share = len(features) / len(indices)
+        def seen(rows: Tensor) -> Tensor:
+            return caption_input(self.model.config, self.codebook, on_device(rows, self.codebook.device))
 
-            def loss() -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-                seen = caption_input(
-                    self.model.config, self.codebook, on_device(features, self.codebook.device)
-                )
-                return scst_parts(
-                    self.config,
-                    self.model,
-                    self.tokenizer,
-                    seen,
-                    indices[rows],
-                    seeds[rows],
-                    self.reward,
-                    share,
-                )
-
-            return Piece(share, len(features), loss)
-
-        return [piece(rows, part) for rows, part in zip(self.rows["scst"], features, strict=True)]
+        policy = UnifiedPolicy(self.model, self.tokenizer)
+        rows = self.rows["scst"]
+        return scst_pieces(self.config, policy, self.tokenizer, self.reward, indices, rows, features, seen)
 
     def picture_pieces(self, indices: list[int], features: list[Tensor]) -> list[Piece]:
         """A step of painting whole pictures; its loss is the mean over them. ``features`` are the real pictures' grid
