@@ -170,11 +170,11 @@ def test_learns_to_caption_and_scst_raises_the_reward():
         return float(np.mean(reward.reward(list(range(12)), [TOKENIZER.words(row) for row in ids])))
 
     before = cider()
-    sequence = replace(WORDS, objective="scst", steps=40, learning_rate=3e-3, captions_per_image=3)
+    sequence = replace(WORDS, objective="scst", steps=100, learning_rate=3e-3, captions_per_image=5)
     history = train_butd(sequence, model, TOKENIZER, images, None, "cpu", reward).history
     assert {"scst_reward", "greedy_reward"} <= history[-1].keys()
     assert history[-1]["scst_reward"] > history[0]["scst_reward"]
-    assert cider() >= before
+    assert cider() > before
 
 
 @pytest.mark.parametrize("objective", ["words", "scst"])
