@@ -16,6 +16,14 @@ def uniform_noise(seeds: Sequence[int], *shape: int, device: torch.device) -> Te
     return torch.stack(rows).to(device)
 
 
+def normal_noise(seeds: Sequence[int], count: int, device: torch.device) -> Tensor:
+    """Return standard normal float32 ``[n, count]``; row i depends on ``seeds[i]`` alone."""
+    generator = torch.Generator()
+    return torch.stack([torch.randn(count, generator=generator.manual_seed(seed)) for seed in seeds]).to(
+        device
+    )
+
+
 def derived_seed(seed: int, purpose: str) -> int:
     """Return a seed whose noise has nothing to do with that of ``seed`` or of another purpose."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "little") >> 1
