@@ -38,7 +38,10 @@ def main(stage: Stage, params: Params) -> None:
         )
         torch.manual_seed(stage.seed)
         model = BiART(config)
-        record = train_biart(params.biart.training, model, tokenizer, train, stage.checkpoints(), device)
+        codebook = image_tokenizer.quantizer.embedding
+        record = train_biart(
+            params.biart.training, model, tokenizer, train, codebook, stage.checkpoints(), device
+        )
         if current_processes().rank > 0:
             return
         with stage.write(str(BIART)) as folder:

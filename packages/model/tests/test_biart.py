@@ -17,11 +17,13 @@ from diptych.model.decoding.paint import FixedCells
 from diptych.model.errors import UserError
 from diptych.model.networks.biart import GENERATED, REFERENCE, BiART, named_config
 from diptych.model.objectives.bidirectional import caption_losses, painting_losses
+from diptych.model.objectives.near_codes import NearCodes
 from diptych.model.tokenizer import build_tokenizer
 from diptych.model.training.biart import BiARTSteps, BiARTTrainingConfig, train_biart
 from diptych.model.training.optimisation import add_gradients
 
 LENGTH, K = 12, 7
+CODEBOOK = torch.randn(K, 3, generator=torch.Generator().manual_seed(0))
 CAPTIONS = [
     ["a red kite floats.", "a kite that is red."],
     ["two blue boats rest on the sea.", "some boats of blue."],
@@ -217,7 +219,7 @@ def test_pieces_add_up_to_the_gradient_of_the_whole_batch(small) -> None:
     gradients = {}
     for accumulation in (1, 3):
         config = dataclasses.replace(CONFIG, accumulation=accumulation, paint_batch_size=5, caption_batch_size=4)
-        steps = BiARTSteps(config, small.model, small.tokenizer, small.train, torch.device("cpu"))
+        steps = BiARTSteps(config, small.model, small.tokenizer, small.train, CODEBOOK, torch.device("cpu"))
         for step in (0, 1):
             torch.manual_seed(2)
             small.model.zero_grad()
@@ -236,7 +238,7 @@ def test_training_learns_both_ways(small) -> None:
     # three images, each with captions of its own: all can be known by heart
     small.train.all_codes[3:] = small.train.all_codes[:3]
     config = dataclasses.replace(CONFIG, steps=320, muon=1.0)
-    record = train_biart(config, model, small.tokenizer, small.train, None, "cpu")
+    record = train_biart(config, model, small.tokenizer, small.train, CODEBOOK, None, "cpu")
     first, last = record.history[0], record.history[-1]
     assert last["caption_loss"] < 0.3 * first["caption_loss"]
     assert last["paint_loss"] < 0.3 * first["paint_loss"]
@@ -257,10 +259,10 @@ def test_the_paper_s_size() -> None:
 def test_what_does_not_fit_is_named(small) -> None:
     with pytest.raises(UserError, match="has 16 codes, but this transformer was built for 64"):
         model = BiART(dataclasses.replace(small.model.config, grid_size=8))
-        train_biart(CONFIG, model, small.tokenizer, small.train, None, "cpu")
+        train_biart(CONFIG, model, small.tokenizer, small.train, CODEBOOK, None, "cpu")
     with pytest.raises(UserError, match="caption_length must be from 3 to the transformer's 24 text positions, is 40"):
         config = dataclasses.replace(CONFIG, caption_length=40)
-        train_biart(config, small.model, small.tokenizer, small.train, None, "cpu")
+        train_biart(config, small.model, small.tokenizer, small.train, CODEBOOK, None, "cpu")
     with pytest.raises(UserError, match="by method rows, not mask_predict"):
         paint_texts(small.model, small.tokenizer, small.ids, PaintOptions())
     with pytest.raises(UserError, match="there is no caption to paint"):
@@ -360,9 +362,40 @@ def test_hidden_codes_are_learned_and_not_seen(small) -> None:
     found = []
     for accumulation in (1, 2):
         steps = BiARTSteps(
-            dataclasses.replace(config, accumulation=accumulation), small.model, small.tokenizer, small.train, torch.device("cpu")
+            dataclasses.replace(config, accumulation=accumulation), small.model, small.tokenizer, small.train, CODEBOOK, torch.device("cpu")
         )
         torch.manual_seed(0)
         small.model.zero_grad()
         found.append(float(add_gradients(steps.pieces(0, steps.read(0)))[0]))
     assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_targets_are_shared_by_codes_alike(small) -> None:
+    """A dense restatement; a small spread is the plain loss, and a training that shares targets is another run."""
+    near = NearCodes.of(CODEBOOK, 0.8)
+    squared = (CODEBOOK[:, None] - CODEBOOK).square().sum(-1)
+    nearest = (squared + 1e9 * torch.eye(K)).amin(1).median()
+    targets = (-squared / (0.8 * nearest)).softmax(-1)
+    logits, codes = torch.randn(9, K), torch.arange(9) % K
+    expected = F.cross_entropy(logits, targets[codes])
+    assert float(near.cross_entropy(logits, codes)) == pytest.approx(float(expected), rel=1e-4)
+    plain = NearCodes.of(CODEBOOK, 1e-3).cross_entropy(logits, codes)
+    assert float(plain) == pytest.approx(float(F.cross_entropy(logits, codes)), rel=1e-4)
+    config = dataclasses.replace(CONFIG, caption_share=0.0)
+    losses = []
+    for spread in (0.0, 2.0):
+        own = dataclasses.replace(config, code_spread=spread)
+        steps = BiARTSteps(own, small.model, small.tokenizer, small.train, CODEBOOK, torch.device("cpu"))
+        torch.manual_seed(0)
+        losses.append(float(add_gradients(steps.pieces(0, steps.read(0)))[0]))
+        small.model.zero_grad()
+    assert abs(losses[0] - losses[1]) > 1e-3
+    with pytest.raises(UserError, match="code_spread must be at least 0"):
+        dataclasses.replace(CONFIG, code_spread=-1.0)
+
+
+def test_a_large_codebook_has_few_neighbours_each() -> None:
+    near = NearCodes.of(torch.randn(3000, 4), 1.0)
+    assert near.near.shape == near.shares.shape == (3000, 16)
+    assert near.near[:, 0].equal(torch.arange(3000))
+    torch.testing.assert_close(near.shares.sum(1), torch.ones(3000))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from diptych.model.networks.biart import GENERATED, BiART
+from diptych.model.objectives.near_codes import NearCodes
 from diptych.model.objectives.token import smoothed_cross_entropy
 from diptych.model.tokenizer import CaptionTokenizer
 
@@ -41,6 +42,7 @@ def painting_losses(
     smoothing: float,
     reference: bool,
     hidden: Tensor | None = None,
+    near: NearCodes | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Text to image: the loss of the codes and, if wanted, that of the ``reference``'s words.
 
@@ -48,6 +50,7 @@ def painting_losses(
         codes: int64 ``[n, cells]``.
         ids: int64 ``[n, t]``, a text for each image, or "no text".
         hidden: bool ``[n, cells]``, codes that those after them do not see, but for their place.
+        near: shares the targets with codes alike, in the place of ``smoothing`` of codes.
 
     Returns:
         Means over all cells, and over all words or None.
@@ -56,10 +59,11 @@ def painting_losses(
     read, text = model.read_text(ids, ids != tokenizer.pad)
     seen = codes if hidden is None else codes.masked_fill(hidden, model.config.codebook_size)
     states = model.write(model.image_tokens(seen[:, :-1], GENERATED), text)
-    loss = smoothed_cross_entropy(model.code_head(states).flatten(0, 1), codes.flatten(), smoothing)
+    logits, wanted = model.code_head(states).flatten(0, 1), codes.flatten()
+    loss = near.cross_entropy(logits, wanted) if near else smoothed_cross_entropy(logits, wanted, smoothing)
     if not reference:
         return loss, None
     targets = ids[:, 1:]
     supervised = targets != tokenizer.pad
-    logits = model.word_head(read[:, :-1][supervised])
-    return loss, smoothed_cross_entropy(logits, targets[supervised], smoothing)
+    words = model.word_head(read[:, :-1][supervised])
+    return loss, smoothed_cross_entropy(words, targets[supervised], smoothing)

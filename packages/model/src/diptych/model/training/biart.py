@@ -11,6 +11,7 @@ from torch import Tensor
 from diptych.model.errors import UserError
 from diptych.model.networks.biart import BiART
 from diptych.model.objectives.bidirectional import caption_losses, painting_losses
+from diptych.model.objectives.near_codes import NearCodes
 from diptych.model.precision import autocast_context
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.training.biart_config import BiARTTrainingConfig
@@ -39,9 +40,11 @@ class BiARTSteps:
         model: BiART,
         tokenizer: CaptionTokenizer,
         train: Tokens,
+        codebook: Tensor,
         device: torch.device,
     ) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
+        self.near = NearCodes.of(codebook, config.code_spread).on(device) if config.code_spread else None
         self.train, self.device = train, device
         self.captions = CaptionTable(train, tokenizer, config.caption_length)
         own_pieces = current_processes().own_pieces
@@ -101,7 +104,7 @@ class BiARTSteps:
                     generated, reference = caption_losses(self.model, self.tokenizer, *seen, *how)
                 else:
                     unseen = None if hidden is None else hidden.to(self.device)
-                    generated, reference = painting_losses(self.model, self.tokenizer, *seen, *how, unseen)
+                    generated, reference = painting_losses(self.model, self.tokenizer, *seen, *how, unseen, self.near)
             if reference is None:
                 return generated, {names[0]: generated.detach()}
             # the loss of the reference is a mean over other tokens than that of what is generated, whose share the piece has
@@ -117,11 +120,15 @@ def train_biart(
     model: BiART,
     tokenizer: CaptionTokenizer,
     train: Tokens,
+    codebook: Tensor,
     checkpoints: Checkpoints | None,
     device: torch.device | str,
 ) -> Record:
     """Train ``model`` in place in both orders, alone or as one of several processes
     (:func:`diptych.model.training.processes.joined_processes`).
+
+    Args:
+        codebook: float ``[K, D]``, the vectors of the codes of ``train``: they say which codes are alike.
 
     Returns:
         History rows: step, learning_rate, caption_loss, paint_loss, text_reference_loss, image_reference_loss, gradient_norm.
@@ -132,7 +139,7 @@ def train_biart(
     check_tokens(model, train, config.caption_length)
     device = torch.device(device)
     model.to(device)
-    steps = BiARTSteps(config, model, tokenizer, train, device)
+    steps = BiARTSteps(config, model, tokenizer, train, codebook, device)
     return run_training(
         model,
         "BiART",
@@ -142,7 +149,7 @@ def train_biart(
             step, config.steps, config.learning_rate, config.warmup_share
         ),
         started_from=fingerprint(
-            model, asdict(model.config), config.determining(), train.keys, steps.captions.texts
+            model, asdict(model.config), config.determining(), train.keys, steps.captions.texts, codebook
         ),
         checkpoints=checkpoints,
     )

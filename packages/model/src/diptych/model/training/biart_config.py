@@ -24,6 +24,8 @@ class BiARTTrainingConfig(LoopConfig):
         text_drop: share of paintings trained without their text, for classifier-free guidance [0].
         code_drop: share of the painted codes that those after them do not see [0]: where pictures are few, a painter learns them by
             heart from the codes before, and seldom reads the text.
+        code_spread: how far the target of a painted code is shared by codes alike
+            (:meth:`diptych.model.objectives.near_codes.NearCodes.of`), in the place of label smoothing [0: not at all].
         learning_rate: peak; linear warm-up, then cosine to 0.
         warmup_share: share of the steps that warm up.
         weight_decay, muon, clip_norm, ema_decay, accumulation, precision, seed, checkpoint_seconds: as in
@@ -39,11 +41,13 @@ class BiARTTrainingConfig(LoopConfig):
     label_smoothing: float = 0.0
     text_drop: float = 0.0
     code_drop: float = 0.0
+    code_spread: float = 0.0
     warmup_share: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(self, "caption_batch_size", "captions_per_image", "paint_batch_size")
         check_share(self, "caption_share", "warmup_share", "label_smoothing", "text_drop", "code_drop")
-        if self.reference_weight < 0:
-            raise UserError(f"reference_weight must be at least 0, is {self.reference_weight}")
+        for name in ("reference_weight", "code_spread"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must be at least 0, is {getattr(self, name)}")
