@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.models.detection.image_list import ImageList
 
 from diptych.features.datasets.picture_folder import write_folder
+from diptych.features.detector import Detector, DetectorConfig, save_detector
 from diptych.features.errors import UserError
+from diptych.features.extraction.encoder import RegionLoader
 from diptych.features.extraction.extract import EncodingConfig, encode_images
 from diptych.features.files import sha256_of
 from diptych.features.images import read_image, resize_square, to_uint8_tensor
 from diptych.features.manifest import read_manifest, write_manifest
-from diptych.features.pictures import ManifestPictures, TokenizedPictures
+from diptych.features.pictures import DescribedPictures, ManifestPictures, TokenizedPictures
 from diptych.features.store import FeatureReader, Values, code_values
 
 COUNT = 14
@@ -170,3 +173,32 @@ def test_a_folder_becomes_a_table_of_scenes(tmp_path: Path, capsys: pytest.Captu
         write_folder(tmp_path / "empty", table, 0.3)
     with pytest.raises(UserError, match="0 of 59 pictures are in the split val; give another share by --val"):
         write_folder(folder, table, 0.0)
+
+
+def test_regions_of_a_detector_are_stored_as_features_are(manifest: Path, tmp_path: Path) -> None:
+    """The surest first, each the feature of one proposal; more regions than proposals, and another detector's, are said."""
+    torch.manual_seed(0)
+    config = DetectorConfig(image_size=64, channels=(8, 8, 8, 8), pyramid_channels=8, feature_dim=16)
+    detector = Detector(config, ["kite", "boat"], ["red"]).eval()
+    save_detector(detector, tmp_path / "detector")
+    loader, store, out = RegionLoader(str(tmp_path / "detector"), 5), tmp_path / "store", tmp_path / "out"
+    encode_images(read_manifest(manifest), manifest, loader, store, out, CONFIG, 0, 1, "cpu")
+    described = DescribedPictures(manifest, "train", out, "make it")
+    assert described.feature_dim == 16 and described.grid([0, 3]).shape == (2, 5, 16)
+    images = torch.stack([detector.prepare(read_image(manifest.parent / f"{number}.{'png' if number % 2 else 'jpg'}")) for number in (0, 3)])
+    with torch.no_grad():
+        found = detector.region_features(images, 5)
+        torch.testing.assert_close(torch.from_numpy(described.grid([0, 3])).float(), found, rtol=2e-3, atol=2e-3)
+        levels, shapes = detector._levels(images.float() / 255)
+        proposals, _ = detector.rpn(ImageList(images, shapes), levels)
+        heads = detector.heads
+        rows = heads.box_head.features(heads.box_roi_pool(levels, proposals, shapes))
+        sure = heads.box_predictor.classes(heads.box_head(heads.box_roi_pool(levels, proposals, shapes))).softmax(-1)[:, 1:].amax(-1)
+        for image, (features, scores) in enumerate(
+            zip(rows.split([len(p) for p in proposals]), sure.split([len(p) for p in proposals]), strict=True)
+        ):
+            apart = torch.cdist(found[image], features)
+            assert float(apart.amin(1).max()) < 1e-4, "a region is none of the proposals"
+            assert apart[0].argmin() == scores.argmax()
+        with pytest.raises(UserError, match="regions are wanted; want fewer"):
+            detector.region_features(images, 500)

@@ -117,21 +117,50 @@ class ManifestPictures:
         return resolve_image(self.table_path, self._rows["path"][int(index)].as_py())
 
 
-class TokenizedPictures(ManifestPictures):
-    """Those pictures of a split that have codes in a folder that the store has linked.
+class StoredPictures(ManifestPictures):
+    """Those pictures of a split that have a row in a folder that the store has linked.
 
     made_by: what a user runs to make that folder, for messages.
     """
 
-    def __init__(self, table: Path, split: str, codes: Path, made_by: str) -> None:
+    def __init__(self, table: Path, split: str, folder: Path, made_by: str) -> None:
         super().__init__(table, split)
-        self._codes = FeatureReader(codes, made_by)
-        places = {key: place for place, key in enumerate(self._codes.image_ids())}
+        self._reader = FeatureReader(folder, made_by)
+        places = {key: place for place, key in enumerate(self._reader.image_ids())}
         self.only(places.keys())
         self._places = [places[key] for key in self.keys]
-        self.image_tokenizer: str = self._codes.meta["image_tokenizer"]
-        self.codebook_size: int = self._codes.meta["codebook_size"]
+
+    def stored(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The rows, [n, *shape] in the store's dtype."""
+        return self._reader.rows([self._places[index] for index in indices])
+
+
+class TokenizedPictures(StoredPictures):
+    """Pictures with codes."""
+
+    @property
+    def image_tokenizer(self) -> str:
+        """The hash of what made them."""
+        return self._reader.meta["image_tokenizer"]
+
+    @property
+    def codebook_size(self) -> int:
+        """K."""
+        return self._reader.meta["codebook_size"]
 
     def codes(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Codes, int64 [n, cells]."""
-        return self._codes.rows([self._places[index] for index in indices]).astype(np.int64)
+        return self.stored(indices).astype(np.int64)
+
+
+class DescribedPictures(StoredPictures):
+    """Pictures with vectors that describe them: of the grid's cells, or of a detector's regions."""
+
+    @property
+    def feature_dim(self) -> int:
+        """D."""
+        return self._reader.feature_dim
+
+    def grid(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Vectors, float16 [n, k, D]."""
+        return self.stored(indices)

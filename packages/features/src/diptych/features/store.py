@@ -2,7 +2,7 @@
 
 A store lives beside DVC (`<root>/<key>/`): `_meta.json` says what made its rows, `part-*.parquet` hold
 `image_id, sha256, features` where features is a fixed-size binary of little-endian float16 [64, D], row-major
-from the top left; or, made by an image tokenizer, `image_id, sha256, codes`, uint16 [cells]. Rows are found by the
+from the top left, or [k, D] of regions; or, made by an image tokenizer, `image_id, sha256, codes`, uint16 [cells]. Rows are found by the
 sha256 of the image file: renamed images, duplicates and overlapping datasets are never extracted twice. Another
 detector or image tokenizer is another key. Images that failed are remembered beside the parts, in
 `failures-*.parquet`.
@@ -75,14 +75,24 @@ def grid_values(feature_dim: int) -> Values:
     return Values("features", "<f2", (CELLS, feature_dim))
 
 
+def region_values(regions: int, feature_dim: int) -> Values:
+    """Features of a detector's regions, float16 [k, D]."""
+    return Values("features", "<f2", (regions, feature_dim))
+
+
 def code_values(cells: int) -> Values:
     """Codes, uint16 [cells]."""
     return Values("codes", "<u2", (cells,))
 
 
 def values_of(meta: Mapping[str, Any]) -> Values:
-    """What the store of a `_meta.json` holds: codes where it names `cells`, else features of `feature_dim` numbers."""
-    return code_values(meta["cells"]) if "cells" in meta else grid_values(meta["feature_dim"])
+    """What the store of a `_meta.json` holds: codes where it names `cells`, else features of `feature_dim` numbers, of the grid or
+    of `regions`."""
+    if "cells" in meta:
+        return code_values(meta["cells"])
+    if "regions" in meta:
+        return region_values(meta["regions"], meta["feature_dim"])
+    return grid_values(meta["feature_dim"])
 
 
 def cut_into_parts(sha256s: Sequence[str], part_size: int) -> list[slice]:

@@ -21,10 +21,11 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import FeaturePyramidNetwork, roi_align
+from torchvision.ops import FeaturePyramidNetwork, batched_nms, roi_align
 
 from diptych.features.detector.folder import fill, write_folder
 from diptych.features.detector.grid_detector import hash_weights
+from diptych.features.errors import UserError
 from diptych.features.grid import CELLS, cell_targets, grid_boxes, pool_grid
 from diptych.features.images import resize_square, to_uint8_tensor
 
@@ -32,6 +33,7 @@ ARCHITECTURE = "diptych"
 _VERSION = 1  # of what this module computes; a change that changes features raises it
 _LEVELS = ("p2", "p3", "p4")
 _BINS = 4
+_REGION_OVERLAP = 0.5  # of two regions of one class the surer stays
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,31 @@ class Detector(nn.Module):
         """
         pooled = pool_grid(self.backbone(images.float() / 255)["p2"], _BINS)
         return self.heads.box_head.features(pooled).float().view(len(images), CELLS, -1)
+
+    def region_features(self, images: Tensor, regions: int) -> Tensor:
+        """images: uint8 [n, 3, S, S], as prepared -> float32 [n, regions, D], non-negative: `fc6` of the proposals that most surely
+        show something, the surest first (Anderson et al. 2018, section 3.1).
+
+        Of proposals of one class that cover each other the surest stays; where an image has too few, the others follow. Raises
+        UserError where `regions` are more than proposals.
+        """
+        levels, shapes = self._levels(images.float() / 255)
+        proposals, _ = self.rpn(ImageList(images, shapes), levels)
+        rows = self.heads.box_head.features(self.heads.box_roi_pool(levels, proposals, shapes)).float()
+        logits, _ = self.heads.box_predictor(F.relu(self.heads.box_head.fc7(rows)))
+        counts = [len(boxes) for boxes in proposals]
+        if min(counts) < regions:
+            raise UserError(
+                f"an image has {min(counts)} proposals, but {regions} regions are wanted; want fewer"
+            )
+        kept = []
+        for boxes, features, classes in zip(proposals, rows.split(counts), logits.split(counts), strict=True):
+            scores, labels = classes.softmax(-1)[:, 1:].max(-1)
+            first = batched_nms(boxes, scores, labels, _REGION_OVERLAP)
+            order = scores.argsort(descending=True, stable=True)
+            rest = order[~torch.isin(order, first)]
+            kept.append(features[torch.cat([first, rest])[:regions]])
+        return torch.stack(kept)
 
     def detect(self, images: Tensor) -> list[dict[str, Tensor]]:
         """Detections per image: boxes float [m, 4] in pixels, scores [m], labels int64 [m] from 1."""

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from diptych.features.errors import UserError
 from diptych.features.grid import GRID
-from diptych.features.store import Values, grid_values
+from diptych.features.store import Values, grid_values, region_values
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
     from diptych.features.detector import GridDetector
+    from diptych.features.detector.network import Detector
 
 
 class ImageEncoder(Protocol):
@@ -82,3 +84,50 @@ class DetectorEncoder:
     def encode(self, images: Tensor) -> Tensor:
         """Float16 [n, 64, D]."""
         return self.detector.grid_features(images).half()
+
+
+@dataclass(frozen=True)
+class RegionLoader:
+    """A detector's folder, and how many regions of an image it describes."""
+
+    folder: str
+    regions: int
+
+    def __call__(self, device: str) -> ImageEncoder:
+        """Load it. Raises UserError for a detector that proposes no regions, and as `diptych.features.detector.load_detector`."""
+        from diptych.features.detector import load_detector
+        from diptych.features.detector.network import Detector
+
+        detector = load_detector(self.folder, device)
+        if not isinstance(detector, Detector):
+            raise UserError(
+                f"{self.folder}: this detector describes the grid alone; regions need one that this pipeline trained"
+            )
+        return RegionEncoder(detector, self.regions)
+
+
+class RegionEncoder:
+    """A detector's features of the regions that it is surest of, float16 [n, k, D] (Anderson et al. 2018, section 3.1)."""
+
+    def __init__(self, detector: Detector, regions: int) -> None:
+        self.detector, self.regions = detector, regions
+        self.input_size, self.prepare = detector.input_size, detector.prepare
+
+    @property
+    def values(self) -> Values:
+        """Float16 [k, D]."""
+        return region_values(self.regions, self.detector.feature_dim)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Weights, preprocessing, and the shape."""
+        return {
+            "detector": self.detector.weights_hash,
+            "preprocessing": self.detector.preprocessing,
+            "regions": self.regions,
+            "feature_dim": self.detector.feature_dim,
+        }
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Float16 [n, k, D]."""
+        return self.detector.region_features(images, self.regions).half()

@@ -104,7 +104,9 @@ class BiARTSteps:
                     generated, reference = caption_losses(self.model, self.tokenizer, *seen, *how)
                 else:
                     unseen = None if hidden is None else hidden.to(self.device)
-                    generated, reference = painting_losses(self.model, self.tokenizer, *seen, *how, unseen, self.near)
+                    generated, reference = painting_losses(
+                        self.model, self.tokenizer, *seen, *how, unseen, self.near
+                    )
             if reference is None:
                 return generated, {names[0]: generated.detach()}
             # the loss of the reference is a mean over other tokens than that of what is generated, whose share the piece has
