@@ -8,6 +8,8 @@
 # make compare-generators  the image generator with and without the adversarial game, in comparison/ (after make run)
 # make compare-stages      stage 2 against stage 1 over three seeds, in metrics/ (after make run)
 # make table1   the paper's table 1 in miniature, every row over five seeds: ablations/table1/index.html (docs/ablations.md)
+# make table2   its table 2, every system that captions or paints, with what each costs: ablations/table2/index.html (docs/choose.md)
+# make study-table2  a human study of these paintings, in study.db (docs/human-study.md)
 # make x-lxmert  X-LXMERT: pretraining, fine-tuning on VQA, GQA and NLVR2: ablations/x_lxmert/index.html (docs/x-lxmert.md)
 # make l-verse  L-Verse, trained from pixels: ablations/l_verse/index.html (docs/l-verse.md)
 # make table-x-lxmert  X-LXMERT's tables in miniature, and X-UNITER: ablations/table_x_lxmert/index.html (docs/x-lxmert.md)
@@ -31,7 +33,7 @@ PIPELINE := dvc dvc-ssh hydra-core ruamel.yaml psutil
 TOOLS := ruff mypy import-linter pytest pytest-xdist h5py selenium httpx2 torch-fidelity vector-quantize-pytorch
 PIP_INSTALL := python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-all smoke profile bench seeds table1 compare-generators compare-stages x-lxmert l-verse compare-attentions doctor team-cache clean lint setup
+.PHONY: run test test-all smoke profile bench seeds table1 study-table2 compare-generators compare-stages x-lxmert l-verse compare-attentions doctor team-cache clean lint setup
 
 run: $(VENV)/.complete
 	@python -m pipelines.runner.check
@@ -70,10 +72,15 @@ compare-stages: $(VENV)/.complete
 TABLES := $(subst _,-,$(patsubst pipelines/tables/%/table.py,%,$(wildcard pipelines/tables/*/table.py)))
 .PHONY: $(TABLES)
 table1:
+table2:
 table-x-lxmert:
 $(TABLES): $(VENV)/.complete
 	@python -m pipelines.runner.check
 	@python -m pipelines.tables $(subst -,_,$@) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS))
+
+# a human study of the paintings that table2 has kept (docs/human-study.md)
+study-table2: $(VENV)/.complete
+	@python -m pipelines.commands.table_study table2 $(or $(STUDY),study.db)
 
 x-lxmert: $(VENV)/.complete
 	@python -m pipelines.runner.check

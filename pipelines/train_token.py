@@ -91,9 +91,10 @@ def val_shards(params: TrainTokenParams) -> ShardDataset | None:
 
 
 def train(
-    stage: Stage, params: TrainTokenParams, device: str
+    stage: Stage, params: TrainTokenParams, device: str, part: str = ""
 ) -> tuple[tuple[UnifiedTransformer, CaptionTokenizer, Tensor, AnswerTable | None], Record]:
-    """A trained model, its tokenizer, codebook and answer table, and what the training leaves besides."""
+    """A trained model, its tokenizer, codebook and answer table, and what the training leaves besides. part: names the training
+    where there are several."""
     import torch
 
     train = ShardDataset(SHARDS, "train")
@@ -143,7 +144,7 @@ def train(
         tokenizer,
         codebook,
         train,
-        stage.checkpoints(),
+        stage.checkpoints(part),
         device,
         val,
         stage.machine.compile,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from diptych.model import Diptych
 from diptych.model.errors import UserError
 from pipelines.runner import check
 from pipelines.runner.writing import remove
+from pipelines.tables import biart, compared
+from pipelines.tables.item import run
 
 PIPELINE = "pipelines/l_verse/dvc.yaml"
 STAGES = ["autoencoder_ml", "autoencoder_sl", "tokens", "biart", "generate", "evaluate", "package", "report"]
@@ -151,3 +154,24 @@ def test_a_slip_is_one_line(clone: Clone, override: str, message: str, run_here)
     clone.set_params(override)
     done = run_here(clone.folder, check.main)
     assert done.status == 1 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_it_is_a_row_of_the_table_of_systems(made: Clone, tmp_path: Path, run_here) -> None:
+    """BiART with a seed of its own, on the tokens that are there; measured with what both autoencoders cost."""
+    clone = made.copy(tmp_path / "clone")
+    for module, keys, values in ((biart, ("seed",), ("1",)), (compared, ("system", "seed"), ("l_verse", "1"))):
+        kind = module.__name__.rpartition(".")[2]
+        ended = run_here(clone.folder, partial(run, kind, keys, module.main), "table2", *values)
+        assert ended.status == 0, ended.stderr[-3000:]
+    folder = clone.folder / "ablations/table2/measured/l_verse-1"
+    figures = {one["name"]: one["value"] for one in json.loads((folder / "figures.json").read_text())}
+    own, *others = (
+        json.loads((clone.folder / path).read_text())["minutes"]
+        for path in (
+            "ablations/table2/costs/biart_1.json",
+            "metrics/stages/l_verse/autoencoder_ml.json",
+            "metrics/stages/l_verse/autoencoder_sl.json",
+        )
+    )
+    assert figures["painted.minutes"] == pytest.approx(own + sum(others))
+    assert figures["painted.milliseconds"] > 0 and figures["caption.cider_d"] >= 0

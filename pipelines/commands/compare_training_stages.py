@@ -19,6 +19,8 @@ from pathlib import Path
 from diptych.eval.figures import flat_values
 from diptych.model.pretrained import save_transformer
 from pipelines.measuring.figures import EMBEDDINGS
+from pipelines.measuring.generation import IMAGE_GENERATOR
+from pipelines.measuring.models import read_unified
 from pipelines.measuring.test_set import measured_model
 from pipelines.runner import stage as stages
 from pipelines.runner.errors import one_line_errors
@@ -44,7 +46,7 @@ def main() -> None:
 def compare(stage: Stage, params: TrainSequenceParams, seeds: list[int]) -> None:
     """Train and measure one seed after the other; what is finished is kept."""
     folder = stage.training_folder / "comparison"
-    token = measured(folder / "token.json", Path("models/token"))
+    token = measured(folder / "token.json", Path("models/token"), stage.device)
     rows = []
     for seed in seeds:
         seeded = dataclasses.replace(stage, seed=seed)
@@ -59,7 +61,7 @@ def compare(stage: Stage, params: TrainSequenceParams, seeds: list[int]) -> None
             unfinished = folder / f"unfinished-{seed}"
             save_transformer(unfinished, *result)
             unfinished.replace(model)
-        rows.append(measured(folder / f"{seed}.json", model))
+        rows.append(measured(folder / f"{seed}.json", model, stage.device))
     figures: dict[str, float] = {"seeds": len(seeds)}
     print("| figure | token-level | sequence-level | gain |\n| --- | --- | --- | --- |")
     for name, before in token.items():
@@ -73,11 +75,13 @@ def compare(stage: Stage, params: TrainSequenceParams, seeds: list[int]) -> None
     shutil.rmtree(EMBEDDINGS, ignore_errors=True)
 
 
-def measured(file: Path, transformer: Path) -> dict[str, float]:
+def measured(file: Path, transformer: Path, device: str) -> dict[str, float]:
     """Figures of a model on the test set, kept in `file`. The seeds of decoding and of R-precision are the same for all."""
     if file.is_file():
         return json.loads(file.read_text())
-    with measured_model(transformer, file.with_suffix(".parquet")) as made:
+    with measured_model(
+        read_unified(transformer, IMAGE_GENERATOR, device), file.with_suffix(".parquet")
+    ) as made:
         metrics = flat_values(made.figures)
     unfinished = file.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(metrics))

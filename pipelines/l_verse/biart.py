@@ -19,34 +19,40 @@ from pipelines.runner.stage import Stage
 if TYPE_CHECKING:
     from diptych.features.pictures import TokenizedPictures
     from diptych.model.tokenizer import CaptionTokenizer
+    from diptych.model.training.contracts import Record
 
 
 def main(stage: Stage, params: Params) -> None:
     """Train on the train split; write the model directory models/l_verse/biart and the history."""
-    import torch
-
     with training_device(stage) as device:
-        train, image_tokenizer = tokenized("train"), load_aug_vae(SINGLE_LEVEL)
-        check_tokens_are_of(image_tokenizer, train)
-        tokenizer = vocabulary(params.biart, train)
-        (level,) = image_tokenizer.config.coded_levels
-        config = named_config(
-            params.biart.network,
-            vocab_size=len(tokenizer),
-            codebook_size=image_tokenizer.config.codebook_size,
-            grid_size=image_tokenizer.config.grid_size(level),
-        )
-        torch.manual_seed(stage.seed)
-        model = BiART(config)
-        codebook = image_tokenizer.quantizer.embedding
-        record = train_biart(
-            params.biart.training, model, tokenizer, train, codebook, stage.checkpoints(), device
-        )
+        model, record = train(stage, params.biart, device)
         if current_processes().rank > 0:
             return
         with stage.write(str(BIART)) as folder:
-            save_biart(folder, model, tokenizer, image_tokenizer)
+            save_biart(folder, *model)
         stage.write_history("plots/l_verse/biart.csv", record.history)
+
+
+def train(
+    stage: Stage, params: BiARTParams, device: str
+) -> tuple[tuple[BiART, CaptionTokenizer, AugVAE], Record]:
+    """A trained model, its tokenizer of texts and that of images, and its history."""
+    import torch
+
+    train, image_tokenizer = tokenized("train"), load_aug_vae(SINGLE_LEVEL)
+    check_tokens_are_of(image_tokenizer, train)
+    tokenizer = vocabulary(params, train)
+    (level,) = image_tokenizer.config.coded_levels
+    config = named_config(
+        params.network,
+        vocab_size=len(tokenizer),
+        codebook_size=image_tokenizer.config.codebook_size,
+        grid_size=image_tokenizer.config.grid_size(level),
+    )
+    torch.manual_seed(stage.seed)
+    model, codebook = BiART(config), image_tokenizer.quantizer.embedding
+    record = train_biart(params.training, model, tokenizer, train, codebook, stage.checkpoints(), device)
+    return (model, tokenizer, image_tokenizer), record
 
 
 def check_tokens_are_of(image_tokenizer: AugVAE, tokens: TokenizedPictures) -> None:

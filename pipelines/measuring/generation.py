@@ -161,7 +161,7 @@ def generate(
                 "prompt": prompt,
                 **paintings[row],
                 "painted": png(painted[row]),
-                "reconstruction": png(reconstruction[row]),
+                "reconstruction": None if reconstruction is None else png(reconstruction[row]),
             }
             for row, prompt in enumerate(prompts)
         ]

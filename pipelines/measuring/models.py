@@ -49,8 +49,9 @@ class GenerativeModel(Protocol):
         """Pictures uint8 ``[n, 3, S, S]`` of captions, int64 ``[n, t]``, of several samples the one that the scorer likes best; and
         of each, for `generate`, how it came about."""
 
-    def repaint(self, dataset: Any, indices: Sequence[int]) -> Tensor:
-        """Reconstructions uint8 ``[n, 3, S, S]`` of real pictures: what would be made of a perfect painting."""
+    def repaint(self, dataset: Any, indices: Sequence[int]) -> Tensor | None:
+        """Reconstructions uint8 ``[n, 3, S, S]`` of real pictures: what would be made of a perfect painting. None where the model has
+        no image tokens."""
 
 
 def read_unified(transformer: Path, image_generator: Path, device: str) -> GenerativeModel:

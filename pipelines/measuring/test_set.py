@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.measuring.drawn import Sample
-from pipelines.measuring.figures import EMBEDDINGS, EvaluateParams, measure
+from pipelines.measuring.figures import EMBEDDINGS, KINDS, EvaluateParams, measure
 from pipelines.measuring.generate_params import EvaluationSet, GenerateParams
 from pipelines.measuring.generation import (
-    IMAGE_GENERATOR,
     generate,
     pictures_of,
     shards_of,
     write_rows,
 )
-from pipelines.measuring.models import read_unified
 from pipelines.runner import stage as stages
 
 if TYPE_CHECKING:
     from diptych.eval.figures import Figure
-    from diptych.model.decoding.options import PaintOptions
+    from diptych.model.decoding.options import CaptionOptions, PaintOptions
+    from pipelines.measuring.models import GenerativeModel
 
 
 @dataclass(frozen=True)
@@ -36,34 +35,38 @@ class Measured:
 
 @contextlib.contextmanager
 def measured_model(
-    transformer: Path,
+    model: GenerativeModel,
     table: Path,
     *,
+    read: Callable[[str], Any] = shards_of,
     captions: bool = True,
     paintings: bool = True,
+    caption: CaptionOptions | None = None,
     paint: PaintOptions | None = None,
     guidance: float | None = None,
     pictures: Sample | None = None,
     evaluation: EvaluateParams | None = None,
     embeddings: Path = EMBEDDINGS,
-    image_generator: Path = IMAGE_GENERATOR,
+    kinds: Sequence[str] = KINDS,
 ) -> Iterator[Measured]:
-    """Write the table of captions and paintings that the model directory `transformer` makes of the test set, and measure
+    """Write the table of captions and paintings that `model` makes of the test set, and measure
     it. Inside the block the table is there; after it, it is removed, being large. The seeds of decoding and of R-precision
     are the pipeline's, the same for all models.
 
-    paint, evaluation: other options than those of the sections `generate` and `evaluate`. guidance: in the place of that of
-    the options of painting. pictures: those to caption and to paint, in the place of `generate.sets.test`. image_generator: of what
-    the model paints. embeddings: as of `pipelines.measuring.figures.measure`.
+    read: a split as the model reads it. caption, paint, evaluation: other options than those of the sections `generate` and
+    `evaluate`. guidance: in the place of that of the options of painting. pictures: those to caption and to paint, in the place of
+    `generate.sets.test`. embeddings, kinds: as of `pipelines.measuring.figures.measure`.
     """
     stage, generation = stages.read_stage("generate", GenerateParams)
     evaluation = evaluation or stages.read_stage("evaluate", EvaluateParams)[1]
+    if caption is not None:
+        generation = replace(generation, caption=caption)
     if paint is not None:
         generation = replace(generation, paint=paint)
     if guidance is not None:
         generation = replace(generation, paint=replace(generation.paint, guidance=guidance))
     wanted = EvaluationSet(pictures, pictures) if pictures is not None else generation.sets["test"]
-    shards, to_caption, to_paint = pictures_of(wanted, stage.seed, shards_of)
+    shards, to_caption, to_paint = pictures_of(wanted, stage.seed, read)
     table.parent.mkdir(parents=True, exist_ok=True)
     batches = generate(
         stage,
@@ -71,10 +74,10 @@ def measured_model(
         shards,
         to_caption if captions else set(),
         to_paint if paintings else set(),
-        read_unified(transformer, image_generator, stage.device),
+        model,
     )
     try:
         write_rows(table, batches)
-        yield Measured(*measure(stage, evaluation, table, Path("none"), embeddings))
+        yield Measured(*measure(stage, evaluation, table, Path("none"), embeddings, kinds))
     finally:
         table.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.runner.errors import one_line_errors
-from pipelines.runner.params import Machine, ParameterError, read_params, read_section
+from pipelines.runner.params import Machine, ParameterError, provided_by, read_params, read_section
 from pipelines.runner.writing import remove
 from pipelines.tables.item import embeddings, mends
 from pipelines.tables.items import TableItems, table_items
@@ -37,8 +37,8 @@ def main() -> None:
         if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup ignores it
             signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
         table, params = read_table(arguments.table), read_params()
-        section = read_section(table.section, table.name, params)
         machine = read_section(Machine, "machine", params)
+        section = read_section(table.section, table.name, params, provided=provided_by(machine, 0))
         section.check(table.name, table.pipeline, params)
         seeds = chosen_seeds(table, section.seeds, arguments.seeds)
         if arguments.jobs is not None and arguments.jobs < 1:

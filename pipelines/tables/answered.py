@@ -12,26 +12,35 @@ from diptych.eval.answers.nlvr2 import statement_group
 from diptych.eval.answers.questions import Question
 from diptych.features.shards.reading import ShardDataset
 from pipelines.measuring.answers import question_of
-from pipelines.runner.params import read_params
-from pipelines.tables.item import TableItem, only_one_in, run
+from pipelines.runner.params import read_params, read_section
+from pipelines.tables.item import TableItem, only_one_named, run
 from pipelines.tables.measured import write_measured
-from pipelines.tables.params import x_lxmert_params
+from pipelines.tables.params import PretrainingTableParams, x_lxmert_params
 from pipelines.x_lxmert import fine_tune
 from pipelines.x_lxmert.evaluate import SPLIT, MeasuredTask, about_pictures_of, answers_of
 from pipelines.x_lxmert.params import SHARDS, TASKS, questions_in
 
 if TYPE_CHECKING:
-    from pipelines.tables.params import PretrainingTableParams
+    from pipelines.tables.params import TableParams
+
+X_LXMERT = "table_x_lxmert"
 
 
-def main(item: TableItem, section: PretrainingTableParams) -> None:
+def main(item: TableItem, section: TableParams) -> None:
     """Write measured/ROW_TASK-SEED in the table's folder: figures.json, pictures.parquet with the accuracy of each picture's
     questions (for NLVR2 of each sentence), and parameters.txt. The fine-tuned model is not kept."""
     stage, row = item.stage, item.values["row"]
     (task,) = (known for known in TASKS if known == item.values["task"])
-    params = x_lxmert_params(section, item.table.name, read_params(), stage.seed)
+    everything = read_params()
+    if not isinstance(
+        section, PretrainingTableParams
+    ):  # a table that compares X-LXMERT, pretrained by its own, with others
+        section, of = read_section(PretrainingTableParams, X_LXMERT, everything), X_LXMERT
+    else:
+        of = item.table.name
+    params = x_lxmert_params(section, of, everything, stage.seed)
     wanted = params.fine_tuning[task]
-    start = only_one_in(item.deps, item.path("models"))
+    start = only_one_named(item.deps, "pretrained_")
     (model, tokenizer, codebook, table), _ = fine_tune.train(
         stage, wanted, task, "pretrained", start, stage.device
     )

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pipelines.runner import stage as stages
 from pipelines.runner.errors import Mends, one_line_errors
 from pipelines.runner.items import find_item, listed_values
-from pipelines.runner.params import Machine, ParameterError, read_params, read_section
+from pipelines.runner.params import Machine, ParameterError, provided_by, read_params, read_section
 from pipelines.runner.stage import UNFINISHED_STORE, Stage
 from pipelines.runner.threads import end_when, prepare_process
 from pipelines.runner.writing import remove
@@ -77,7 +77,8 @@ def run(kind: str, keys: tuple[str, ...], main: Callable[[TableItem, Any], None]
         table, params = read_table(name), read_params()
         item = read_item(kind, table, dict(zip(keys, values, strict=True)), params)
         prepare_process(item.stage.threads)
-        main(item, read_section(table.section, table.name, params))
+        provided = provided_by(item.stage.machine, item.stage.seed)
+        main(item, read_section(table.section, table.name, params, provided=provided))
         if item.stage.training_store.exists():
             remove(item.stage.training_folder)
         cost = item.stage.name.removeprefix(f"{table.folder}/").replace("@", "_")
@@ -130,6 +131,12 @@ def read_entry(kind: type[T], table: Table, name: str, key: str) -> T:
     if key not in entries:
         raise ParameterError(f"{table.data}: {name} has no {key} (known: {', '.join(entries)})")
     return read_section(kind, f"{name}.{key}", {f"{name}.{key}": entries[key]}, table.data)
+
+
+def only_one_named(paths: Sequence[str], beginning: str) -> Path:
+    """The path of `paths` whose last part begins so, such as a model of whatever table. ValueError where it is not one."""
+    (found,) = [path for path in paths if Path(path).name.startswith(beginning)]
+    return Path(found)
 
 
 def only_one_in(paths: Sequence[str], folder: str) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.runner.items import Item, read_items, within
 from pipelines.runner.params import ParameterError
-from pipelines.tables.table import Table, read_table, table_names
+from pipelines.tables.table import FOLDER, Table, table_names
 
 SHARED = Path("dvc.yaml")
 # pipelines of other systems, of which items may read outputs
@@ -40,19 +40,17 @@ class TableItems:
 
 def table_items(table: Table, params: Mapping[str, Any], seeds: Iterable[int]) -> TableItems:
     """The items of a table for these seeds. Its own are all that its dvc.yaml names; of other tables those
-    that make what it needs, where they have the same folder. Raises ParameterError where a reference leads
-    nowhere."""
+    that make what it needs. Raises ParameterError where a reference leads nowhere."""
     own = read_items(table.pipeline, params)
     last = next((item for item in own if item.name == table.name), None)
     if last is None:
         raise ParameterError(f"{table.pipeline}: no stage {table.name}, which makes the page")
-    others = [other for name in table_names() if (other := read_table(name)).folder == table.folder]
     sharing = [
         item
-        for other in others
-        if other.name != table.name
-        for item in read_items(other.pipeline, params)
-        if item.name != other.name
+        for other in table_names()
+        if other != table.name
+        for item in read_items(FOLDER / other / "dvc.yaml", params)
+        if item.name != other
     ]
     found, wanted = list[Item](), [item for item in own if item is not last]
     while wanted:

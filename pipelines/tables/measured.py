@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from diptych.eval.figures import write_figures
 from diptych.model.pretrained import load_transformer
 from pipelines.measuring.figures import EvaluateParams, with_mends
+from pipelines.measuring.generation import IMAGE_GENERATOR
+from pipelines.measuring.models import read_unified
 from pipelines.measuring.test_set import measured_model
 from pipelines.runner.stage import read_stage
 from pipelines.tables.changes import tasks_of
@@ -30,7 +32,7 @@ def main(item: TableItem, section: TransformerTableParams) -> None:
     transformer, generated = Path(item.path(f"models/{name}")), item.unfinished / f"{name}.parquet"
     with (
         measured_model(
-            transformer,
+            read_unified(transformer, IMAGE_GENERATOR, item.stage.device),
             generated,
             captions=tasks != "paintings",
             paintings=tasks != "captions",

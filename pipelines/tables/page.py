@@ -260,7 +260,9 @@ def paintings(table: Table, seed: int) -> Gallery:
         return pq.read_table(folder / "examples.parquet").to_pylist()
 
     painted = {
-        row.title: read(table.measured / f"{row.models[table.gallery]}-{seed}") for row in table.rows.values()
+        row.title: read(table.measured / f"{row.models[table.gallery]}-{seed}")
+        for row in table.rows.values()
+        if table.gallery in row.models
     }
     first = painted[table.rows[OURS].title]
     shown = [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from diptych.model.decoding.options import PaintOptions
 from diptych.model.pretrained import load_transformer
 from pipelines.measuring.generation import IMAGE_GENERATOR
+from pipelines.measuring.models import read_unified
 from pipelines.measuring.test_set import measured_model
 from pipelines.tables.item import TableItem, embeddings, only_one_in, read_entry, run
 from pipelines.tables.measured import write_examples, write_measured, write_pictures
@@ -31,13 +32,12 @@ def main(item: TableItem, section: PretrainingTableParams) -> None:
         )
     with (
         measured_model(
-            transformer,
+            read_unified(transformer, generators[0] if generators else IMAGE_GENERATOR, item.stage.device),
             generated,
             captions=False,
             paint=read_entry(PaintOptions, table, "SAMPLERS", sampler),
             pictures=section.pictures,
             embeddings=embeddings(table),
-            image_generator=generators[0] if generators else IMAGE_GENERATOR,
         ) as measured,
         item.stage.write(f"{table.measured}/{name}") as folder,
     ):

@@ -14,7 +14,8 @@ from diptych.model.decoding.options import PaintOptions
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import load_transformer
 from pipelines.measuring.generate_params import GenerateParams
-from pipelines.measuring.generation import pictures_of, shards_of
+from pipelines.measuring.generation import IMAGE_GENERATOR, pictures_of, shards_of
+from pipelines.measuring.models import read_unified
 from pipelines.measuring.test_set import measured_model
 from pipelines.runner.stage import Stage, read_stage
 from pipelines.tables.item import TableItem, embeddings, read_entry, run
@@ -34,7 +35,11 @@ def main(item: TableItem, section: TransformerTableParams) -> None:
     options = replace(read_entry(PaintOptions, item.table, "SAMPLERS", name), guidance=guidance)
     generated = item.unfinished / f"{name}.parquet"
     with measured_model(
-        TRANSFORMER, generated, captions=False, paint=options, embeddings=embeddings(item.table)
+        read_unified(TRANSFORMER, IMAGE_GENERATOR, stage.device),
+        generated,
+        captions=False,
+        paint=options,
+        embeddings=embeddings(item.table),
     ) as measured:
         figures = measured.figures
     seconds, count = seconds_per_painting(stage, generation, options)

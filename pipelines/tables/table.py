@@ -116,9 +116,8 @@ class Table:
     """A table and all that its page says.
 
     name: of its folder, its section of params.yaml, its last stage and its `make` target. section: the type
-    of that section. folder: of what its items make, `ablations/NAME` if nothing speaks for another; two
-    tables that name the same folder may share trainings, so that items of one start from what items of the
-    other have made. The page is ablations/NAME/index.html, the metrics metrics/NAME.json.
+    of that section. folder: of what its items make, `ablations/NAME` if nothing speaks for another. Items of one table may start
+    from what items of another have made. The page is ablations/NAME/index.html, the metrics metrics/NAME.json.
 
     title, introduction, caveat: the page's heading, and its text before and after the rule of the verdicts.
     note: what stands above the table besides how it was measured. done: what was done with pictures, by the

@@ -16,7 +16,8 @@ from diptych.model.errors import UserError
 from diptych.model.networks.butd import BUTD, BUTDConfig, named_config
 from diptych.model.objectives.scst import BUTDPolicy, paid_words
 from diptych.model.tokenizer import build_tokenizer
-from diptych.model.training.butd import BUTDSteps, BUTDTrainingConfig, train_butd
+from diptych.model.training.butd import BUTDSteps, train_butd
+from diptych.model.training.butd_config import BUTDTrainingConfig
 from diptych.model.training.optimisation import add_gradients
 from diptych.model.training.scst import reference_words
 

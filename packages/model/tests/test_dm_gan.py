@@ -16,13 +16,13 @@ from diptych.model.networks.sentence_discriminator import SentenceDiscriminator
 from diptych.model.objectives.matching import matching_losses, word_scores
 from diptych.model.tokenizer import build_tokenizer
 from diptych.model.training.dm_gan import (
-    DMGANTrainingConfig,
     distance_from_normal,
     game,
     shrunk,
     train_dm_gan,
 )
-from diptych.model.training.matching import MatchingTrainingConfig, train_matching
+from diptych.model.training.dm_gan_config import DMGANTrainingConfig, MatchingTrainingConfig
+from diptych.model.training.matching import train_matching
 
 LENGTH = 8
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}

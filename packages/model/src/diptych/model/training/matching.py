@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -12,35 +10,12 @@ from diptych.model.objectives.matching import matching_losses
 from diptych.model.pixels import from_uint8
 from diptych.model.precision import autocast_context
 from diptych.model.tokenizer import CaptionTokenizer
-from diptych.model.training.config import LoopConfig, check_at_least_one, check_share
 from diptych.model.training.contracts import Checkpoints, Piece, Record
+from diptych.model.training.dm_gan_config import MatchingTrainingConfig
 from diptych.model.training.loop import run_training
 from diptych.model.training.pictured import CaptionedBatches, CaptionedPictures
 from diptych.model.training.schedules import warmup_cosine
 from diptych.model.training.state import fingerprint
-
-
-@dataclass(frozen=True, kw_only=True)
-class MatchingTrainingConfig(LoopConfig):
-    """Settings of this training; AttnGAN's in brackets.
-
-    Attributes:
-        batch_size: pictures, each with one caption; a text is told from the others of its batch [48].
-        caption_length: tokens of a caption, ``[CLS]`` and ``[SEP]`` included.
-        learning_rate: peak; linear warm-up, then cosine to 0 [2e-4, falling by epochs].
-        warmup_share: share of the steps that warm up.
-        weight_decay, clip_norm [0.25], ema_decay, precision, seed, checkpoint_seconds: as in
-            :class:`diptych.model.training.config.LoopConfig`; accumulation is 1.
-    """
-
-    batch_size: int
-    caption_length: int
-    warmup_share: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least_one(self, "batch_size")
-        check_share(self, "warmup_share")
 
 
 class MatchingSteps:

@@ -1,0 +1,1 @@
+"""UMT's table 2 in miniature, with everything that there is to compare: `make table2`."""
