@@ -8,11 +8,11 @@ from pipelines.measuring.generation import (
     TRANSFORMER,
     generate,
     pictures_of,
-    shards_of,
     write_answers,
     write_rows,
 )
 from pipelines.measuring.models import read_unified
+from pipelines.measuring.shards import shards_of
 from pipelines.runner.stage import Stage, run
 
 

@@ -16,6 +16,7 @@ from diptych.model.training.image_generator import ImageGeneratorTrainingConfig,
 from diptych.model.training.processes import current_processes
 from pipelines.measuring.detection import has_main_objects, main_object_shares, prepared
 from pipelines.measuring.samples import repainted_pictures, write_samples
+from pipelines.measuring.shards import shards_of
 from pipelines.runner.params import at_least
 from pipelines.runner.processes import run, training_device
 from pipelines.runner.stage import Stage
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from diptych.features.detector.grid_detector import PyramidGridDetector
     from diptych.model.training.contracts import Record
 
-SHARDS, CODEBOOK, DETECTOR = Path("data/shards"), Path("data/codebook"), Path("models/detector")
+CODEBOOK, DETECTOR = Path("data/codebook"), Path("models/detector")
 BATCH_SIZE = 50
 
 
@@ -78,11 +79,11 @@ def train(
         params.training,
         generator,
         codebook,
-        ShardDataset(SHARDS, "train"),
+        shards_of("train"),
         read_encoder(params.perceptual_encoder, device),
         stage.checkpoints(part),
         device,
-        ShardDataset(SHARDS, "val"),
+        shards_of("val"),
     )
     return generator, record
 
@@ -94,7 +95,7 @@ def val_metrics(generator: ImageGenerator, count: int, device: str) -> dict[str,
     as a share of the real ones' variance, as `cluster.relative_error`. Where objects have attributes, by real |
     reconstruction: the shares of main objects whose class, colour, and both the detector reads from their box.
     """
-    val = ShardDataset(SHARDS, "val")
+    val = shards_of("val")
     indices = list(range(min(count, len(val))))
     real = val.images(indices, generator.config.image_size)
     painted = reconstruct(generator, val, indices, device)

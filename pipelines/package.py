@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from diptych.features.codebook.reading import load_codebook
 from diptych.features.images import read_image
-from diptych.features.shards.reading import ShardDataset
 from diptych.model.decoding.options import AnswerOptions, CaptionOptions, PaintOptions
 from diptych.model.networks.image_generator import load_image_generator
 from diptych.model.packaged.card import CardFacts, unified_facts
@@ -20,6 +19,7 @@ from diptych.model.packaged.export import export_programs
 from diptych.model.pretrained import load_transformer
 from pipelines.measuring.package_params import CommonPackageParams
 from pipelines.measuring.packages import common_parts, megabytes, with_intervals
+from pipelines.measuring.shards import shards_of
 from pipelines.runner.params import at_least, read_params
 from pipelines.runner.stage import Stage, commit, run
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 TRANSFORMER, GENERATOR, DETECTOR = (
     Path("models") / name for name in ("sequence", "image_generator", "detector")
 )
-SHARDS, CODEBOOK = Path("data/shards"), Path("data/codebook")
+CODEBOOK = Path("data/codebook")
 FIGURES = Path("data/evaluation_figures.json")
 OUT = "models/package"
 COMPARED = 16  # pictures and captions on which exported programs are compared
@@ -62,7 +62,7 @@ def main(stage: Stage, params: PackageParams) -> None:
     facts = CardFacts(
         title=params.title,
         data=params.data,
-        pictures={split: len(ShardDataset(SHARDS, split)) for split in ("train", "val", "test")},
+        pictures={split: len(shards_of(split)) for split in ("train", "val", "test")},
         figures=with_intervals(json.loads(FIGURES.read_text(encoding="utf-8"))),
         limits=params.limits,
         commit=commit(),
@@ -106,7 +106,7 @@ def examples(params: PackageParams) -> Examples:
     """Patches of the training pictures nearest to each centroid."""
     from tqdm import tqdm
 
-    train = ShardDataset(SHARDS, "train")
+    train = shards_of("train")
 
     def batches(size: int = 256) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         import numpy as np
@@ -128,7 +128,7 @@ def export(folder: Path, captioning: CaptionOptions, painting: PaintOptions) -> 
     """Export what the package holds, that is, with its weights as they are stored; compared on test pictures."""
     import torch
 
-    test = ShardDataset(SHARDS, "test")
+    test = shards_of("test")
     chosen = list(range(min(COMPARED, len(test))))
     model, tokenizer, codebook = load_transformer(folder)
     return export_programs(

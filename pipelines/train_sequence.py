@@ -23,6 +23,7 @@ from diptych.model.training.sequence import SequenceTrainingConfig, train_sequen
 from diptych.model.training.sequence_evaluation import SequenceEvaluation
 from pipelines.measuring.clips import read_clip
 from pipelines.measuring.detection import has_main_objects, main_object_shares
+from pipelines.measuring.shards import shards_of
 from pipelines.runner.processes import run, training_device
 from pipelines.runner.stage import Stage
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from diptych.model.tokenizer import CaptionTokenizer
     from diptych.model.training.contracts import Record
 
-SHARDS = Path("data/shards")
 QUESTIONS = Path("data/dataset/questions/vqa.parquet")
 
 
@@ -73,7 +73,7 @@ def train(
 
     part: names the training where there are several.
     """
-    train, val = (ShardDataset(SHARDS, split) for split in ("train", "val"))
+    train, val = (shards_of(split) for split in ("train", "val"))
     model, tokenizer, codebook = load_transformer(start)
     table = load_answer_table(start, model.config.answers)
     generator = load_image_generator(Path("models/image_generator"), device)

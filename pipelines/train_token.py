@@ -18,6 +18,7 @@ from diptych.model.training.processes import current_processes
 from diptych.model.training.questions import QuestionTable
 from diptych.model.training.token import TokenTrainingConfig, train_token
 from pipelines.measuring.samples import write_samples
+from pipelines.measuring.shards import shards_of
 from pipelines.runner.processes import run, training_device
 from pipelines.runner.stage import Stage
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from diptych.model.tokenizer import CaptionTokenizer
     from diptych.model.training.contracts import Record
 
-SHARDS = Path("data/shards")
 QUESTIONS = Path("data/dataset/questions/vqa.parquet")
 
 
@@ -87,7 +87,7 @@ def main(stage: Stage, params: TrainTokenParams) -> None:
 
 def val_shards(params: TrainTokenParams) -> ShardDataset | None:
     """What is measured and shown meanwhile."""
-    return ShardDataset(SHARDS, "val") if params.training.evaluation else None
+    return shards_of("val") if params.training.evaluation else None
 
 
 def train(
@@ -97,7 +97,7 @@ def train(
     where there are several."""
     import torch
 
-    train = ShardDataset(SHARDS, "train")
+    train = shards_of("train")
     codebook = torch.from_numpy(load_codebook(Path("data/codebook")))
     captions = [caption for index in range(len(train)) for caption in train.captions(index)]
     asked = training_questions(params)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from pipeline_clone import REPOSITORY, Clone
 
+from pipelines.runner.items import read_items
 from pipelines.runner.params import Machine, ParameterError, provided_by, read_params, read_section
 from pipelines.runner.profile import write_profile
 from pipelines.tables import (
@@ -30,7 +32,7 @@ from pipelines.tables import (
 from pipelines.tables.fine_tuned import fine_tuning
 from pipelines.tables.item import run
 from pipelines.tables.items import table_items
-from pipelines.tables.table import data_of, read_table
+from pipelines.tables.table import data_of, read_table, table_names
 from pipelines.tables.verdicts import results_of
 from pipelines.train_token import TrainTokenParams
 
@@ -48,7 +50,8 @@ def test_the_items_make_what_the_page_shows(tmp_path: Path, monkeypatch: pytest.
     # X-LXMERT is pretrained by its own table, once for both
     assert needs["fine_tuned@captions-1"] == needs["x_lxmert_vqa@1"] == {"pretrained@ours-1"}
     assert needs["compared_ft@paintings-2"] == {"fine_tuned@paintings-2", "pretrained@ours-2"}
-    assert needs["butd@grid-0"] == {"regions"} and needs["answers@0"] == {"ours@0"}
+    assert needs["butd_grid@0"] == set() and needs["butd_regions@0"] == {"regions"} and needs["answers@0"] == {"ours@0"}
+    assert needs["compared_butd_regions@2"] == {"butd_regions@2", "regions"}
     names = [item.name for item in plan.work]
     assert all(names.index(need) < names.index(name) for name in names for need in needs[name])
     assert {"pipelines/l_verse/dvc.yaml:tokens", "pipelines/x_lxmert/dvc.yaml:questions", "judge"} <= set(plan.shared)
@@ -103,6 +106,33 @@ def test_x_lxmert_ft_has_the_steps_that_ours_has_for_a_direction(tmp_path: Path)
     assert captions.training.steps + paintings.training.steps == token.training.steps
     assert (captions.training.caption_share, paintings.training.caption_share) == (1.0, 0.0)
     assert captions.image_features == "discrete" and captions.training.seed == 3 and captions.training.questions is None
+
+
+@pytest.mark.parametrize("name", table_names())
+def test_every_item_writes_the_cost_file_that_it_declares(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    table = read_table(name)
+    items = read_items(table.pipeline, read_params())
+    wrong = {
+        item.name
+        for item in items
+        if f"{table.folder}/costs/{item.name.replace('@', '_')}.json" not in item.outs
+        and item.name != name
+    }
+    assert not wrong
+
+
+def test_what_the_rows_lack_is_said_before_anything_is_trained(tmp_path: Path) -> None:
+    write_profile("coco", tmp_path / "params.yaml")
+    params = read_params(tmp_path / "params.yaml")
+    provided = provided_by(read_section(Machine, "machine", params), 0)
+    section = replace(read_section(TABLE.section, "table2", params, provided=provided), java=False)
+    with pytest.raises(ParameterError, match=r"BUTD's regions need a detector.*need train_token.training.questions"):
+        section.check("table2", TABLE.pipeline, params)
+    params = read_params(REPOSITORY / "params.yaml")
+    section = replace(read_section(TABLE.section, "table2", params, provided=provided), seeds=(0, 9))
+    with pytest.raises(ParameterError, match=r"seeds \[9\] are not among table_x_lxmert.seeds"):
+        section.check("table2", TABLE.pipeline, params)
 
 
 def test_a_wrong_section_is_named(tmp_path: Path) -> None:

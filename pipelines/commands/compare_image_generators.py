@@ -25,12 +25,12 @@ from diptych.eval.images.frechet import frechet_distance
 from diptych.eval.images.retrieval import r_precision
 from diptych.eval.report.sheet import contact_sheet
 from diptych.eval.scorers.inspector import load_inspector
-from diptych.features.shards.reading import ShardDataset
 from diptych.model.decoding.clip_rerank import embed_captions, embed_pictures
 from diptych.model.networks.image_generator import load_image_generator, save_image_generator
 from diptych.model.pixels import png
-from pipelines.image_generator import SHARDS, ImageGeneratorParams, reconstruct, train, val_metrics
+from pipelines.image_generator import ImageGeneratorParams, reconstruct, train, val_metrics
 from pipelines.measuring.clips import read_clip
+from pipelines.measuring.shards import shards_of
 from pipelines.runner import stage as stages
 from pipelines.runner.errors import one_line_errors
 from pipelines.runner.params import ParameterError
@@ -82,7 +82,7 @@ def compare(stage: Stage, params: ImageGeneratorParams, own: bool) -> None:
         ),
         "adversarial": params,
     }
-    val = ShardDataset(SHARDS, "val")
+    val = shards_of("val")
     indices = list(range(min(params.val_images, len(val))))
     objects = [val.meta(index)["objects"] for index in indices]
     judge = read_clip(Path("models/judge"), stage.device)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from diptych.model.tokenizer import CaptionTokenizer
 
 
-class Described(Protocol):
+class VectorPictures(Protocol):
     """Pictures as sets of vectors."""
 
     def grid(self, indices: Any) -> Any:
@@ -47,7 +47,7 @@ class CaptionerModel:
         return cls(*load_butd(folder, device))
 
     def captions(
-        self, dataset: Described, indices: Sequence[int], options: CaptionOptions, seeds: Sequence[int]
+        self, dataset: VectorPictures, indices: Sequence[int], options: CaptionOptions, seeds: Sequence[int]
     ) -> Captions:
         """From what describes the pictures."""
         import torch
@@ -86,10 +86,11 @@ class GANModel:
     def paint(
         self, prompts: list[str], ids: Tensor, options: PaintOptions, seeds: list[int], scorer: Clip | None
     ) -> tuple[Tensor, list[dict[str, Any]]]:
-        """Rows are empty: there are no codes. Of `options` it knows `samples`."""
-        pixels = paint_pixels(
-            self.painter.generator, self.painter.encoder, self.tokenizer, ids, seeds, options.samples
-        )
+        """One picture of each caption, of no options; rows are empty: there are no codes. In float32, as it was trained."""
+        import torch
+
+        with torch.autocast(ids.device.type, enabled=False):
+            pixels = paint_pixels(self.painter.generator, self.painter.encoder, self.tokenizer, ids, seeds)
         return to_uint8(pixels.cpu()), [{} for _ in prompts]
 
     def repaint(self, dataset: Any, indices: Sequence[int]) -> None:
@@ -105,7 +106,7 @@ class PretrainedModel(CodeModel):
     def captions(
         self, dataset: ShardDataset, indices: Sequence[int], options: CaptionOptions, seeds: Sequence[int]
     ) -> Captions:
-        """From codebook vectors, which its pretraining saw; of `options` it knows none but the start."""
+        """One of each picture, from codebook vectors, which its pretraining saw; of `options` it knows none but the start."""
         import torch
 
         codes = torch.from_numpy(dataset.codes(indices)).to(self.codebook.device)

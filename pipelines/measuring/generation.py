@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from diptych.features.images import read_image
 from diptych.features.questions import questions_of, read_questions
-from diptych.features.shards.reading import ShardDataset
 from diptych.model.answer_table import load_answer_table
 from diptych.model.decoding.clip_rerank import rerank_captions
 from diptych.model.errors import UserError
@@ -19,6 +18,7 @@ from pipelines.measuring.answers import QUESTIONS, answered_rows, answers_schema
 from pipelines.measuring.clips import read_clip
 from pipelines.measuring.drawn import draw
 from pipelines.measuring.generate_params import EvaluationSet, GenerateParams
+from pipelines.measuring.shards import shards_of
 from pipelines.runner.stage import Stage
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pipelines.measuring.models import GenerativeModel
 
 
-SHARDS = Path("data/shards")
 TRANSFORMER = Path("models/sequence")
 IMAGE_GENERATOR = Path("models/image_generator")
 
@@ -98,11 +97,6 @@ def write_answers(
         options = params.answer.length, params.batch_size
         for rows in answered_rows(stage, model, tokenizer, codebook, table, shards, asked, *options):
             writer.write_table(pa.Table.from_pylist(rows, schema))
-
-
-def shards_of(split: str) -> ShardDataset:
-    """Where the family `unified` reads a split."""
-    return ShardDataset(SHARDS, split)
 
 
 def pictures_of(

@@ -14,9 +14,9 @@ from pipelines.measuring.generate_params import EvaluationSet, GenerateParams
 from pipelines.measuring.generation import (
     generate,
     pictures_of,
-    shards_of,
     write_rows,
 )
+from pipelines.measuring.shards import shards_of
 from pipelines.runner import stage as stages
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.measuring.shards import shards_of
 from pipelines.reporting.test_set import chosen
 
 ANSWERED = Path("data/evaluation_answers.parquet")
@@ -17,14 +18,12 @@ def answer_galleries(wanted: int, seed: int) -> tuple[dict[str, list[dict[str, A
     as `real`; and how many questions there are. Empty where none was asked."""
     import pyarrow.parquet as pq
 
-    from diptych.features.shards.reading import ShardDataset
-
     rows = pq.read_table(ANSWERED).to_pylist()
     if not rows:
         return {}, 0
     wrong = [row for row in rows if row["score"] < 0.5]
     choices = {"random": drawn(rows, wanted, seed), "wrong": drawn(wrong, wanted, seed)}
-    shards = {split: ShardDataset(Path("data/shards"), split) for split in {row["split"] for row in rows}}
+    shards = {split: shards_of(split) for split in {row["split"] for row in rows}}
     place = {split: {key: number for number, key in enumerate(own.keys)} for split, own in shards.items()}
     for several in choices.values():
         for row in several:

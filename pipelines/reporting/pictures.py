@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from diptych.eval.report.pictures import cell_patches
 from diptych.eval.report.sheet import contact_sheet
 from diptych.features.codebook.reading import load_codebook, read_codes
+from pipelines.measuring.shards import shards_of
 from pipelines.reporting.test_set import chosen
 
 if TYPE_CHECKING:
@@ -82,9 +83,7 @@ def clusters(sizes: np.ndarray, wanted: int, seed: int) -> dict[str, list[dict[s
     """Cells of the largest, the smallest and of drawn codes, as they look in training pictures."""
     import numpy as np
 
-    from diptych.features.shards.reading import ShardDataset
-
-    shards = ShardDataset(Path("data/shards"), "train")
+    shards = shards_of("train")
     place = {key: number for number, key in enumerate(shards.keys)}
     ids, codes = read_codes(CODEBOOK)
     train = [number for number, key in enumerate(ids) if key in place]

@@ -37,6 +37,7 @@ class Machine:
     feature_store: folder that keeps extracted features by key; share it between clones to extract once.
     processes: processes that share the steps of the image generator's and the transformer's trainings, and its threads; "auto"
         takes one a GPU; on a CPU two, as far as threads and memory go.
+    shards: address that shards are read from in the place of data/shards, such as s3://bucket/folder; null: they are here.
     compile: run the losses of token-level training through torch.compile; minutes at the start, no gain on CPUs.
     """
 
@@ -47,6 +48,7 @@ class Machine:
     checkpoint_seconds: float
     feature_store: str
     processes: int | Literal["auto"] = 1
+    shards: str | None = None
     compile: bool = False
 
     def __post_init__(self) -> None:

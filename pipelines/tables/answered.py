@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 from diptych.eval.answers.nlvr2 import statement_group
 from diptych.eval.answers.questions import Question
-from diptych.features.shards.reading import ShardDataset
 from pipelines.measuring.answers import question_of
+from pipelines.measuring.shards import shards_of
 from pipelines.runner.params import read_params, read_section
 from pipelines.tables.item import TableItem, only_one_named, run
 from pipelines.tables.measured import write_measured
 from pipelines.tables.params import PretrainingTableParams, x_lxmert_params
 from pipelines.x_lxmert import fine_tune
 from pipelines.x_lxmert.evaluate import SPLIT, MeasuredTask, about_pictures_of, answers_of
-from pipelines.x_lxmert.params import SHARDS, TASKS, questions_in
+from pipelines.x_lxmert.params import TASKS, questions_in
 
 if TYPE_CHECKING:
     from pipelines.tables.params import TableParams
@@ -45,7 +45,7 @@ def main(item: TableItem, section: TableParams) -> None:
         stage, wanted, task, "pretrained", start, stage.device
     )
     fine_tuned = model, tokenizer, codebook.to(stage.device), table
-    shards = ShardDataset(SHARDS, SPLIT)
+    shards = shards_of(SPLIT)
     asked = about_pictures_of(shards, questions_in(task, SPLIT), task)
     questions = [question_of(each) for each in asked]
     measured = MeasuredTask(task, questions, stage.seed)

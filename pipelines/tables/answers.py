@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diptych.features.shards.reading import ShardDataset
 from diptych.model.answer_table import load_answer_table
 from diptych.model.errors import UserError
 from diptych.model.pretrained import load_transformer
 from pipelines.measuring.answers import answered_rows, question_of
 from pipelines.measuring.generate_params import GenerateParams
+from pipelines.measuring.shards import shards_of
 from pipelines.runner.stage import read_stage
 from pipelines.tables.answered import write_pictures
 from pipelines.tables.item import TableItem, only_one_in, run
 from pipelines.tables.measured import write_measured
 from pipelines.x_lxmert.evaluate import SPLIT, MeasuredTask, about_pictures_of
-from pipelines.x_lxmert.params import SHARDS, questions_in
+from pipelines.x_lxmert.params import questions_in
 
 if TYPE_CHECKING:
     from pipelines.tables.params import TableParams
@@ -31,7 +31,7 @@ def main(item: TableItem, section: TableParams) -> None:
     if table is None:
         raise UserError(f"{folder}: no answer head; train with train_token.training.questions")
     _, generation = read_stage("generate", GenerateParams)
-    shards = ShardDataset(SHARDS, SPLIT)
+    shards = shards_of(SPLIT)
     asked = about_pictures_of(shards, questions_in("vqa", SPLIT), "vqa")
     options = generation.answer.length, generation.batch_size
     batches = answered_rows(stage, model, tokenizer, codebook, table, {SPLIT: shards}, asked, *options)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diptych.eval.captions.cider import CiderDReward
-from diptych.features.pictures import DescribedPictures
-from diptych.features.shards.reading import ShardDataset
 from diptych.model.baselines import save_butd
 from diptych.model.networks.butd import BUTD, named_config
 from diptych.model.tokenizer import build_tokenizer
 from diptych.model.training.butd import train_butd
 from diptych.model.training.scst import reference_words
-from pipelines.measuring.figures import MANIFEST
+from pipelines.tables.described import described
 from pipelines.tables.item import TableItem, run
 
 if TYPE_CHECKING:
     from pipelines.tables.systems import SystemsTableParams
-
-SHARDS = Path("data/shards")
 
 
 def main(item: TableItem, section: SystemsTableParams) -> None:
@@ -32,8 +27,7 @@ def main(item: TableItem, section: SystemsTableParams) -> None:
     captions = [caption for index in range(len(train)) for caption in train.captions(index)]
     tokenizer = build_tokenizer(captions, params.min_count)
     torch.manual_seed(stage.seed)
-    width = train.grid([0]).shape[-1]
-    model = BUTD(named_config(params.network, feature_dim=width, vocab_size=len(tokenizer)))
+    model = BUTD(named_config(params.network, feature_dim=train.feature_dim, vocab_size=len(tokenizer)))
     words, sequence = params.words, params.sequence
     first = train_butd(words, model, tokenizer, train, stage.checkpoints("words"), stage.device)
     reward = CiderDReward(reference_words(tokenizer, train, sequence.caption_length))
@@ -43,13 +37,6 @@ def main(item: TableItem, section: SystemsTableParams) -> None:
     stage.write_history(
         item.path(f"histories/butd_{features}-{stage.seed}.csv"), [*first.history, *then.history]
     )
-
-
-def described(item: TableItem, features: str, split: str) -> ShardDataset | DescribedPictures:
-    """Pictures of a split as the captioner reads them."""
-    if features == "grid":
-        return ShardDataset(SHARDS, split)
-    return DescribedPictures(MANIFEST, split, Path(item.path("regions")), item.table.command)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,12 +24,14 @@ from pipelines.measuring.baselines import CaptionerModel, GANModel, PretrainedMo
 from pipelines.measuring.clips import read_clip
 from pipelines.measuring.figures import KINDS, MANIFEST, EvaluateParams, with_mends
 from pipelines.measuring.generate_params import GenerateParams
-from pipelines.measuring.generation import IMAGE_GENERATOR, shards_of
+from pipelines.measuring.generation import IMAGE_GENERATOR
 from pipelines.measuring.models import read_l_verse, read_unified
+from pipelines.measuring.shards import shards_of
 from pipelines.measuring.test_set import measured_model
 from pipelines.runner.params import provided_by, read_params, read_section
 from pipelines.runner.stage import read_stage
-from pipelines.tables.butd import described
+from pipelines.runner.threads import prepare_process
+from pipelines.tables.described import described
 from pipelines.tables.item import TableItem, embeddings, read_entry, run
 from pipelines.tables.measured import write_examples, write_measured, write_pictures
 
@@ -71,9 +75,8 @@ def main(item: TableItem, section: SystemsTableParams) -> None:
     """Write measured/SYSTEM-SEED in the table's folder, as `measured` does, with the figures of :func:`costs`."""
     name = item.values["system"]
     system = read_entry(System, item.table, "SYSTEMS", name)
-    before = resident()
+    own = costs(item, system)
     running = started(item, system)
-    own = costs(item, system, running, before)
     generated = item.unfinished / f"{name}-{item.stage.seed}.parquet"
     with (
         measured_model(
@@ -113,6 +116,7 @@ def started(item: TableItem, system: System) -> Running:
     if system.family == "pretrained":
         generator = load_image_generator(IMAGE_GENERATOR, device)
         pretrained = PretrainedModel(*load_transformer(folder, device), generator)
+        caption = CaptionOptions(length=caption.length)  # Gibbs sampling has none of the others
         return Running(pretrained, pretrained.model, shards_of, caption, paint)
     if system.family == "butd":
         captioner = CaptionerModel.read(folder, device)
@@ -134,31 +138,41 @@ def started(item: TableItem, system: System) -> Running:
     return Running(l_verse, l_verse.model, tokenized, own.caption, own.paint)  # type: ignore[attr-defined]
 
 
-def costs(item: TableItem, system: System, running: Running, before: int | None) -> list[Figure]:
+def costs(item: TableItem, system: System) -> list[Figure]:
     """Of captions and of paintings, as far as the system makes them: `minutes` of all its trainings (from their cost files among the
-    item's dependencies), and of one at a time `milliseconds` of the processor (of a GPU's clock) and `megabytes` that the process
-    takes more than before the model was loaded."""
+    item's dependencies), and of one at a time `milliseconds` of the processor (of a GPU's clock) and `megabytes` that a process takes
+    more than before the system was loaded."""
     spent = [Path(dep) for dep in item.deps if dep.endswith(".json") and not dep.startswith("code/")]
     minutes = sum(json.loads(path.read_text())["minutes"] for path in spent)
     figures = []
     for name, makes in (("caption", "captions"), ("painted", "paintings")):
         if system.does not in ("both", makes):
             continue
-        make = maker(item, running, makes)
-        forget_peak()
-        seconds = [timed(make, index, item.stage.device) for index in range(TIMED + 1)][1:]
+        # a process for each, which knows nothing of the other
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            milliseconds, megabytes = pool.submit(measured_alone, item, system, makes).result()
         figures += [
             Figure(f"{name}.minutes", minutes, 1),
-            Figure(f"{name}.milliseconds", 1000 * statistics.median(seconds), TIMED),
+            Figure(f"{name}.milliseconds", milliseconds, TIMED),
+            not_run(f"{name}.megabytes", "this system does not say how much memory a process takes")
+            if megabytes is None
+            else Figure(f"{name}.megabytes", megabytes, 1),
         ]
-        peak = peak_resident()
-        if before is None or peak is None:
-            figures.append(
-                not_run(f"{name}.megabytes", "this system does not say how much memory a process took")
-            )
-        else:
-            figures.append(Figure(f"{name}.megabytes", (peak - before) / MEGABYTE, 1))
     return figures
+
+
+def measured_alone(item: TableItem, system: System, makes: str) -> tuple[float, float | None]:
+    """Milliseconds and megabytes of captions, or of paintings, in a process of their own."""
+    prepare_process(item.stage.threads)
+    import torch  # so that it does not count
+
+    torch.ones(2, 2) @ torch.ones(2, 2)
+    before = resident()
+    make = maker(item, started(item, system), makes)
+    seconds = [timed(make, index, item.stage.device) for index in range(TIMED + 1)][1:]
+    peak = peak_resident()
+    megabytes = None if before is None or peak is None else (peak - before) / MEGABYTE
+    return 1000 * statistics.median(seconds), megabytes
 
 
 def maker(item: TableItem, running: Running, makes: str) -> Callable[[int], None]:
@@ -211,15 +225,8 @@ def resident() -> int | None:
 
 
 def peak_resident() -> int | None:
-    """The most that it had since :func:`forget_peak`."""
+    """The most that it ever had."""
     return _status("VmHWM")
-
-
-def forget_peak() -> None:
-    """Begin to measure the peak anew."""
-    clear = Path("/proc/self/clear_refs")
-    if clear.exists():
-        clear.write_text("5")
 
 
 def _status(name: str) -> int | None:

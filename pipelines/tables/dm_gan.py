@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diptych.features.pictures import ManifestPictures
@@ -11,11 +12,12 @@ from diptych.model.networks.matching import PictureEncoder, TextEncoder
 from diptych.model.tokenizer import build_tokenizer
 from diptych.model.training.dm_gan import train_dm_gan
 from diptych.model.training.matching import train_matching
-from pipelines.measuring.figures import MANIFEST
 from pipelines.tables.item import TableItem, run
 
 if TYPE_CHECKING:
     from pipelines.tables.systems import SystemsTableParams
+
+MANIFEST = Path("data/dataset/manifest.parquet")
 
 
 def main(item: TableItem, section: SystemsTableParams) -> None:

@@ -14,8 +14,9 @@ from diptych.model.decoding.options import PaintOptions
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import load_transformer
 from pipelines.measuring.generate_params import GenerateParams
-from pipelines.measuring.generation import IMAGE_GENERATOR, pictures_of, shards_of
+from pipelines.measuring.generation import IMAGE_GENERATOR, pictures_of
 from pipelines.measuring.models import read_unified
+from pipelines.measuring.shards import shards_of
 from pipelines.measuring.test_set import measured_model
 from pipelines.runner.stage import Stage, read_stage
 from pipelines.tables.item import TableItem, embeddings, read_entry, run

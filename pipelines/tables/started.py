@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diptych.features.shards.reading import ShardDataset
 from diptych.model.decoding.gibbs import gibbs_texts
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import load_transformer
 from pipelines.measuring.drawn import Sample, draw
+from pipelines.measuring.shards import shards_of
 from pipelines.tables.item import TableItem, only_one_in, run
 from pipelines.tables.table import data_of
-from pipelines.x_lxmert.params import SHARDS
 
 if TYPE_CHECKING:
     from pipelines.tables.params import PretrainingTableParams
@@ -28,7 +27,7 @@ def main(item: TableItem, section: PretrainingTableParams) -> None:
 
     stage, starts = item.stage, data_of(item.table.name).STARTS
     model, tokenizer, codebook = load_transformer(only_one_in(item.deps, item.path("models")), stage.device)
-    shards = ShardDataset(SHARDS, SPLIT)
+    shards = shards_of(SPLIT)
     drawn = draw(Sample((SPLIT,), section.examples), {SPLIT: shards.keys}, stage.seed)
     indices = [index for index, key in enumerate(shards.keys) if key in drawn]
     columns: dict[str, list[str] | list[bytes]] = {

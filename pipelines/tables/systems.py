@@ -11,7 +11,7 @@ from diptych.model.training.butd_config import BUTDTrainingConfig
 from diptych.model.training.dm_gan_config import DMGANTrainingConfig, MatchingTrainingConfig
 from pipelines.measuring.drawn import Sample
 from pipelines.runner.check import check_java
-from pipelines.runner.params import at_least
+from pipelines.runner.params import ParameterError, at_least
 from pipelines.tables.params import TableParams
 
 
@@ -67,6 +67,19 @@ class SystemsTableParams(TableParams):
         super().__post_init__()
 
     def check(self, name: str, pipeline: Path, params: Mapping[str, Any]) -> None:
-        """Java starts, where METEOR is wanted."""
+        """What the rows start from is there: Java, where METEOR is wanted, answers, regions, and X-LXMERT's pretraining."""
         if self.java:
             check_java(f"{name}.java", "null")
+        missing = []
+        if params["detector"]["training"] is None:
+            missing.append("BUTD's regions need a detector that this pipeline trains (detector.training)")
+        if params["train_token"]["training"].get("questions") is None:
+            missing.append("answers of ours need train_token.training.questions")
+        if "vqa" not in set(params["x_lxmert"]["tasks"]) & set(params["x_lxmert"]["fine_tuning"]):
+            missing.append("answers of X-LXMERT need vqa in x_lxmert.tasks and x_lxmert.fine_tuning")
+        if others := sorted(set(self.seeds) - set(params["table_x_lxmert"]["seeds"])):
+            missing.append(
+                f"seeds {others} are not among table_x_lxmert.seeds, which X-LXMERT is pretrained with"
+            )
+        if missing:
+            raise ParameterError(f"params.yaml: {name}: {'; '.join(missing)} (docs/choose.md)")

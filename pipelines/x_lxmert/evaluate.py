@@ -20,11 +20,11 @@ from diptych.model.image_features import caption_input, caption_rows
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import load_transformer
 from pipelines.measuring.answers import answered_rows, guesses_from_words, question_of
+from pipelines.measuring.shards import shards_of
 from pipelines.runner.stage import Stage, run
 from pipelines.x_lxmert.params import (
     ANSWERED,
     FIGURES,
-    SHARDS,
     FineTuneParams,
     Params,
     Task,
@@ -53,7 +53,7 @@ def main(stage: Stage, params: Params) -> None:
 
     figures: list[Figure] = []
     answered: list[dict[str, Any]] = []
-    shards = ShardDataset(SHARDS, SPLIT)
+    shards = shards_of(SPLIT)
     for task in params.tasks:
         asked = about_pictures_of(shards, questions_in(task, SPLIT), task)
         measured = MeasuredTask(task, [question_of(row) for row in asked], stage.seed)
@@ -154,7 +154,7 @@ def about_pictures_of(
     kept = [row for row in rows if there.issuperset(row["image_ids"])]
     if not kept:
         raise UserError(
-            f"{questions_file(task)}: no question of the split {SPLIT} is about a picture of {SHARDS}"
+            f"{questions_file(task)}: no question of the split {SPLIT} is about a picture of {shards.folder}"
         )
     if len(kept) < len(rows):
         print(

@@ -6,16 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diptych.features.shards.reading import ShardDataset
 from diptych.model.answer_table import AnswerTable, build_answer_table, load_answer_table
 from diptych.model.pretrained import load_transformer, save_transformer
 from diptych.model.training.fine_tuning import StatementTable, fine_tune
 from diptych.model.training.initial import with_heads
 from diptych.model.training.processes import current_processes
 from diptych.model.training.questions import QuestionTable
+from pipelines.measuring.shards import shards_of
 from pipelines.runner.processes import run, training_device
 from pipelines.runner.stage import Stage
-from pipelines.x_lxmert.params import PRETRAINED, SHARDS, FineTuneParams, Params, model_folder, questions_in
+from pipelines.x_lxmert.params import PRETRAINED, FineTuneParams, Params, model_folder, questions_in
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ def train(
 ) -> tuple[tuple[UnifiedTransformer, CaptionTokenizer, Tensor, AnswerTable | None], Record]:
     """A fine-tuned model, its tokenizer, codebook and answer table, and its history. pretrained: the model directory to start
     from, or with `start` random to have the network of."""
-    shards = ShardDataset(SHARDS, "train")
+    shards = shards_of("train")
     asked = questions_in(task, "train")
     table = None
     if params.answers is not None:

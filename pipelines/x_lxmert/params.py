@@ -14,7 +14,6 @@ from diptych.model.training.pretraining import PretrainingConfig
 from pipelines.runner.params import at_least
 from pipelines.train_token import AnswersParams, TokenizerParams
 
-SHARDS = Path("data/shards")
 CODEBOOK = Path("data/codebook")
 PRETRAINED = Path("models/x_lxmert/pretrained")
 ANSWERED = Path("data/x_lxmert/answers.parquet")

@@ -15,9 +15,10 @@ from diptych.model.training.initial import random_transformer
 from diptych.model.training.pretraining import pretrain
 from diptych.model.training.processes import current_processes
 from diptych.model.training.questions import QuestionTable
+from pipelines.measuring.shards import shards_of
 from pipelines.runner.processes import run, training_device
 from pipelines.runner.stage import Stage
-from pipelines.x_lxmert.params import CODEBOOK, PRETRAINED, SHARDS, Params, questions_in
+from pipelines.x_lxmert.params import CODEBOOK, PRETRAINED, Params, questions_in
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +49,7 @@ def train(
     import torch
 
     wanted = params.pretraining
-    shards = ShardDataset(SHARDS, "train")
+    shards = shards_of("train")
     codebook = torch.from_numpy(load_codebook(CODEBOOK))
     tasks = dict.fromkeys((*wanted.questions, *params.tasks))
     rows = {task: questions_in(task, "train") for task in tasks}

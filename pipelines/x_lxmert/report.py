@@ -17,11 +17,11 @@ from diptych.eval.comparisons.claims_page import (
     write_claims_page,
 )
 from diptych.eval.comparisons.paired import Difference, all_of, better
-from diptych.features.shards.reading import ShardDataset
+from pipelines.measuring.shards import shards_of
 from pipelines.reporting.answers import drawn
 from pipelines.reporting.histories import read_history
 from pipelines.runner.stage import Stage, run
-from pipelines.x_lxmert.params import ANSWERED, FIGURES, SHARDS, Params
+from pipelines.x_lxmert.params import ANSWERED, FIGURES, Params
 
 PAGE = "ablations/x_lxmert/index.html"
 PLOTS = Path("plots/x_lxmert")
@@ -148,7 +148,7 @@ def examples(
     of_start = {
         start: {row["question_id"]: row for row in rows if row["start"] == start} for start in params.starts
     }
-    shards = ShardDataset(SHARDS, "test")
+    shards = shards_of("test")
     number = {key: index for index, key in enumerate(shards.keys)}
     first = [row for row in rows if row["start"] == params.starts[0]]
     for row in drawn(first, params.examples, seed):

@@ -14,7 +14,8 @@ from diptych.model.decoding.caption import word_log_probabilities
 from diptych.model.decoding.options import CaptionOptions
 from diptych.model.errors import UserError
 from diptych.model.networks.butd import BUTD, BUTDConfig, named_config
-from diptych.model.objectives.scst import BUTDPolicy, paid_words
+from diptych.model.objectives.butd import BUTDPolicy
+from diptych.model.objectives.scst import paid_words
 from diptych.model.tokenizer import build_tokenizer
 from diptych.model.training.butd import BUTDSteps, train_butd
 from diptych.model.training.butd_config import BUTDTrainingConfig

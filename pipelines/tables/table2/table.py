@@ -132,5 +132,22 @@ TABLE = Table(
     ),
     gallery="painted",
     counted=("caption", "painted"),
-    weights={"ours": 8.0, "biart": 8.0, "dm_gan": 6.0, "fine_tuned": 4.0, "butd": 2.0, "x_lxmert_vqa": 4.0},
+    timed=(
+        "compared_ours",
+        "compared_x_lxmert",
+        "compared_ft",
+        "compared_l_verse",
+        "compared_butd_grid",
+        "compared_butd_regions",
+        "compared_dm_gan",
+    ),
+    weights={
+        "ours": 8.0,
+        "biart": 8.0,
+        "dm_gan": 6.0,
+        "fine_tuned": 4.0,
+        "butd_grid": 2.0,
+        "butd_regions": 2.0,
+        "x_lxmert_vqa": 4.0,
+    },
 )

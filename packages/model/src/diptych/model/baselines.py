@@ -52,7 +52,6 @@ class Painter(nn.Module):
     def __init__(self, generator: DMGANConfig, matching: MatchingConfig) -> None:
         super().__init__()
         self.generator, self.encoder = DMGAN(generator), TextEncoder(matching)
-        self.matching = matching
 
 
 def named_painter(name: str, vocab_size: int) -> tuple[DMGANConfig, MatchingConfig]:
@@ -94,6 +93,8 @@ def load_dm_gan(folder: Path, device: torch.device | str = "cpu") -> tuple[Paint
         generator, matching = DMGANConfig(**config["generator"]), MatchingConfig(**config["matching"])
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; train the model again") from None
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not the config of a DM-GAN ({error}); train the model again") from None
     tokenizer = tokenizer_of(folder, matching.vocab_size)

@@ -120,11 +120,14 @@ class RegionEncoder:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """Weights, preprocessing, and the shape."""
+        """Weights, preprocessing, which regions, and the shape."""
+        from diptych.features.detector.network import REGION_CHOICE
+
         return {
             "detector": self.detector.weights_hash,
             "preprocessing": self.detector.preprocessing,
             "regions": self.regions,
+            "choice": REGION_CHOICE,
             "feature_dim": self.detector.feature_dim,
         }
 

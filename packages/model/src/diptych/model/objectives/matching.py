@@ -20,8 +20,10 @@ def matching_losses(texts: EncodedTexts, regions: Tensor, pictures: Tensor) -> d
         texts: n of them, the i-th about the i-th picture.
         regions: ``[n, r, D]``; pictures: ``[n, D]``.
     """
-    by_words = MATCH_SHARPNESS * word_scores(texts, regions)
-    by_sentence = MATCH_SHARPNESS * F.cosine_similarity(texts.sentence[:, None], pictures[None], dim=-1)
+    with torch.autocast(pictures.device.type, enabled=False):  # scores are multiplied by 5 and 10
+        by_words = MATCH_SHARPNESS * word_scores(texts, regions)
+        sentences = texts.sentence.float()[:, None]
+        by_sentence = MATCH_SHARPNESS * F.cosine_similarity(sentences, pictures.float()[None], dim=-1)
     own = torch.arange(len(pictures), device=pictures.device)
     return {
         name: F.cross_entropy(scores, own) + F.cross_entropy(scores.mT, own)

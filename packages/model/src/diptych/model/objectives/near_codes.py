@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 NEIGHBOURS = 16
+PART = 1024
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,19 @@ class NearCodes:
     @classmethod
     def of(cls, codebook: Tensor, spread: float) -> NearCodes:
         """Codes of a codebook float ``[K, D]``: a code at the distance d has exp(-d^2 / (spread * s)) times the own code's share, where
-        s is the median over codes of the squared distance to the nearest other. ``spread`` is above 0."""
+        s is the median over codes of the squared distance to the nearest other that is not equal. ``spread`` is above 0."""
         vectors = codebook.detach().float()
         count = min(NEIGHBOURS, len(vectors))
         rows = []
-        for part in vectors.split(1024):  # not all K x K distances at once
-            rows.append(torch.cdist(part, vectors).square().topk(count, largest=False))
+        for first, part in enumerate(vectors.split(PART)):  # not all K x K distances at once
+            squared = torch.cdist(part, vectors, compute_mode="donot_use_mm_for_euclid_dist").square()
+            own = torch.arange(len(part))
+            squared[own, first * PART + own] = -1.0  # before others that are equal to it
+            rows.append(squared.topk(count, largest=False))
         squared, near = (torch.cat(parts) for parts in zip(*rows, strict=True))
-        nearest = squared[:, 1].median().clamp(min=1e-12) if count > 1 else squared.new_ones(())
+        squared.clamp_(min=0.0)
+        apart = squared[:, 1][squared[:, 1] > 0] if count > 1 else squared[:0, 0]
+        nearest = apart.median() if len(apart) else squared.new_ones(())
         return cls(near, (-squared / (spread * nearest)).softmax(-1))
 
     def on(self, device: torch.device) -> NearCodes:

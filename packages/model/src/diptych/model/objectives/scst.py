@@ -9,9 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diptych.model.decoding.butd import BUTDNextWord
 from diptych.model.decoding.caption import NextWord, encode_images, next_word_of, word_log_probabilities
-from diptych.model.networks.butd import BUTD, Seen
 from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.objectives.token import hidden_words
 from diptych.model.tokenizer import CaptionTokenizer
@@ -115,31 +113,3 @@ class UnifiedPolicy:
         gradient = leaf.grad
         if gradient is not None:
             yield lambda: ((visual - visual.detach()) * gradient).sum()
-
-
-@dataclass(frozen=True)
-class BUTDPolicy:
-    """BUTD's captioner."""
-
-    model: BUTD
-    tokenizer: CaptionTokenizer
-
-    def read(self, features: Tensor) -> Seen:
-        return self.model.read(features)
-
-    def next_word(self, images: Seen, length: int) -> NextWord:
-        return BUTDNextWord(self.model, images.detach())
-
-    def losses(
-        self, images: Seen, ids: Tensor, advantages: Tensor, temperature: float
-    ) -> Iterator[Callable[[], Tensor]]:
-        """One part: all words of all captions."""
-
-        def all_words() -> Tensor:
-            words = paid_words(self.tokenizer, ids)
-            states = self.model.caption_states(ids[:, :-1], images)[words]
-            of_words = advantages[words.nonzero()[:, 0]]
-            logits = self.model.logits(states)
-            return chosen_loss(logits, ids[:, 1:][words], of_words, self.tokenizer, temperature) / len(ids)
-
-        yield all_words

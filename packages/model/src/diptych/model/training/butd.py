@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diptych.features.order import batch_indices
 from diptych.model.networks.butd import BUTD
-from diptych.model.objectives.scst import BUTDPolicy
+from diptych.model.objectives.butd import BUTDPolicy
 from diptych.model.objectives.token import smoothed_cross_entropy
 from diptych.model.precision import autocast_context
 from diptych.model.tokenizer import CaptionTokenizer

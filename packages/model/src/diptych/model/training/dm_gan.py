@@ -19,7 +19,7 @@ from diptych.model.networks.matching import EncodedTexts, PictureEncoder, TextEn
 from diptych.model.networks.sentence_discriminator import SentenceDiscriminator
 from diptych.model.objectives.matching import matching_losses
 from diptych.model.pixels import from_uint8
-from diptych.model.precision import autocast_context
+from diptych.model.precision import convolution_context
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.training.contracts import Checkpoints, Piece, Record
 from diptych.model.training.dm_gan_config import DMGANTrainingConfig
@@ -59,7 +59,7 @@ class DMGANSteps:
 
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
             real = from_uint8(data, self.device)
-            with autocast_context(self.device, self.config.precision):
+            with convolution_context(self.device, self.config.precision):
                 with torch.no_grad():
                     texts = self.texts(ids.to(self.device), self.tokenizer)
                 painted = self.generator(texts, noise.to(self.device))
@@ -99,7 +99,7 @@ def game(
     discriminator: SentenceDiscriminator, canvas: Tensor, real: Tensor, sentences: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Both players' losses in one size (section 3.3, equations 11 and 12): the generator's, which reaches ``canvas`` alone, and the
-    discriminator's, which reaches its own weights alone. Sentences that do not belong are those of the picture before, as in the
+    discriminator's, which reaches its own weights alone. Sentences that do not belong are those of the next picture, as in the
     papers' code, and so is what each verdict counts."""
     painted = canvas.detach().requires_grad_()
     of_real, of_painted = discriminator(real), discriminator(painted)

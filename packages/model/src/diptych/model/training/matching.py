@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from diptych.model.networks.matching import PictureEncoder, TextEncoder
 from diptych.model.objectives.matching import matching_losses
 from diptych.model.pixels import from_uint8
-from diptych.model.precision import autocast_context
+from diptych.model.precision import convolution_context
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.training.contracts import Checkpoints, Piece, Record
 from diptych.model.training.dm_gan_config import MatchingTrainingConfig
@@ -43,7 +43,7 @@ class MatchingSteps:
         ids = self.batches.texts(step)
 
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
-            with autocast_context(self.device, self.config.precision):
+            with convolution_context(self.device, self.config.precision):
                 texts = self.texts(ids.to(self.device), self.tokenizer)
                 losses = matching_losses(texts, *self.pictures(from_uint8(data, self.device)))
             total = torch.stack(list(losses.values())).sum()

@@ -68,8 +68,8 @@ class ReadAhead(Generic[T]):
             data, error = self._results.get(timeout=STALL_SECONDS)
         except queue.Empty:
             raise UserError(
-                f"no training data came for {STALL_SECONDS / 60:g} minutes; check the disk or network drive that "
-                "holds data/shards"
+                f"no training data came for {STALL_SECONDS / 60:g} minutes; check the disk, network drive or address "
+                "that holds them"
             ) from None
         if error is not None:
             raise error

@@ -1,0 +1,35 @@
+"""Shards in object storage: what a stage trains from there is what it trains from here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline_clone import Clone
+
+from diptych.features.files import sha256_of
+
+
+def test_a_training_reads_published_shards(finished_clone: Clone, tmp_path: Path) -> None:
+    """The tars are gone from the clone, and a folder behind a file:// address stands for the storage."""
+    clone = finished_clone.copy(tmp_path / "clone")
+    model, address = clone.folder / "models/token/model.safetensors", f"file://{tmp_path}/there"
+    before = sha256_of(model)
+    done = clone.run("python", "-m", "pipelines.commands.publish_shards", address)
+    assert done.returncode == 0 and f"machine.shards: {address}" in done.stdout, done.stderr
+    for tar in (clone.folder / "data/shards").glob("*.tar"):
+        tar.unlink()
+    model.unlink()
+    clone.set_params(f"machine.shards={address}")
+    done = clone.run("python", "-m", "pipelines.train_token")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sha256_of(model) == before
+    assert (clone.folder / ".cache/shards/cache.db").is_file()
+    clone.set_params(f"machine.shards=file://{tmp_path}/nowhere")
+    failed = clone.run("python", "-m", "pipelines.train_token")
+    assert failed.returncode and "nowhere/index.json: there is no such file" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    index = tmp_path / "there/index.json"
+    index.write_text(index.read_text() + " ")
+    clone.set_params(f"machine.shards={address}")
+    failed = clone.run("python", "-m", "pipelines.train_token")
+    assert failed.returncode and "has other shards than data/shards/index.json" in failed.stderr
