@@ -28,7 +28,7 @@ VENV := .venv
 # stages start as `python -m pipelines.<stage>`, so python has to be the one of .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-PACKAGES := -e 'packages/features[pipeline]' -e 'packages/eval[study]' -e 'packages/model[use,serve]'
+PACKAGES := -e 'packages/features[pipeline,remote]' -e 'packages/eval[study]' -e 'packages/model[use,serve]'
 PIPELINE := dvc dvc-ssh hydra-core ruamel.yaml psutil
 TOOLS := ruff mypy import-linter pytest pytest-xdist h5py selenium httpx2 torch-fidelity vector-quantize-pytorch
 PIP_INSTALL := python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
