@@ -80,7 +80,7 @@ $(TABLES): $(VENV)/.complete
 
 # a human study of the paintings that table2 has kept (docs/human-study.md)
 study-table2: $(VENV)/.complete
-	@python -m pipelines.commands.table_study table2 $(or $(STUDY),study.db)
+	@python -m pipelines.tables.study table2 $(or $(STUDY),study.db)
 
 x-lxmert: $(VENV)/.complete
 	@python -m pipelines.runner.check

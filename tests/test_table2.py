@@ -192,10 +192,10 @@ def test_systems_are_trained_measured_and_compared(finished_clone: Clone, tmp_pa
     found = json.loads((clone.folder / "metrics/table2.json").read_text())
     assert set(found) >= {f"claim.{name}" for name in TABLE.claims}
     assert "dm_gan.caption.cider_d.mean" not in found and "dm_gan.painted.minutes.mean" in found
-    study = clone.run("python", "-m", "pipelines.commands.table_study", "table2", "study.db", "--questions", "semantics", "--items", "2")
+    study = clone.run("python", "-m", "pipelines.tables.study", "table2", "study.db", "--questions", "semantics", "--items", "2")
     assert study.returncode == 0, study.stderr
     assert "6 of 6 captions have a picture of every system" in study.stdout
-    missing = clone.run("python", "-m", "pipelines.commands.table_study", "table2", "study.db", "--seed", "7")
+    missing = clone.run("python", "-m", "pipelines.tables.study", "table2", "study.db", "--seed", "7")
     assert missing.returncode and "seed 7 has not run" in missing.stderr and "Traceback" not in missing.stderr
     text = (clone.folder / TABLE.page).read_text()
     assert "X-LXMERT-FT" in text and "training to paint, minutes" in text

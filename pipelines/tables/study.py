@@ -1,6 +1,6 @@
 """A human study of a table's paintings (UMT, figure 3): `make study-table2`.
 
-    python -m pipelines.commands.table_study table2 STUDY [--seed 0] [options of `diptych-study create`]
+    python -m pipelines.tables.study table2 STUDY [--seed 0] [options of `diptych-study create`]
 
 Every row that paints gives the pictures that the items of one seed have kept; ours comes first and is compared with each of the others.
 """
@@ -22,7 +22,7 @@ from pipelines.tables.table import Table, read_table
 
 def main() -> None:
     """Write pictures and captions into a folder for a moment, and a study from them."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.commands.table_study", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pipelines.tables.study", description=__doc__)
     parser.add_argument("table", help="a folder of pipelines/tables, such as table2")
     parser.add_argument("study", type=Path, help="the file to write, such as study.db")
     parser.add_argument("--seed", type=int, default=0, help="of the table's trainings (default: 0)")
