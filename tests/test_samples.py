@@ -13,8 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.image_generator import sample_pictures
-from pipelines.measuring.samples import write_samples
+from pipelines.measuring.samples import repainted_pictures, write_samples
 from pipelines.runner.params import Machine
 from pipelines.runner.stage import Stage
 from pipelines.train_token import sample_contents
@@ -52,7 +51,7 @@ def test_captions_and_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, painted = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8).unbind()
     sample = {"step": 3, "image_id": "a", "real": real, "painted": painted}
-    table = written("image_generator", tmp_path, monkeypatch, [sample], [], sample_pictures())
+    table = written("image_generator", tmp_path, monkeypatch, [sample], [], repainted_pictures())
     assert list(zip(table.column_names, table.schema.types, strict=True)) == [
         ("step", pa.int64()), ("image_id", pa.string()), ("real", pa.binary()), ("painted", pa.binary())
     ]  # fmt: skip

@@ -29,7 +29,7 @@ ONE_ITEM = """
 from pipelines.runner.params import read_params
 from pipelines.tables.items import table_items
 from pipelines.tables.jobs import run_items
-from pipelines.tables.table import read_table
+from pipelines.tables.table import read_table, table_names
 table = read_table("table1")
 plan = table_items(table, read_params(), [0])
 run_items(table, plan, [item for item in plan.work if item.name == "token@ours-0"], 1, 0)
@@ -65,7 +65,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
     write_profile("smoke", tmp_path / "params.yaml")
-    for pipeline in (SHARED, TABLE.pipeline):
+    for pipeline in (SHARED, *(read_table(name).pipeline for name in table_names())):
         (tmp_path / pipeline).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / pipeline, tmp_path / pipeline)
     return tmp_path

@@ -118,9 +118,9 @@ def test_an_unknown_item_is_one_line(clone: Clone, run_here) -> None:
 
 def test_questions_about_pictures_without_features_are_left_out_and_told(capsys: pytest.CaptureFixture[str]) -> None:
     """Such as pictures that could not be read."""
-    shards = SimpleNamespace(keys=["a", "b"])
+    shards = SimpleNamespace(keys=["a", "b"], folder="data/shards")
     rows = [{"image_ids": ["a"]}, {"image_ids": ["a", "c"]}, {"image_ids": ["b", "a"]}]
     assert about_pictures_of(shards, rows, "nlvr2") == [rows[0], rows[2]]
     assert "nlvr2: 1 of 3 questions are about pictures without features" in capsys.readouterr().out
-    with pytest.raises(UserError, match="no question of the split test is about a picture"):
+    with pytest.raises(UserError, match="no question of the split test is about a picture of data/shards"):
         about_pictures_of(shards, rows[1:2], "nlvr2")

@@ -82,7 +82,9 @@ class Elsewhere:
             from fsspec.core import url_to_fs
 
             try:
-                self._open = url_to_fs(self.address)
+                # folders of a disk have to be there, those of a bucket are part of names
+                own = {"auto_mkdir": True} if self.address.startswith("file://") else {}
+                self._open = url_to_fs(self.address, **own)
             except ImportError as error:
                 raise UserError(f"{self.address}: {error}") from None
             except ValueError as error:
