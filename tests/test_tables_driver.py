@@ -23,13 +23,14 @@ from pipelines.tables.__main__ import leave_out_if_stale
 from pipelines.tables.__main__ import main as driver
 from pipelines.tables.items import SHARED, TableItems, table_items
 from pipelines.tables.jobs import run_items
+from pipelines.tables.table import read_table, table_names
 from pipelines.tables.verdicts import measured_seeds
 
 ONE_ITEM = """
 from pipelines.runner.params import read_params
 from pipelines.tables.items import table_items
 from pipelines.tables.jobs import run_items
-from pipelines.tables.table import read_table, table_names
+from pipelines.tables.table import read_table
 table = read_table("table1")
 plan = table_items(table, read_params(), [0])
 run_items(table, plan, [item for item in plan.work if item.name == "token@ours-0"], 1, 0)
