@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.tables.table import read_table
+from pipelines.tables.table import Table, read_table
 
 TABLE = read_table("table1")
 assert TABLE.samplers is not None
@@ -21,6 +21,23 @@ BLACK_PNG = bytes.fromhex(
     "454e44ae426082"
 )
 
+
+def write_equal(table: Table, folder: Path, better: dict[str, dict[str, float]]) -> None:
+    """Measurements of any table, of seeds 0 to 2, in which all models are equal but for what one is `better` by in a column."""
+    generator = np.random.default_rng(1)
+    for model in table.models:
+        for seed in range(3):
+            measured = folder / table.measured / f"{model}-{seed}"
+            measured.mkdir(parents=True)
+            records, columns = [], {"image_id": [f"{number}" for number in range(80)]}
+            for column, what in table.columns.items():
+                sign = 1 if what.higher_is_better else -1
+                values = 0.6 + sign * better.get(model, {}).get(column, 0.0) + generator.normal(0, 0.002, 80)
+                columns |= dict.fromkeys(what.parts or (column,), values)
+                records.append({"name": column, "value": float(values.mean()), "reason": None})
+            (measured / "figures.json").write_text(json.dumps(records))
+            (measured / "parameters.txt").write_text("1000")
+            pq.write_table(pa.table(columns), measured / "pictures.parquet")
 
 
 def write_measured(gains: dict[str, dict[str, float]], seeds: int, noise: float = 0.02) -> None:

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pipeline_clone import REPOSITORY, Clone
+from table_measurements import write_equal
 
 from pipelines.runner.items import read_items
 from pipelines.runner.params import Machine, ParameterError, provided_by, read_params, read_section
@@ -72,20 +72,7 @@ def test_claims_hold_and_fail_in_their_own_direction(tmp_path: Path, monkeypatch
     def verdicts(name: str, better: dict[str, dict[str, float]]) -> dict[str, str]:
         """Of synthetic measurements, in which all rows are equal but for what a model is `better` by in a column."""
         folder = tmp_path / name
-        generator = np.random.default_rng(1)
-        for model in TABLE.models:
-            for seed in range(3):
-                measured = folder / TABLE.measured / f"{model}-{seed}"
-                measured.mkdir(parents=True)
-                records, columns = [], {"image_id": [f"{number}" for number in range(80)]}
-                for column, what in TABLE.columns.items():
-                    sign = 1 if what.higher_is_better else -1
-                    values = 0.6 + sign * better.get(model, {}).get(column, 0.0) + generator.normal(0, 0.002, 80)
-                    columns |= dict.fromkeys(what.parts or (column,), values)
-                    records.append({"name": column, "value": float(values.mean()), "reason": None})
-                (measured / "figures.json").write_text(json.dumps(records))
-                (measured / "parameters.txt").write_text("1000")
-                pq.write_table(pa.table(columns), measured / "pictures.parquet")
+        write_equal(TABLE, folder, better)
         monkeypatch.chdir(folder)
         results = results_of(TABLE, (0, 1, 2))
         assert results.rows["x_lxmert_ft"].parameters == 2000 and results.rows["ours"].parameters == 1000

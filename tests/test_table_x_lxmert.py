@@ -8,11 +8,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pipeline_clone import REPOSITORY, Clone
+from table_measurements import write_equal
 
 from pipelines.runner.params import Machine, ParameterError, provided_by, read_params, read_section
 from pipelines.runner.profile import write_profile
@@ -82,22 +81,8 @@ def test_every_claim_is_about_rows_and_columns_that_are_there() -> None:
 
 def verdicts(folder: Path, monkeypatch: pytest.MonkeyPatch, better: dict[str, dict[str, float]]) -> dict[str, str]:
     """Of synthetic measurements, in which all rows are equal but for what a model is `better` by in a column."""
-    folder.mkdir()
+    write_equal(TABLE, folder, better)
     monkeypatch.chdir(folder)
-    generator = np.random.default_rng(1)
-    for model in TABLE.models:
-        for seed in range(3):
-            measured = folder / TABLE.measured / f"{model}-{seed}"
-            measured.mkdir(parents=True)
-            records, columns = [], {"image_id": [f"{number}" for number in range(80)]}
-            for column, what in TABLE.columns.items():
-                sign = 1 if what.higher_is_better else -1
-                values = 0.6 + sign * better.get(model, {}).get(column, 0.0) + generator.normal(0, 0.002, 80)
-                columns[column] = values
-                records.append({"name": column, "value": float(values.mean()), "reason": None})
-            (measured / "figures.json").write_text(json.dumps(records))
-            (measured / "parameters.txt").write_text("1000")
-            pq.write_table(pa.table(columns), measured / "pictures.parquet")
     results = results_of(TABLE, (0, 1, 2))
     assert results.rows["ours"].parameters == results.rows["rows"].parameters == 1000, "one network, however often fine-tuned"
     return results.verdicts

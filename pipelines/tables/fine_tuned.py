@@ -4,25 +4,27 @@ it."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from diptych.model.pretrained import save_transformer
-from diptych.model.training.token import task_steps_before
 from pipelines import train_token
-from pipelines.runner.params import ParameterError
 from pipelines.runner.stage import read_stage
+from pipelines.tables.changes import OursSteps
 from pipelines.tables.item import TableItem, only_one_named, run
+from pipelines.tables.token import of_one_task
 from pipelines.train_token import TrainTokenParams
 
 if TYPE_CHECKING:
     from pipelines.tables.params import TableParams
 
-DIRECTIONS = ("captions", "paintings")
+Direction = Literal["captions", "paintings"]
+DIRECTIONS: tuple[Direction, ...] = ("captions", "paintings")
 
 
 def main(item: TableItem, section: TableParams) -> None:
     """Write models/ft_DIRECTION-SEED in the table's folder, and the training's history."""
-    stage, direction = item.stage, item.values["direction"]
+    stage = item.stage
+    (direction,) = (known for known in DIRECTIONS if known == item.values["direction"])
     _, ours = read_stage("train_token", TrainTokenParams)
     start = only_one_named(item.deps, "pretrained_")
     model, record = train_token.train(
@@ -33,24 +35,12 @@ def main(item: TableItem, section: TableParams) -> None:
     stage.write_history(item.path(f"histories/ft_{direction}-{stage.seed}.csv"), record.history)
 
 
-def fine_tuning(ours: TrainTokenParams, direction: str, seed: int) -> TrainTokenParams:
+def fine_tuning(ours: TrainTokenParams, direction: Direction, seed: int) -> TrainTokenParams:
     """The section train_token for one direction. It sees codebook vectors alone, as X-LXMERT does. Raises ParameterError where
     ours' schedule leaves no step to it."""
-    training = ours.training
-    captions = task_steps_before(training.steps, training.caption_share)
-    steps = captions if direction == "captions" else training.steps - captions
-    if steps == 0:
-        raise ParameterError(
-            f"params.yaml: train_token.training.caption_share {training.caption_share} leaves no step to {direction}"
-        )
-    own = replace(
-        training,
-        steps=steps,
-        caption_share=float(direction == "captions"),
-        seed=seed,
-        questions=None,
-        evaluation=None,
-    )
+    training = replace(ours.training, seed=seed, questions=None, evaluation=None)
+    steps = OursSteps(training.steps, "train_token.training.steps")
+    own = of_one_task(training, direction, steps, f"ft_{direction}")
     return replace(ours, image_features="discrete", training=own)
 
 

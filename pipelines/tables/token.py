@@ -4,7 +4,7 @@ ours."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from diptych.model.pretrained import save_transformer
 from diptych.model.training.token import task_steps_before
@@ -15,6 +15,8 @@ from pipelines.tables.item import TableItem, run
 from pipelines.train_token import TrainTokenParams
 
 if TYPE_CHECKING:
+    from diptych.model.training.token import TokenTrainingConfig
+    from pipelines.tables.changes import OursSteps
     from pipelines.tables.params import TransformerTableParams
     from pipelines.tables.table import Table
 
@@ -43,12 +45,18 @@ def token_params(
     ours = steps_of_ours(table, "token", steps, section.steps)
     own = replace(section, steps=ours.count, seed=seed, muon=0.0, questions=None, evaluation=None)
     if changes.tasks != "both":
-        captions = task_steps_before(own.steps, own.caption_share)
-        count = captions if changes.tasks == "captions" else own.steps - captions
-        given = f" with train_token.training.caption_share {own.caption_share}"
-        share = float(changes.tasks == "captions")
-        own = replace(own, steps=ours.of_row(row, count, given), caption_share=share)
+        own = of_one_task(own, changes.tasks, ours, row)
     return replace(params, image_features=changes.image_features or params.image_features, training=own)
+
+
+def of_one_task(
+    training: TokenTrainingConfig, task: Literal["captions", "paintings"], ours: OursSteps, row: str
+) -> TokenTrainingConfig:
+    """Ours' `training` of one task alone, in the steps that ours has for it. Raises ParameterError where it has none."""
+    captions = task_steps_before(training.steps, training.caption_share)
+    count = captions if task == "captions" else training.steps - captions
+    given = f" with train_token.training.caption_share {training.caption_share}"
+    return replace(training, steps=ours.of_row(row, count, given), caption_share=float(task == "captions"))
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ class Values:
 
 def grid_values(feature_dim: int) -> Values:
     """Grid features, float16 [64, D]."""
-    return Values("features", "<f2", (CELLS, feature_dim))
+    return region_values(CELLS, feature_dim)
 
 
 def region_values(regions: int, feature_dim: int) -> Values:

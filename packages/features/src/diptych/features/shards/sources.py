@@ -80,11 +80,7 @@ class RemoteShards:
 
     def prepare(self, samples: Sequence[tuple[int, np.ndarray]], member: int) -> None:
         """Fetch ranges that the cache lacks, several at a time."""
-        missing = [
-            (shard, places)
-            for shard, places in samples
-            if self._key(shard, places, member) not in self._store()
-        ]
+        missing = [(shard, places) for shard, places in samples if not self.has(shard, places, member)]
         if len(missing) > 1:
             with ThreadPoolExecutor(CONNECTIONS) as pool:
                 list(pool.map(lambda sample: self._range(sample[0], sample[1], member), missing))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from diptych.model.networks.attention import (
     scaled_dot_product,
     share_of_cells,
 )
-from diptych.model.networks.config_files import CONFIG_FOLDER, read_config_file
+from diptych.model.networks.config_files import CONFIG_FOLDER, check_fields, read_config_file
 from diptych.model.networks.layers import initialise
 
 SIZES = ("smoke", "toybox", "base")
@@ -70,14 +70,7 @@ class BiARTConfig:
     initial_std: float
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int" and (type(value) is not int or value < 1):
-                raise UserError(f"BiART config: {field.name} must be a whole number from 1 on, not {value!r}")
-            if field.type == "bool" and type(value) is not bool:
-                raise UserError(f"BiART config: {field.name} must be true or false, not {value!r}")
-            if field.type == "float" and not (type(value) in (int, float) and 0 <= value < 1):
-                raise UserError(f"BiART config: {field.name} must be in [0, 1), not {value!r}")
+        check_fields(self, "BiART config")
         if self.width % self.heads:
             raise UserError(f"BiART config: heads ({self.heads}) must divide width ({self.width})")
 

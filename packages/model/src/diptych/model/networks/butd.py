@@ -9,7 +9,7 @@ attention.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.model.errors import UserError
-from diptych.model.networks.config_files import CONFIG_FOLDER, read_config_file
+from diptych.model.networks.config_files import CONFIG_FOLDER, check_fields, read_config_file
 
 SIZES = ("smoke", "toybox", "base")
 
@@ -44,12 +44,7 @@ class BUTDConfig:
     dropout: float
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int" and (type(value) is not int or value < 1):
-                raise UserError(f"BUTD config: {field.name} must be a whole number from 1 on, not {value!r}")
-        if not (type(self.dropout) in (int, float) and 0 <= self.dropout < 1):
-            raise UserError(f"BUTD config: dropout must be in [0, 1), not {self.dropout!r}")
+        check_fields(self, "BUTD config")
 
 
 def named_config(name: str, **sizes: Any) -> BUTDConfig:

@@ -40,6 +40,19 @@ def read_config_file(config_class: type[Config], file: Path, kind: str, **change
         raise UserError(f"{file}: {error}") from None
 
 
+def check_fields(config: Any, kind: str) -> None:
+    """Raise a UserError, which begins with ``kind``, unless the whole numbers of a config, a dataclass, are from 1 on, its numbers in
+    [0, 1) and its choices true or false."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.type == "int" and (type(value) is not int or value < 1):
+            raise UserError(f"{kind}: {field.name} must be a whole number from 1 on, not {value!r}")
+        if field.type == "bool" and type(value) is not bool:
+            raise UserError(f"{kind}: {field.name} must be true or false, not {value!r}")
+        if field.type == "float" and not (type(value) in (int, float) and 0 <= value < 1):
+            raise UserError(f"{kind}: {field.name} must be in [0, 1), not {value!r}")
+
+
 def config_text(config: Any) -> str:
     """What :func:`read_config_file` reads."""
     return json.dumps(asdict(config), indent=2) + "\n"

@@ -6,12 +6,13 @@ Letters in shape comments: n pictures, t words, D their width, C channels of a s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from diptych.model.errors import UserError
+from diptych.model.networks.config_files import check_fields
 from diptych.model.networks.matching import EncodedTexts
 
 FIRST_GRID = 4
@@ -42,12 +43,7 @@ class DMGANConfig:
     residual_blocks: int
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if type(value) is not int or value < 1:
-                raise UserError(
-                    f"DM-GAN config: {field.name} must be a whole number from 1 on, not {value!r}"
-                )
+        check_fields(self, "DM-GAN config")
         if FIRST_GRID << self.first_doublings != self.first_size:
             raise UserError(
                 f"DM-GAN config: first_size must be {FIRST_GRID} times a power of two, is {self.first_size}"

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from diptych.model.networks.biart import GENERATED, BiART
 from diptych.model.objectives.near_codes import NearCodes
-from diptych.model.objectives.token import smoothed_cross_entropy
+from diptych.model.objectives.token import smoothed_cross_entropy, word_loss
 from diptych.model.tokenizer import CaptionTokenizer
 
 
@@ -24,10 +24,8 @@ def caption_losses(
     """
     seen, image = model.read_image(codes)
     ids = tokenizer.trimmed(ids.flatten(0, 1))
-    targets = ids[:, 1:]
     states = model.write(model.text_tokens(ids[:, :-1], GENERATED), image)
-    supervised = targets != tokenizer.pad
-    loss = smoothed_cross_entropy(model.word_head(states[supervised]), targets[supervised], smoothing)
+    loss = word_loss(model.word_head, states, ids[:, 1:], tokenizer.pad, smoothing)
     if not reference:
         return loss, None
     logits = model.code_head(seen[:, :-1]).flatten(0, 1)
@@ -63,7 +61,4 @@ def painting_losses(
     loss = near.cross_entropy(logits, wanted) if near else smoothed_cross_entropy(logits, wanted, smoothing)
     if not reference:
         return loss, None
-    targets = ids[:, 1:]
-    supervised = targets != tokenizer.pad
-    words = model.word_head(read[:, :-1][supervised])
-    return loss, smoothed_cross_entropy(words, targets[supervised], smoothing)
+    return loss, word_loss(model.word_head, read[:, :-1], ids[:, 1:], tokenizer.pad, smoothing)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +23,14 @@ def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) ->
     """
     classes = logits.shape[-1]
     return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing * classes / (classes - 1))
+
+
+def word_loss(
+    head: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor, pad: int, smoothing: float
+) -> Tensor:
+    """Mean loss of the words ``targets`` int64 ``[m, t]`` but for padding, which ``head`` reads from states ``[m, t, h]``."""
+    supervised = targets != pad
+    return smoothed_cross_entropy(head(states[supervised]), targets[supervised], smoothing)
 
 
 def sample_mask(
@@ -55,10 +65,8 @@ def caption_loss(
     """
     ids = ids.flatten(0, 1)
     ids = tokenizer.trimmed(ids)
-    targets = ids[:, 1:]
-    supervised = targets != tokenizer.pad
     states = model.caption_states(ids[:, :-1], model.visual_keys_values(images))
-    return smoothed_cross_entropy(model.word_logits(states[supervised]), targets[supervised], smoothing)
+    return word_loss(model.word_logits, states, ids[:, 1:], tokenizer.pad, smoothing)
 
 
 def sample_positions(tokenizer: CaptionTokenizer, ids: Tensor, decisions: Decisions = PAPER) -> Tensor:

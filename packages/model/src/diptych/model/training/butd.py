@@ -11,7 +11,7 @@ from torch import Tensor
 from diptych.features.order import batch_indices
 from diptych.model.networks.butd import BUTD
 from diptych.model.objectives.butd import BUTDPolicy
-from diptych.model.objectives.token import smoothed_cross_entropy
+from diptych.model.objectives.token import word_loss
 from diptych.model.precision import autocast_context
 from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.training.butd_config import BUTDTrainingConfig
@@ -79,11 +79,9 @@ class BUTDSteps:
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
             with autocast_context(self.device, self.config.precision):
                 words = self.tokenizer.trimmed(ids.flatten(0, 1)).to(self.device)
-                targets = words[:, 1:]
-                supervised = targets != self.tokenizer.pad
                 states = self.model.caption_states(words[:, :-1], self.model.read(self._seen(vectors)))
-                logits = self.model.logits(states[supervised])
-                mean = smoothed_cross_entropy(logits, targets[supervised], self.config.label_smoothing)
+                smoothing = self.config.label_smoothing
+                mean = word_loss(self.model.logits, states, words[:, 1:], self.tokenizer.pad, smoothing)
             return mean, {"caption_loss": mean.detach()}
 
         return Piece(share, ids.shape[:-1].numel(), loss)
