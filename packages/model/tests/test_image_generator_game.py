@@ -88,6 +88,23 @@ def test_the_losses_are_equations_1_to_4_6_and_7() -> None:
     torch.testing.assert_close(discriminator_loss, 2 * hinge + 3 * sum(codes_read), rtol=1e-4, atol=1e-5)
 
 
+def test_a_game_may_restart_the_rate_of_who_paints() -> None:
+    """It falls to 0 before the game, and from the given share of its peak in it."""
+    config = game_config(
+        steps=20,
+        learning_rate=0.5,
+        schedule="cosine",
+        warmup_share=0.25,
+        game=dataclasses.replace(GAME, warm_start_steps=8, restart=0.1),
+    )
+    plain = training_config(steps=8, learning_rate=0.5, schedule="cosine", warmup_share=0.25, game=None)
+    rates = [config.generator_rate(step) for step in range(20)]
+    assert rates[:8] == [plain.generator_rate(step) for step in range(8)]
+    assert rates[8] == pytest.approx(0.05) and rates[8:] == sorted(rates[8:], reverse=True) and rates[19] < 0.002
+    with pytest.raises(UserError, match=r"game\.restart must be from 0 to 1, is 2"):
+        dataclasses.replace(GAME, restart=2)
+
+
 def test_each_player_gets_the_gradient_of_its_own_loss() -> None:
     torch.manual_seed(0)
     discriminator = Discriminator(GAME.discriminator, 32, codebook(16))

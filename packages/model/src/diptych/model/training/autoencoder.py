@@ -29,10 +29,17 @@ from diptych.model.training.config import (
     check_share,
 )
 from diptych.model.training.contracts import Checkpoints, Piece, Record
-from diptych.model.training.game import GameConfig, check_game, collapse, is_on, opponent_of, play
+from diptych.model.training.game import (
+    GameConfig,
+    check_game,
+    collapse,
+    is_on,
+    opponent_of,
+    painter_rate,
+    play,
+)
 from diptych.model.training.loop import HISTORY_STEPS, run_training
 from diptych.model.training.processes import current_processes
-from diptych.model.training.schedules import SCHEDULES
 from diptych.model.training.state import fingerprint
 
 EVALUATION_BATCH = 32
@@ -129,7 +136,7 @@ class AutoencoderTrainingConfig(LoopConfig):
 
     def rate(self, step: int) -> float:
         """Learning rate of ``step``."""
-        return SCHEDULES[self.schedule](step, self.steps, self.learning_rate, self.warmup_share)
+        return painter_rate(self.game, self.schedule, step, self.steps, self.learning_rate, self.warmup_share)
 
     def arithmetic(self, device: torch.device) -> AbstractContextManager:
         """The autocast context of a step."""

@@ -17,7 +17,7 @@ from diptych.model.errors import UserError
 from diptych.model.networks.discriminator import Discriminator, DiscriminatorConfig, Judgement
 from diptych.model.objectives.perceptual import feature_distance, shifted
 from diptych.model.training.optimisation import Opponent
-from diptych.model.training.schedules import warmup_cosine
+from diptych.model.training.schedules import SCHEDULES
 
 # A history row shows collapse where a loss is so many times its best, or the hinge loss is so close to 0.
 COLLAPSED_LOSS = 3.0
@@ -35,6 +35,8 @@ class GameConfig:
         move while the network learns: then the discriminator has no head for them.
     feature_weight: of feature matching [10].
     shift: as perceptual_shift, before the discriminator, whose strides paint a grid too [0].
+    restart: the rate of who paints when the game begins, as a share of its peak, from which it follows its schedule
+        anew, having ended that of the warm start; 0: one schedule for both [0].
     """
 
     warm_start_steps: int
@@ -44,10 +46,13 @@ class GameConfig:
     code_weight: float
     feature_weight: float
     shift: int = 0
+    restart: float = 0.0
 
     def __post_init__(self) -> None:
         if self.shift < 0:
             raise UserError(f"game.shift must be at least 0, is {self.shift}")
+        if not 0 <= self.restart <= 1:
+            raise UserError(f"game.restart must be from 0 to 1, is {self.restart}")
 
 
 def check_game(game: GameConfig | None, steps: int) -> None:
@@ -63,6 +68,19 @@ def is_on(game: GameConfig | None, step: int) -> bool:
     return game is not None and step >= game.warm_start_steps
 
 
+def painter_rate(
+    game: GameConfig | None, schedule: str, step: int, steps: int, peak: float, warmup_share: float
+) -> float:
+    """The learning rate in `step` of the network that paints, with or without a game."""
+    rate = SCHEDULES[schedule]
+    if game is None or not game.restart:
+        return rate(step, steps, peak, warmup_share)
+    if not is_on(game, step):
+        return rate(step, game.warm_start_steps, peak, warmup_share)
+    start = game.warm_start_steps
+    return rate(step - start, steps - start, game.restart * peak, 0.0)
+
+
 def opponent_of(
     game: GameConfig,
     discriminator: Discriminator,
@@ -75,11 +93,8 @@ def opponent_of(
     the game on, without warm-up."""
 
     def rate(step: int) -> float:
-        if schedule == "constant":
-            return game.learning_rate
-        return warmup_cosine(
-            step - game.warm_start_steps, steps - game.warm_start_steps, game.learning_rate, 0.0
-        )
+        start = game.warm_start_steps
+        return SCHEDULES[schedule](step - start, steps - start, game.learning_rate, 0.0)
 
     discriminator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Opponent(discriminator, rate, betas)

@@ -31,12 +31,12 @@ from diptych.model.training.game import (
     collapse,
     is_on,
     opponent_of,
+    painter_rate,
     play,
     weighted_sum,
 )
 from diptych.model.training.loop import run_training
 from diptych.model.training.processes import current_processes
-from diptych.model.training.schedules import SCHEDULES
 from diptych.model.training.state import fingerprint
 
 EVALUATION_BATCH = 32
@@ -114,7 +114,7 @@ class ImageGeneratorTrainingConfig(LoopConfig):
 
     def generator_rate(self, step: int) -> float:
         """Learning rate of the generator in `step`."""
-        return SCHEDULES[self.schedule](step, self.steps, self.learning_rate, self.warmup_share)
+        return painter_rate(self.game, self.schedule, step, self.steps, self.learning_rate, self.warmup_share)
 
     def arithmetic(self, device: torch.device) -> AbstractContextManager:
         """The autocast context of a step. In bfloat16 a CPU would gain a tenth, as convolutions by Winograd's algorithm are float32,
