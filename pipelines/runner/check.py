@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 
 from diptych.eval.captions.java import NotRun, find_java
 from diptych.features.errors import UserError
-from diptych.features.extraction.ray_sockets import check_room_for_sockets
+from diptych.features.ray_sockets import check_room_for_sockets
 from pipelines.runner.code import NAMED_AS_SOURCE
 from pipelines.runner.params import (
     PARAMS_FILE,

@@ -38,8 +38,9 @@ from diptych.features.errors import UserError
 from diptych.features.extraction.claims import Claims
 from diptych.features.extraction.encoder import DetectorLoader
 from diptych.features.extraction.extract import DEATHS_IN_A_ROW, _Plan
-from diptych.features.extraction.workers import Death, EncodingWorker, WorkerConfig
+from diptych.features.extraction.workers import EncodingWorker, WorkerConfig
 from diptych.features.manifest import read_manifest, write_manifest
+from diptych.features.ray_cluster import Death
 from diptych.features.store import FeatureReader, FeatureStore
 
 COUNT = 60

@@ -12,9 +12,8 @@ from extraction import counts_of, make_dataset, start
 
 from diptych.features.detector import Detector, DetectorConfig, save_detector
 from diptych.features.errors import UserError
-from diptych.features.extraction.encoder import DetectorLoader
-from diptych.features.extraction.ray_sockets import LONGEST, _digits, check_room_for_sockets
-from diptych.features.extraction.workers import RayPool, WorkerConfig
+from diptych.features.ray_cluster import Cluster, RayPool
+from diptych.features.ray_sockets import LONGEST, _digits, check_room_for_sockets
 
 # below the temporary folder, by Ray 2
 BELOW = len("/ray/session_2026-01-01_00-00-00_000000_/sockets/plasma_store") + _digits()
@@ -83,7 +82,7 @@ def test_a_ray_that_does_not_start_is_one_line(
         raise error("The current node timed out\nduring startup.")
 
     monkeypatch.setattr(ray, "init", refuse)
-    config = WorkerConfig(DetectorLoader("detector", "torchvision"), "cpu", 1, "float32", "extract")
+    cluster = Cluster(None, "extract.ray_address", "set machine.workers to 0")
     said = r"^extract: Ray does not start \(on this machine\): .* timed out during startup\. .* machine\.workers to 0"
     with pytest.raises(UserError, match=said):
-        RayPool(config, 1, None)
+        RayPool(list, 1, False, cluster)

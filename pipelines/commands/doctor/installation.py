@@ -141,7 +141,7 @@ def _too_long_for_sockets() -> str | None:
     """What is wrong with the temporary folder's name, if anything; without our packages nothing is known of it."""
     try:
         from diptych.features.errors import UserError
-        from diptych.features.extraction.ray_sockets import check_room_for_sockets
+        from diptych.features.ray_sockets import check_room_for_sockets
     except ImportError:
         return None
     try:

@@ -15,9 +15,10 @@ from tqdm import tqdm
 from diptych.features.errors import UserError
 from diptych.features.extraction.claims import Claims
 from diptych.features.extraction.encoder import DetectorLoader, EncoderLoader, ImageEncoder
-from diptych.features.extraction.workers import Death, Encoded, Image, Outcome, Task, WorkerConfig, open_pool
+from diptych.features.extraction.workers import Encoded, Image, Outcome, Task, WorkerConfig, open_pool
 from diptych.features.manifest import resolve_image
 from diptych.features.precision import resolved_precision
+from diptych.features.ray_cluster import Death
 from diptych.features.store import FeatureStore, cut_into_parts, write_failures
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ encoder is busy with this one's.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,15 +20,12 @@ import numpy as np
 
 from diptych.features.errors import UserError
 from diptych.features.extraction.encoder import EncoderLoader
-from diptych.features.extraction.ray_sockets import check_room_for_sockets
 from diptych.features.images import ImageError, read_content, read_image
 from diptych.features.precision import autocast_context
+from diptych.features.ray_cluster import IN_FLIGHT, Cluster, Death, RayPool, is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
-
-ACTOR_START_SECONDS = 300
-IN_FLIGHT = 2  # tasks of one worker: one in the encoder, one being decoded
 
 
 @dataclass(frozen=True)
@@ -60,13 +57,6 @@ class Encoded:
     failed: list[tuple[int, str, str]]
 
 
-@dataclass(frozen=True)
-class Death:
-    """The worker died before it had finished the task."""
-
-    reason: str
-
-
 Outcome = Encoded | Death
 
 
@@ -94,6 +84,13 @@ class EncodingWorker:
         self.decoders = ThreadPoolExecutor(config.threads if on_gpu else 1)
         self.config = config
         self.encoder = config.load(config.device)
+        self.encoding = Lock()
+
+    def __call__(self, task: Task) -> Encoded:
+        """A task as a Ray actor works on it."""
+        decoded = self.decode(task)
+        with self.encoding:
+            return self.forward(decoded)
 
     def decode(self, task: Task) -> Decoded:
         """Read the task's images and check that they are the ones of the manifest."""
@@ -129,7 +126,7 @@ class EncodingWorker:
             with torch.inference_mode(), autocast_context(self.config.device, self.config.precision):
                 return self._encoded(self.encoder.encode(images.to(self.config.device)).cpu().numpy())
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error) or len(images) == 1:
+            if not is_out_of_memory(error) or len(images) == 1:
                 raise
         if self.config.device.startswith("cuda"):
             torch.cuda.empty_cache()
@@ -200,7 +197,7 @@ class InProcessPool:
         try:
             return [(task, self.worker.forward(decoded.result()))]
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise UserError(
                 f"{self.worker.config.section}: not even one image fits into memory ({task.images[0].file}); close other programs"
@@ -210,173 +207,11 @@ class InProcessPool:
         self.decoder.shutdown(cancel_futures=True)
 
 
-class RayActor:
-    """A worker as a Ray actor that runs two tasks at a time: one decodes while the other is in the encoder."""
-
-    def __init__(self, config: WorkerConfig) -> None:
-        self.config = config
-        self.forward = Lock()
-
-    def start(self) -> int:
-        """Load the encoder (a method of its own, so that its errors come back as they are). Returns the process id."""
-        self.worker = EncodingWorker(self.config)
-        return os.getpid()
-
-    def extract(self, task: Task) -> Encoded:
-        decoded = self.worker.decode(task)
-        with self.forward:
-            return self.worker.forward(decoded)
-
-
-class RayPool:
-    """Actors on this machine or on a cluster. An actor that dies, or its node, is replaced; what it was working on is
-    handed back as a `Death`."""
-
-    def __init__(self, config: WorkerConfig, workers: int, address: str | None) -> None:
-        import logging
-
-        if address is None:
-            check_room_for_sockets()
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning without a GPU
-        import ray
-
-        local = {"num_cpus": workers, "object_store_memory": 256 * 2**20} if address is None else {}
-        try:
-            # "local" and not null, or RAY_ADDRESS in the environment would decide.
-            ray.init(
-                address=address or "local",
-                include_dashboard=False if address is None else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **local,
-            )
-        except Exception as error:  # Ray raises all kinds, where the machine is too busy a plain one
-            where = f"{config.section}.ray_address = {address}" if address else "on this machine"
-            raise UserError(
-                f"{config.section}: Ray does not start ({where}): {' '.join(str(error).split()).rstrip('.')}. Start the cluster or mend the "
-                "address, run it again when the machine is less busy, or set machine.workers to 0 to work without Ray"
-            ) from error
-        # Ray deals out the GPUs for "cuda"; who names one ("cuda:1") gets that one in every actor.
-        gpus = int(config.device == "cuda")
-        room = ray.cluster_resources()
-        if workers > room.get("CPU", 0) or workers * gpus > room.get("GPU", 0):
-            ray.shutdown()
-            # The actors that do not fit would wait forever, and their tasks with them.
-            raise UserError(
-                f"{config.section}: {workers} workers need {workers} CPUs and {workers * gpus} GPUs, Ray has "
-                f"{room.get('CPU', 0):g} and {room.get('GPU', 0):g}; lower machine.workers"
-            )
-        self.config, self.address = config, address
-        self.actor_class = ray.remote(num_cpus=1, num_gpus=gpus, max_concurrency=IN_FLIGHT)(RayActor)
-        self.starting: dict[Any, Any] = {}  # reference to its start -> actor
-        self.running: dict[Any, tuple[Task, Any]] = {}  # reference to the rows -> task, actor
-        self.loads: dict[Any, int] = {}  # actor -> tasks in flight
-        for _ in range(workers):
-            self._start_actor()
-        self.last_sign_of_life = time.monotonic()
-
-    @property
-    def has_room(self) -> bool:
-        return any(load < IN_FLIGHT for load in self.loads.values())
-
-    def submit(self, task: Task) -> None:
-        actor = min(self.loads, key=self.loads.__getitem__)
-        self.loads[actor] += 1
-        self.running[actor.extract.remote(task)] = (task, actor)
-
-    def collect(self, seconds: float) -> list[tuple[Task, Outcome]]:
-        import ray
-
-        waited_for = [*self.starting, *self.running]
-        if not waited_for:
-            time.sleep(seconds)
-            return []
-        # As many as there are, once there is one: a wait for each would cost a round trip each.
-        ready, _ = ray.wait(waited_for, num_returns=1, timeout=seconds)
-        more, _ = ray.wait(waited_for, num_returns=len(waited_for), timeout=0)
-        outcomes: list[tuple[Task, Outcome]] = []
-        for reference in dict.fromkeys([*ready, *more]):
-            if reference in self.starting:
-                self._started(reference)
-            elif reference in self.running:  # its actor may have been given up a moment ago
-                task, actor = self.running.pop(reference)
-                try:
-                    encoded: Encoded = ray.get(reference)
-                except (ray.exceptions.RayError, MemoryError) as error:
-                    outcomes.append((task, Death(_reason(error))))
-                    outcomes += self._give_up(actor, _reason(error))
-                else:
-                    self.loads[actor] -= 1
-                    outcomes.append((task, encoded))
-        if outcomes:
-            self.last_sign_of_life = time.monotonic()
-        elif not self.loads and time.monotonic() - self.last_sign_of_life > ACTOR_START_SECONDS:
-            raise UserError(
-                f"{self.config.section}: no Ray worker started within {ACTOR_START_SECONDS} seconds; look at `ray status`, free "
-                "memory and CPUs, or set machine.workers to 0. What was extracted is kept; run again to go on"
-            )
-        return outcomes
-
-    def close(self) -> None:
-        import ray
-
-        ray.shutdown()
-
-    def _start_actor(self) -> None:
-        actor = self.actor_class.remote(self.config)
-        self.starting[actor.start.remote()] = actor
-
-    def _started(self, reference: Any) -> None:
-        import ray
-
-        actor = self.starting.pop(reference)
-        try:
-            ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, UserError) and self.address is not None:
-                raise UserError(
-                    f"{cause}. (On a Ray cluster, all nodes need the project's folder under the same path.)"
-                ) from error
-            raise cause if isinstance(cause, UserError) else error from None
-        except ray.exceptions.RayError:
-            self._start_actor()
-        else:
-            self.loads[actor] = 0
-
-    def _give_up(self, actor: Any, reason: str) -> list[tuple[Task, Outcome]]:
-        """Replace an actor. Returns its other task, which died with it."""
-        import ray
-
-        if actor not in self.loads:
-            return []
-        del self.loads[actor]
-        ray.kill(actor)  # one that only ran out of memory is still there and holds it
-        lost = [reference for reference, (_, owner) in self.running.items() if owner == actor]
-        self._start_actor()
-        return [(self.running.pop(reference)[0], Death(reason)) for reference in lost]
-
-
-def open_pool(config: WorkerConfig, workers: int, address: str | None) -> InProcessPool | RayPool:
+def open_pool(config: WorkerConfig, workers: int, address: str | None) -> Pool:
     """`workers` Ray actors, on this machine or at `address`; 0 works in this process."""
-    return RayPool(config, workers, address) if workers else InProcessPool(config)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    # torch's allocator, CUDA's, C++'s, and what oneDNN says when it cannot allocate
-    signs = ("can't allocate memory", "out of memory", "bad_alloc", "could not create a primitive")
-    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
-
-
-def _reason(error: BaseException) -> str:
-    """What killed a worker, in one line; an error that is a defect of ours is raised as it is."""
-    import ray
-
-    if isinstance(error, ray.exceptions.RayTaskError):
-        cause = error.cause
-        if not _is_out_of_memory(cause):
-            raise cause if isinstance(cause, UserError) else error
-        return "out of memory"
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if not workers:
+        return InProcessPool(config)
+    cluster = Cluster(address, f"{config.section}.ray_address", "set machine.workers to 0")
+    # Ray deals out the GPUs for "cuda"; who names one ("cuda:1") gets that one in every actor. One task decodes while the other is
+    # in the encoder.
+    return RayPool(partial(EncodingWorker, config), workers, config.device == "cuda", cluster, at_once=2)

@@ -1,0 +1,225 @@
+"""Workers as Ray actors, on this machine or on a cluster: started, given tasks, and replaced when they die."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from diptych.features.errors import UserError
+from diptych.features.ray_sockets import check_room_for_sockets
+
+ACTOR_START_SECONDS = 300
+IN_FLIGHT = 2  # tasks of one worker: one that it works on, one that it has at hand
+
+Task = TypeVar("Task")
+Worker = Callable[[Task], Any]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where actors run. address: of a cluster ("auto", "host:6379"), or null for an instance on this machine that ends with
+    this process. key: of params.yaml that says so, and `instead`, what to do without Ray: both for messages."""
+
+    address: str | None
+    key: str
+    instead: str
+
+    @property
+    def section(self) -> str:
+        return self.key.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Death:
+    """The worker died before it had finished the task."""
+
+    reason: str
+
+
+def connect(cluster: Cluster, cpus: int | None = None) -> dict[str, float]:
+    """Connect this process to a cluster, or start Ray here with so many `cpus`. Returns what it has, such as CPU and GPU.
+
+    A connection that is there already stays. Raises UserError where Ray does not start or nobody answers.
+    """
+    import logging
+
+    if cluster.address is None:
+        check_room_for_sockets()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning without a GPU
+    import ray
+
+    local = {"num_cpus": cpus, "object_store_memory": 256 * 2**20} if cluster.address is None else {}
+    try:
+        # "local" and not null, or RAY_ADDRESS in the environment would decide.
+        ray.init(
+            address=cluster.address or "local",
+            include_dashboard=False if cluster.address is None else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            ignore_reinit_error=True,
+            **local,
+        )
+    except Exception as error:  # Ray raises all kinds, where the machine is too busy a plain one
+        where = f"{cluster.key} = {cluster.address}" if cluster.address else "on this machine"
+        raise UserError(
+            f"{cluster.section}: Ray does not start ({where}): {' '.join(str(error).split()).rstrip('.')}. Start the cluster or mend the "
+            f"address, run it again when the machine is less busy, or {cluster.instead} to work without Ray"
+        ) from error
+    return dict(ray.cluster_resources())
+
+
+class RayActor(Generic[Task]):
+    """A worker as a Ray actor."""
+
+    def __init__(self, load: Callable[[], Worker[Task]]) -> None:
+        self.load = load
+
+    def start(self) -> int:
+        """Load the worker (a method of its own, so that its errors come back as they are). Returns the process id."""
+        self.worker = self.load()
+        return os.getpid()
+
+    def work(self, task: Task) -> Any:
+        return self.worker(task)
+
+
+class RayPool(Generic[Task]):
+    """Takes tasks while it has room, and hands back their outcomes in any order. An actor that dies, or its node, is replaced; what
+    it was working on is handed back as a `Death`.
+
+    load: makes a worker, in its actor. workers: so many actors, of a core each and, with `gpu`, a GPU that Ray deals out. at_once:
+    tasks that an actor works on in threads of its own.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Worker[Task]],
+        workers: int,
+        gpu: bool,
+        cluster: Cluster,
+        at_once: int = 1,
+    ) -> None:
+        room = connect(cluster, workers)
+        import ray
+
+        if workers > room.get("CPU", 0) or workers * gpu > room.get("GPU", 0):
+            ray.shutdown()
+            # The actors that do not fit would wait forever, and their tasks with them.
+            raise UserError(
+                f"{cluster.section}: {workers} workers need {workers} CPUs and {workers * gpu} GPUs, Ray has "
+                f"{room.get('CPU', 0):g} and {room.get('GPU', 0):g}; lower machine.workers"
+            )
+        self.load, self.cluster = load, cluster
+        self.actor_class = ray.remote(num_cpus=1, num_gpus=int(gpu), max_concurrency=at_once)(RayActor)
+        self.starting: dict[Any, Any] = {}  # reference to its start -> actor
+        self.running: dict[Any, tuple[Task, Any]] = {}  # reference to the outcome -> task, actor
+        self.loads: dict[Any, int] = {}  # actor -> tasks in flight
+        for _ in range(workers):
+            self._start_actor()
+        self.last_sign_of_life = time.monotonic()
+
+    @property
+    def has_room(self) -> bool:
+        return any(load < IN_FLIGHT for load in self.loads.values())
+
+    def submit(self, task: Task) -> None:
+        actor = min(self.loads, key=self.loads.__getitem__)
+        self.loads[actor] += 1
+        self.running[actor.work.remote(task)] = (task, actor)
+
+    def collect(self, seconds: float) -> list[tuple[Task, Any]]:
+        """What has finished; waits at most about so long for something to finish."""
+        import ray
+
+        waited_for = [*self.starting, *self.running]
+        if not waited_for:
+            time.sleep(seconds)
+            return []
+        # As many as there are, once there is one: a wait for each would cost a round trip each.
+        ready, _ = ray.wait(waited_for, num_returns=1, timeout=seconds)
+        more, _ = ray.wait(waited_for, num_returns=len(waited_for), timeout=0)
+        outcomes: list[tuple[Task, Any]] = []
+        for reference in dict.fromkeys([*ready, *more]):
+            if reference in self.starting:
+                self._started(reference)
+            elif reference in self.running:  # its actor may have been given up a moment ago
+                task, actor = self.running.pop(reference)
+                try:
+                    outcome = ray.get(reference)
+                except (ray.exceptions.RayError, MemoryError) as error:
+                    outcomes.append((task, Death(_reason(error))))
+                    outcomes += self._give_up(actor, _reason(error))
+                else:
+                    self.loads[actor] -= 1
+                    outcomes.append((task, outcome))
+        if outcomes:
+            self.last_sign_of_life = time.monotonic()
+        elif not self.loads and time.monotonic() - self.last_sign_of_life > ACTOR_START_SECONDS:
+            raise UserError(
+                f"{self.cluster.section}: no Ray worker started within {ACTOR_START_SECONDS} seconds; look at `ray status`, free "
+                f"memory and CPUs, or {self.cluster.instead}. What was made is kept; run again to go on"
+            )
+        return outcomes
+
+    def close(self) -> None:
+        import ray
+
+        ray.shutdown()
+
+    def _start_actor(self) -> None:
+        actor = self.actor_class.remote(self.load)
+        self.starting[actor.start.remote()] = actor
+
+    def _started(self, reference: Any) -> None:
+        import ray
+
+        actor = self.starting.pop(reference)
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, UserError) and self.cluster.address is not None:
+                raise UserError(
+                    f"{cause}. (On a Ray cluster, all nodes need the project's folder under the same path.)"
+                ) from error
+            raise cause if isinstance(cause, UserError) else error from None
+        except ray.exceptions.RayError:
+            self._start_actor()
+        else:
+            self.loads[actor] = 0
+
+    def _give_up(self, actor: Any, reason: str) -> list[tuple[Task, Death]]:
+        """Replace an actor. Returns its other task, which died with it."""
+        import ray
+
+        if actor not in self.loads:
+            return []
+        del self.loads[actor]
+        ray.kill(actor)  # one that only ran out of memory is still there and holds it
+        lost = [reference for reference, (_, owner) in self.running.items() if owner == actor]
+        self._start_actor()
+        return [(self.running.pop(reference)[0], Death(reason)) for reference in lost]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory does not suffice, of the processor or of a GPU."""
+    text = str(error).lower()
+    # torch's allocator, CUDA's, C++'s, and what oneDNN says when it cannot allocate
+    signs = ("can't allocate memory", "out of memory", "bad_alloc", "could not create a primitive")
+    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
+
+
+def _reason(error: BaseException) -> str:
+    """What killed a worker, in one line; an error that is none of memory, process or node is raised as it is."""
+    import ray
+
+    if isinstance(error, ray.exceptions.RayTaskError):
+        cause = error.cause
+        if not is_out_of_memory(cause):
+            raise cause from error
+        return "out of memory"
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
