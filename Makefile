@@ -29,8 +29,8 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 PACKAGES := -e 'packages/features[pipeline,remote]' -e 'packages/eval[study]' -e 'packages/model[use,serve]'
-PIPELINE := dvc dvc-ssh hydra-core ruamel.yaml psutil
-TOOLS := ruff mypy import-linter pytest pytest-xdist h5py selenium httpx2 torch-fidelity vector-quantize-pytorch
+PIPELINE := dvc dvc-ssh 'ray[train]' hydra-core ruamel.yaml psutil
+TOOLS := ruff mypy import-linter pytest pytest-xdist h5py selenium httpx2 torch-fidelity vector-quantize-pytorch 'moto[server]' s3fs dvc-s3
 PIP_INSTALL := python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: run test test-all smoke profile bench seeds table1 study-table2 compare-generators compare-stages x-lxmert l-verse compare-attentions doctor team-cache clean lint setup

@@ -8,6 +8,7 @@ from pathlib import Path
 from diptych.features.extraction.extract import ExtractConfig, extract_features
 from diptych.features.importers.xlxmert_features import import_features
 from diptych.features.manifest import read_manifest
+from pipelines.runner.ray_cluster import encoders_of
 from pipelines.runner.stage import FILE_FACTS, Stage, run
 
 SCENES = Path("data/dataset/scenes.parquet")
@@ -30,6 +31,7 @@ def main(stage: Stage, params: ExtractParams) -> None:
                 scenes, released, store, folder, params.part_size, params.max_failed_share, FILE_FACTS
             )
         else:
+            workers, device = encoders_of(stage)
             counts = extract_features(
                 scenes,
                 SCENES,
@@ -37,9 +39,10 @@ def main(stage: Stage, params: ExtractParams) -> None:
                 store,
                 folder,
                 params,
-                stage.workers,
+                workers,
                 stage.threads,
-                stage.device,
+                device,
+                stage.machine.features_at,
             )
     # how many were new depends on the store and not on the inputs, so it is printed and no metric
     print(", ".join(f"{name}: {count}" for name, count in counts.items()))

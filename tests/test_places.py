@@ -121,8 +121,7 @@ def test_it_is_found_before_work_starts_and_the_mend_helps(clone: Clone, run_her
 
 
 def with_params(**machine: object) -> dict:
-    extract = {"source": "models/detector", "ray_address": None}
-    return {"machine": {"workers": "auto", **machine}, "extract": extract}
+    return {"machine": {"workers": "auto", **machine}, "extract": {"source": "models/detector"}}
 
 
 def test_a_long_temporary_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,8 +137,8 @@ def test_a_long_temporary_folder_is_found(tmp_path: Path, monkeypatch: pytest.Mo
     assert (finding.level, finding.text) == ("problem", str(caught.value))
     # who starts no Ray here does not mind
     check_ray(with_params(workers=0))
-    check_ray({**with_params(), "extract": {"source": "models/detector", "ray_address": "head:6379"}})
-    check_ray({**with_params(), "extract": {"source": "data/xlxmert", "ray_address": None}})
+    check_ray(with_params(ray_address="head:6379"))
+    check_ray({**with_params(), "extract": {"source": "data/xlxmert"}})
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     check_ray(with_params())
 

@@ -1,7 +1,8 @@
-"""Shards in object storage: what a stage trains from there is what it trains from here."""
+"""Shards and features at an address: what a stage makes from there is what it makes from here."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from pipeline_clone import Clone
@@ -33,3 +34,24 @@ def test_a_training_reads_published_shards(finished_clone: Clone, tmp_path: Path
     clone.set_params(f"machine.shards={address}")
     failed = clone.run("python", "-m", "pipelines.train_token")
     assert failed.returncode and "has other shards than data/shards/index.json" in failed.stderr
+
+
+def test_an_extraction_brings_published_features(finished_clone: Clone, tmp_path: Path) -> None:
+    """The store of the clone is gone; a second clone publishes nothing that is there already."""
+    clone, address = finished_clone.copy(tmp_path / "clone"), f"file://{tmp_path}/there"
+    features, store = clone.folder / "data/features", clone.folder / ".cache/features"
+    before = {path.name: sha256_of(path) for path in features.iterdir()}
+    publish = ("python", "-m", "pipelines.commands.publish_features", address)
+    done = clone.run(*publish)
+    assert done.returncode == 0 and f"machine.features_at: {address}" in done.stdout, done.stderr
+    shutil.rmtree(store)
+    clone.set_params(f"machine.features_at={address}")
+    failed = clone.run(*publish)
+    assert failed.returncode == 1 and "the store has nothing of data/features" in failed.stderr
+    assert failed.stderr.strip().count("\n") == 0
+    shutil.rmtree(features)
+    done = clone.run("python", "-m", "pipelines.extract")
+    assert done.returncode == 0 and "extracted: 0, brought: " in done.stdout, done.stderr[-3000:]
+    assert {path.name: sha256_of(path) for path in features.iterdir()} == before
+    done = clone.run(*publish)
+    assert done.returncode == 0 and ": 0 parts written, " in done.stdout

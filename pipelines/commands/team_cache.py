@@ -28,9 +28,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
+    from dvc_objects.fs.base import FileSystem
 
 SHARED_MODE = 0o2775  # group-writable, and what is made inside belongs to the same group
 REMOTE_NAME = "team"
+# what DVC needs for a protocol of its remotes
+REMOTE_PACKAGES = {"ssh": "dvc-ssh", "s3": "dvc-s3", "gs": "dvc-gs", "azure": "dvc-azure"}
 STORE_LOCKS = "*/runs/lock"  # in the feature store: the only files there that are opened for writing again
 
 
@@ -44,7 +47,7 @@ def set_up(
     """Make `directory` shared, point `clone` to it, and yield a line for every step when it is done.
 
     group: the users' group, by default the one that `directory` has or gets. remote: a DVC remote besides, such as
-    ssh://host/path, as this clone's default. Everything may be repeated; what is done already is left alone.
+    ssh://host/path or s3://bucket/folder, as this clone's default. Everything may be repeated; what is done already is left alone.
     Raises TeamCacheError or ParameterError.
     """
     clone = clone.resolve()
@@ -256,13 +259,16 @@ def open_repository(clone: Path) -> Repo:
 
 def check_remote_url(url: str) -> None:
     """Raise TeamCacheError where DVC could not use `url` as a remote."""
-    if url.startswith("ssh://"):
-        if importlib.util.find_spec("dvc_ssh") is None:
+    package = REMOTE_PACKAGES.get(url.partition("://")[0])
+    if package is not None:
+        if importlib.util.find_spec(package.replace("-", "_")) is None:
             raise TeamCacheError(
-                f"{url}: DVC needs a package for it: pip install --constraint constraints.txt dvc-ssh"
+                f"{url}: DVC needs a package for it: pip install --constraint constraints.txt {package}"
             )
     elif "://" not in url and not Path(url).is_absolute():
-        raise TeamCacheError(f"{url} is no remote: give ssh://host/path or another URL that DVC knows")
+        raise TeamCacheError(
+            f"{url} is no remote: give ssh://host/path, s3://bucket/folder or another URL that DVC knows"
+        )
 
 
 def owner_of(path: Path) -> str:
@@ -385,11 +391,27 @@ def _use_remote(repo: Repo, url: str) -> Iterator[str]:
     remote = repo.cloud.get_remote(REMOTE_NAME)
     try:
         remote.fs.makedirs(remote.path, exist_ok=True)
+        _list(remote.fs, remote.path)
     except Exception as error:  # noqa: BLE001  (whatever the protocol's library raises: names, keys, routes, rights)
         address = "/".join(url.split("/")[:3])  # ssh://host, without the path
-        test = f"`ssh {address} true` says more" if url.startswith("ssh://") else "check address and rights"
+        test = (
+            f"`ssh {address} true` says more"
+            if url.startswith("ssh://")
+            else "check address, keys and rights"
+        )
         raise TeamCacheError(f"{url} cannot be used yet ({_one_line(error)}): {test}") from None
     yield f"{url}: reached"
+
+
+def _list(system: FileSystem, path: str) -> None:
+    """Ask what is in a folder: in object storage, which has none, to make one asks nobody. Raises what the protocol's library does."""
+    from diptych.features.addresses import is_missing
+
+    try:
+        system.ls(path, detail=False)
+    except FileNotFoundError as error:  # nothing yet; that there is no bucket is another matter
+        if not is_missing(error, path):
+            raise
 
 
 def _move_into(source: Path, target: Path) -> int:
@@ -442,7 +464,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--group", help="the users' group (default: the directory's)")
     parser.add_argument(
-        "--remote", metavar="URL", help="also a DVC remote, for example ssh://host/srv/diptych"
+        "--remote",
+        metavar="URL",
+        help="also a DVC remote, for example ssh://host/srv/diptych or s3://bucket/diptych",
     )
     options = parser.parse_args(arguments)
     try:

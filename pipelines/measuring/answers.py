@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from diptych.model.decoding.answer import answer_logits, equally_asked, rank_ans
 from diptych.model.decoding.caption import encode_images
 from diptych.model.image_features import caption_input, caption_rows
 from diptych.model.precision import autocast_context
+from pipelines.measuring.models import moved
+from pipelines.runner.spread import spread
 from pipelines.runner.stage import Stage
 
 if TYPE_CHECKING:
@@ -46,36 +49,72 @@ def answered_rows(
 
     length: most tokens of a question.
     """
-    import torch
     from tqdm import tqdm
 
     of_picture: dict[str, list[Mapping[str, Any]]] = {}
     for row in questions:
         of_picture.setdefault(row["image_ids"][0], []).append(row)
-    device = codebook.device
+    answering = Answering(
+        model, tokenizer, codebook, table, shards, length, str(codebook.device), stage.machine.precision
+    )
+    batches: list[AskedBatch] = []
     for split, dataset in shards.items():
         asked = [(index, of_picture[key]) for index, key in enumerate(dataset.keys) if key in of_picture]
         asked.sort(key=lambda pair: len(pair[1]))  # those with equally many questions go together
-        with tqdm(total=len(asked), desc=f"{split}, answers", unit="picture", mininterval=1) as bar:
-            for indices, own, _ in equally_asked(asked, batch_size):
-                rows = [row for several in own for row in several]
-                ids = tokenizer.encode_questions([row["question"] for row in rows], length).to(device)
-                features = torch.from_numpy(caption_rows(model.config, dataset)(indices)).to(device)
-                with torch.inference_mode(), autocast_context(device, stage.machine.precision):
-                    images = encode_images(model, caption_input(model.config, codebook, features))
-                    logits = answer_logits(model, tokenizer, images, ids.view(len(indices), len(own[0]), -1))
-                    ranked = rank_answers(logits, table.answers, RANKED)
-                yield [
-                    {
-                        "question_id": row["question_id"],
-                        "split": split,
-                        "image_id": row["image_ids"][0],
-                        "answers": [one.answer for one in likeliest],
-                        "probabilities": [one.probability for one in likeliest],
-                    }
-                    for row, likeliest in zip(rows, ranked, strict=True)
-                ]
-                bar.update(len(indices))
+        batches += [(split, indices, own) for indices, own, _ in equally_asked(asked, batch_size)]
+    count = sum(len(indices) for _, indices, _ in batches)
+    with tqdm(total=count, desc=f"{', '.join(shards)}, answers", unit="picture", mininterval=1) as bar:
+        for (_, indices, _), rows in zip(batches, spread(stage, answering, batches), strict=True):
+            yield rows
+            bar.update(len(indices))
+
+
+AskedBatch = tuple[str, Sequence[int], Sequence[Sequence[Mapping[str, Any]]]]
+"""A split, numbers of pictures in it, and the questions about each, equally many."""
+
+
+@dataclass(frozen=True)
+class Answering:
+    """Answers to the questions about a batch of pictures, as :func:`answered_rows` has them. device: of model and codebook."""
+
+    model: UnifiedTransformer
+    tokenizer: CaptionTokenizer
+    codebook: Tensor
+    table: AnswerTable
+    shards: Mapping[str, ShardDataset]
+    length: int
+    device: str
+    precision: str
+
+    def on(self, device: str) -> Answering:
+        """The same on another device."""
+        return self if device == self.device else replace(moved(self, device), device=device)
+
+    def __call__(self, batch: AskedBatch) -> list[dict[str, Any]]:
+        import torch
+
+        split, indices, own = batch
+        rows = [row for several in own for row in several]
+        ids = self.tokenizer.encode_questions([row["question"] for row in rows], self.length).to(self.device)
+        features = torch.from_numpy(caption_rows(self.model.config, self.shards[split])(indices)).to(
+            self.device
+        )
+        with torch.inference_mode(), autocast_context(self.device, self.precision):
+            images = encode_images(self.model, caption_input(self.model.config, self.codebook, features))
+            logits = answer_logits(
+                self.model, self.tokenizer, images, ids.view(len(indices), len(own[0]), -1)
+            )
+            ranked = rank_answers(logits, self.table.answers, RANKED)
+        return [
+            {
+                "question_id": row["question_id"],
+                "split": split,
+                "image_id": row["image_ids"][0],
+                "answers": [one.answer for one in likeliest],
+                "probabilities": [one.probability for one in likeliest],
+            }
+            for row, likeliest in zip(rows, ranked, strict=True)
+        ]
 
 
 def answers_schema() -> pa.Schema:

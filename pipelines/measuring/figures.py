@@ -9,7 +9,7 @@ import dataclasses
 import math
 import threading
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -20,10 +20,10 @@ import numpy as np
 from diptych.eval.captions.facts import names_object, said_counts
 from diptych.eval.captions.metrics import JavaUse, measure_captions
 from diptych.eval.figures import Figure, mean_figure
-from diptych.eval.images.embeddings import Embedded, Encoder, embed, weights_sha256
+from diptych.eval.images.embeddings import CHUNK, Embedded, Encoder, embed, weights_sha256
 from diptych.eval.images.inception import FID_PROTOCOLS, FidProtocol, Inception
-from diptych.eval.images.metrics import ImageSettings, measure_images
-from diptych.eval.images.objects import object_figures
+from diptych.eval.images.metrics import ImageSettings, image_encoders, measure_images
+from diptych.eval.images.objects import ObjectFinder, object_figures
 from diptych.eval.scorers.inspector import PARTS, Inspector, load_inspector, main_and_second
 from diptych.eval.words import read_words
 from diptych.features.detector import load_detector
@@ -31,10 +31,13 @@ from diptych.features.manifest import read_manifest
 from pipelines.measuring.clips import read_clip
 from pipelines.measuring.objects import object_finder
 from pipelines.runner.params import at_least
+from pipelines.runner.spread import spread
 from pipelines.runner.stage import UNFINISHED_STORE, Stage
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from diptych.eval.scorers.clip import Clip
 
 GENERATED = Path("data/generated")
 MANIFEST = Path("data/dataset/manifest.parquet")
@@ -42,6 +45,7 @@ JAVA_USES: dict[bool | None, JavaUse] = {True: "needed", False: "never", None: "
 KINDS = ("real", "reconstruction", "painted")
 COMPOSITIONAL = "compositional"  # the split whose main objects no training picture shows
 DETECTOR = Path("models/detector")
+FRECHET_CLIPS = ("judge",)
 EMBEDDINGS = UNFINISHED_STORE / "evaluate" / "embeddings"
 
 
@@ -172,23 +176,22 @@ def picture_figures(
     prompts = [rows[number]["prompt"] for number in painted]
     objects = [facts[rows[number]["image_id"]]["objects"] or [] for number in painted]
     kinds = {kind: TablePictures(generated, kind, painted) for kind in names}
-    finder = None
-    if detector is not None and any(objects):
-        finder = object_finder(load_detector(detector, stage.device))
-    others = [inspecting(inspector)] if inspector else []
     settings = image_settings(stage, params)
-    clips = {name: read_clip(Path(f"models/{name}"), stage.device) for name in ("judge", "scorer")}
+    recipe = AllNetworks(settings, params.inception, detector if any(objects) else None)
+    embed_on_cluster(stage, recipe, kinds, settings, embeddings)
+    networks = recipe.read(stage.device)
+    finder = networks.finder
     each: dict[str, np.ndarray] = {}
     figures, embedded = measure_images(
         kinds,
         dict.fromkeys(kinds, prompts),
-        clips,
+        networks.clips,
         read_words(params.words),
         settings,
         embeddings,
-        inception=Inception(Path(params.inception), stage.device) if params.inception else None,
-        frechet_clips=("judge",),
-        others=[*others, *([finder.encoder()] if finder else [])],
+        inception=networks.inception,
+        frechet_clips=FRECHET_CLIPS,
+        others=networks.others,
         each=each,
     )
     for place, number in enumerate(painted):
@@ -240,21 +243,23 @@ def unseen_figures(
     painted = [number for number, row in enumerate(rows) if row["prompt"] is not None]
     objects = [facts[rows[number]["image_id"]]["objects"] for number in painted]
     settings = image_settings(stage, params)
+    pictures = {kind: TablePictures(generated, kind, painted) for kind in kinds}
+    embed_on_cluster(stage, InspectorAlone(), pictures, settings, embeddings)
     for kind in kinds:
-        pictures = TablePictures(generated, kind, painted)
-        embedded = embed(pictures, [inspecting(inspector)], settings, embeddings, f"unseen, {kind}")
+        embedded = embed(pictures[kind], [inspecting(inspector)], settings, embeddings, f"unseen, {kind}")
         right = compared(inspector, embedded, objects)["main_object"]
         figures.append(inspected(f"{kind}.main_object_unseen", right, stage, params, inspector))
     return figures
 
 
 class TablePictures:
-    """A column of pictures of a table that `generate` wrote; two row groups are in memory at a time."""
+    """A column of pictures of a table that `generate` wrote; two row groups are in memory at a time. It travels."""
 
     def __init__(self, path: Path, column: str, rows: Sequence[int]) -> None:
         import pyarrow.parquet as pq
 
         self._file, self._column, self._rows = pq.ParquetFile(path), column, rows
+        self._path = path
         metadata = self._file.metadata
         groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
         self._ends = list(accumulate(groups))
@@ -263,6 +268,9 @@ class TablePictures:
         self._lock = threading.Lock()
         ids = pq.read_table(path, columns=["image_id"])["image_id"].to_pylist()
         self.names = [ids[row] for row in rows]
+
+    def __reduce__(self) -> tuple[type, tuple[Path, str, Sequence[int]]]:
+        return TablePictures, (self._path, self._column, self._rows)
 
     def content(self, index: int) -> bytes:
         row = self._rows[index]
@@ -274,6 +282,99 @@ class TablePictures:
                 read = self._file.read_row_group(group, columns=[self._column])
                 self._loaded[group] = read[self._column].to_pylist()
             return self._loaded[group][row - self._starts[group]]
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What looks at pictures. others: encoders beside those of the clips and Inception."""
+
+    clips: Mapping[str, Clip]
+    inception: Inception | None
+    finder: ObjectFinder | None
+    others: Sequence[Encoder]
+
+
+@dataclass(frozen=True)
+class AllNetworks:
+    """Both clips, the inspector, and where they are given Inception and a detector, to be read on any device."""
+
+    settings: ImageSettings
+    inception: str | None
+    detector: Path | None
+
+    def read(self, device: str) -> Networks:
+        inspector = read_inspector(device)
+        finder = object_finder(load_detector(self.detector, device)) if self.detector else None
+        return Networks(
+            {name: read_clip(Path(f"models/{name}"), device) for name in ("judge", "scorer")},
+            Inception(Path(self.inception), device) if self.inception else None,
+            finder,
+            [*([inspecting(inspector)] if inspector else []), *([finder.encoder()] if finder else [])],
+        )
+
+    def encoders(self, device: str) -> list[Encoder]:
+        networks = self.read(device)
+        return image_encoders(
+            networks.clips, self.settings, networks.inception, FRECHET_CLIPS, networks.others
+        )
+
+
+class InspectorAlone:
+    """The inspector, to be read on any device."""
+
+    def encoders(self, device: str) -> list[Encoder]:
+        inspector = read_inspector(device)
+        assert inspector is not None
+        return [inspecting(inspector)]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Embeds some of the pictures of a kind, from a number on, into the store where :func:`embed` looks for them."""
+
+    networks: AllNetworks | InspectorAlone
+    kinds: Mapping[str, TablePictures]
+    settings: ImageSettings
+    store: Path
+
+    def on(self, device: str) -> Callable[[tuple[str, int]], None]:
+        encoders = self.networks.encoders(device)
+
+        def work(piece: tuple[str, int]) -> None:
+            kind, start = piece
+            embed(ChunkOf(self.kinds[kind], start), encoders, self.settings, self.store, kind)
+
+        return work
+
+
+class ChunkOf:
+    """The pictures that the store keeps in one file, from a number on."""
+
+    def __init__(self, pictures: TablePictures, start: int) -> None:
+        self.names, self._pictures, self._start = pictures.names[start : start + CHUNK], pictures, start
+
+    def content(self, index: int) -> bytes:
+        return self._pictures.content(self._start + index)
+
+
+def embed_on_cluster(
+    stage: Stage,
+    networks: AllNetworks | InspectorAlone,
+    kinds: Mapping[str, TablePictures],
+    settings: ImageSettings,
+    store: Path,
+) -> None:
+    """Where there is a cluster, let it embed all pictures into the store, which is in the folder that all nodes share."""
+    from tqdm import tqdm
+
+    if stage.machine.ray_address is None:
+        return
+    pieces = [
+        (kind, start) for kind, pictures in kinds.items() for start in range(0, len(pictures.names), CHUNK)
+    ]
+    done = spread(stage, Embedding(networks, kinds, settings, store), pieces)
+    for _ in tqdm(done, total=len(pieces), desc="embeddings", unit="file", mininterval=1):
+        pass
 
 
 def image_settings(stage: Stage, params: EvaluateParams) -> ImageSettings:

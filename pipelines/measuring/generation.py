@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -18,12 +19,15 @@ from pipelines.measuring.answers import QUESTIONS, answered_rows, answers_schema
 from pipelines.measuring.clips import read_clip
 from pipelines.measuring.drawn import draw
 from pipelines.measuring.generate_params import EvaluationSet, GenerateParams
+from pipelines.measuring.models import moved
 from pipelines.measuring.shards import shards_of
+from pipelines.runner.spread import spread
 from pipelines.runner.stage import Stage
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from diptych.eval.scorers.clip import Clip
     from pipelines.measuring.models import GenerativeModel
 
 
@@ -121,35 +125,86 @@ def generate(
 
     datasets: by split, as the model reads them. A column of what a picture is not in the set for is missing.
     """
-    import torch
     from tqdm import tqdm
 
-    device, tokenizer = stage.device, model.tokenizer
     reranks = params.caption.samples > 1 or params.paint.samples > 1
-    scorer = read_clip(Path("models/scorer"), device) if reranks else None
+    scorer = read_clip(Path("models/scorer"), stage.device) if reranks else None
+    making = Making(
+        model,
+        scorer,
+        datasets,
+        to_caption,
+        to_paint,
+        params,
+        stage.seed,
+        stage.device,
+        stage.machine.precision,
+    )
+    batches = []
+    for split, dataset in datasets.items():
+        wanted = [index for index, key in enumerate(dataset.keys) if key in to_caption or key in to_paint]
+        starts = range(0, len(wanted), params.batch_size)
+        batches += [(split, wanted[start : start + params.batch_size]) for start in starts]
+    made = spread(stage, making, batches)
+    yield from tqdm(made, total=len(batches), desc=", ".join(datasets), unit="batch", mininterval=1)
 
-    def seeds(indices: list[int]) -> list[int]:
-        return [stage.seed * 1_000_003 + index for index in indices]
 
-    def captions(dataset: Dataset, indices: list[int]) -> list[dict]:
-        options = params.caption
-        written = model.captions(dataset, indices, options, seeds(indices))
+@dataclass(frozen=True)
+class Making:
+    """Captions and paintings of a batch of pictures: of a split, those of these numbers. device: of `model` and `scorer`, the latter
+    where several samples are made."""
+
+    model: GenerativeModel
+    scorer: Clip | None
+    datasets: Mapping[str, Dataset]
+    to_caption: set[str]
+    to_paint: set[str]
+    params: GenerateParams
+    seed: int
+    device: str
+    precision: str
+
+    def on(self, device: str) -> Making:
+        """The same on another device."""
+        if device == self.device:
+            return self
+        return replace(moved(self, device), model=moved(self.model, device), device=device)
+
+    def __call__(self, batch: tuple[str, list[int]]) -> list[dict]:
+        import torch
+
+        split, indices = batch
+        dataset = self.datasets[split]
+        rows: dict[int, dict] = {
+            index: {"image_id": dataset.keys[index], "real": dataset.image_bytes(index)} for index in indices
+        }
+        with torch.inference_mode(), autocast_context(self.device, self.precision):
+            for ids, work in ((self.to_caption, self._captions), (self.to_paint, self._pictures)):
+                those = [index for index in indices if dataset.keys[index] in ids]
+                if those:
+                    for index, columns in zip(those, work(dataset, those), strict=True):
+                        rows[index].update(columns)
+        return list(rows.values())
+
+    def _captions(self, dataset: Dataset, indices: list[int]) -> list[dict]:
+        import torch
+
+        options, tokenizer, scorer = self.params.caption, self.model.tokenizer, self.scorer
+        written = self.model.captions(dataset, indices, options, self._seeds(indices))
         if scorer is not None and options.samples > 1:
             texts = [tokenizer.decode(ids) for ids in written.ids]
             images = torch.stack([scorer.fitted(picture(dataset, index)) for index in indices])
             written = rerank_captions(written, options.samples, texts, images, scorer).best
         return [{"caption": tokenizer.decode(written.ids[row])} for row in range(len(indices))]
 
-    def picture(dataset: Dataset, index: int) -> Image.Image:
-        return read_image(dataset.image_bytes(index), dataset.keys[index])
-
-    def pictures(dataset: Dataset, indices: list[int]) -> list[dict]:
+    def _pictures(self, dataset: Dataset, indices: list[int]) -> list[dict]:
         # each picture's captions take turns, so that the painted ones are a fair sample of all
         references = [dataset.captions(index) for index in indices]
         prompts = [texts[index % len(texts)] for index, texts in zip(indices, references, strict=True)]
-        ids = tokenizer.encode(prompts, params.caption.length).to(device)
-        painted, paintings = model.paint(prompts, ids, params.paint, seeds(indices), scorer)
-        reconstruction = model.repaint(dataset, indices)
+        ids = self.model.tokenizer.encode(prompts, self.params.caption.length).to(self.device)
+        seeds = self._seeds(indices)
+        painted, paintings = self.model.paint(prompts, ids, self.params.paint, seeds, self.scorer)
+        reconstruction = self.model.repaint(dataset, indices)
         return [
             {
                 "prompt": prompt,
@@ -160,18 +215,10 @@ def generate(
             for row, prompt in enumerate(prompts)
         ]
 
-    for split, dataset in datasets.items():
-        wanted = [index for index, key in enumerate(dataset.keys) if key in to_caption or key in to_paint]
-        for start in tqdm(range(0, len(wanted), params.batch_size), desc=split, unit="batch", mininterval=1):
-            indices = wanted[start : start + params.batch_size]
-            rows: dict[int, dict] = {
-                index: {"image_id": dataset.keys[index], "real": dataset.image_bytes(index)}
-                for index in indices
-            }
-            with torch.inference_mode(), autocast_context(device, stage.machine.precision):
-                for ids, work in ((to_caption, captions), (to_paint, pictures)):
-                    those = [index for index in indices if dataset.keys[index] in ids]
-                    if those:
-                        for index, columns in zip(those, work(dataset, those), strict=True):
-                            rows[index].update(columns)
-            yield list(rows.values())
+    def _seeds(self, indices: list[int]) -> list[int]:
+        return [self.seed * 1_000_003 + index for index in indices]
+
+
+def picture(dataset: Dataset, index: int) -> Image.Image:
+    """A real picture, decoded."""
+    return read_image(dataset.image_bytes(index), dataset.keys[index])

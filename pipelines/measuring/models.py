@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from diptych.model.decoding.biart import caption_codes, paint_texts
 from diptych.model.decoding.clip_rerank import rerank_paintings
@@ -52,6 +52,22 @@ class GenerativeModel(Protocol):
     def repaint(self, dataset: Any, indices: Sequence[int]) -> Tensor | None:
         """Reconstructions uint8 ``[n, 3, S, S]`` of real pictures: what would be made of a perfect painting. None where the model has
         no image tokens."""
+
+
+Holder = TypeVar("Holder")
+
+
+def moved(holder: Holder, device: str) -> Holder:
+    """A dataclass with those of its fields that are networks or tensors on a device."""
+    import torch
+
+    held = {field.name: getattr(holder, field.name) for field in fields(holder)}  # type: ignore[arg-type]
+    on_device = {
+        name: value.to(device)
+        for name, value in held.items()
+        if isinstance(value, (torch.nn.Module, torch.Tensor))
+    }
+    return replace(holder, **on_device)  # type: ignore[type-var]
 
 
 def read_unified(transformer: Path, image_generator: Path, device: str) -> GenerativeModel:

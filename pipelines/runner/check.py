@@ -85,9 +85,9 @@ def check_sources(params: Mapping[str, Any]) -> None:
 
 def check_ray(params: Mapping[str, Any]) -> None:
     """Raise ParameterError where `extract` is to start Ray here and the name of the temporary folder is too long for it."""
-    extract = params["extract"]
-    wanted = params["machine"]["workers"] != 0 and extract["ray_address"] is None
-    if wanted and extract["source"] in MADE_BY_STAGES:
+    machine = params["machine"]
+    wanted = machine["workers"] != 0 and machine.get("ray_address") is None
+    if wanted and params["extract"]["source"] in MADE_BY_STAGES:
         try:
             check_room_for_sockets()
         except UserError as error:

@@ -37,7 +37,10 @@ class Machine:
     feature_store: folder that keeps extracted features by key; share it between clones to extract once.
     processes: processes that share the steps of the image generator's and the transformer's trainings, and its threads; "auto"
         takes one a GPU; on a CPU two, as far as threads and memory go.
+    ray_address: of a running Ray cluster ("auto", "host:6379"), whose nodes see this folder under the same path: extraction,
+        trainings, generation and the networks that look at pictures run there; null: on this machine.
     shards: address that shards are read from in the place of data/shards, such as s3://bucket/folder; null: they are here.
+    features_at: address that features which the store lacks are brought from, such as s3://bucket/features; null: they are extracted.
     compile: run the losses of token-level training through torch.compile; minutes at the start, no gain on CPUs.
     """
 
@@ -48,7 +51,9 @@ class Machine:
     checkpoint_seconds: float
     feature_store: str
     processes: int | Literal["auto"] = 1
+    ray_address: str | None = None
     shards: str | None = None
+    features_at: str | None = None
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -72,6 +77,7 @@ def provided_by(machine: Machine, seed: int) -> dict[str, Any]:
         "seed": seed,
         "precision": machine.precision,
         "checkpoint_seconds": machine.checkpoint_seconds,
+        "ray_address": machine.ray_address,
     }
 
 

@@ -1,4 +1,5 @@
-"""A training stage on several processes of one machine (`machine.processes`), which for DVC is still one process.
+"""A training stage on several processes of one machine (`machine.processes`), which for DVC is still one process. Those of a
+cluster (`machine.ray_address`) are pipelines/runner/ray_processes.py's.
 
 The process that DVC starts becomes torchrun's agent: it starts `python -m pipelines.<stage>` once for every process,
 waits, and speaks for all of them with one exit status and one message. Among those, number 0 writes what the stage
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from diptych.model.errors import UserError
+from pipelines.runner import ray_processes
 from pipelines.runner import stage as stages
 from pipelines.runner.errors import Mends, explain
 from pipelines.runner.memory import memory
@@ -34,12 +36,15 @@ GIB_PER_PROCESS = 4
 
 
 def run(name: str, kind: type[T], main: Callable[[Stage, T], None], matrix: tuple[str, ...] = ()) -> None:
-    """As `pipelines.runner.stage.run`, on as many processes as `machine.processes` says."""
+    """As `pipelines.runner.stage.run`, on as many processes as `machine.processes` says, here or where `machine.ray_address` does."""
     if "RANK" in os.environ:  # torchrun has started this process
         _run_one_of_several(name, kind, main, matrix)
         return
 
     def share(stage: Stage, params: T) -> None:
+        if stage.machine.ray_address is not None:
+            ray_processes.start_and_wait(stage, name, kind, main, matrix)
+            return
         count = process_count(stage)
         if count == 1:
             main(stage, params)

@@ -150,6 +150,11 @@ class Stage:
         """`.cache/training/<stage>/<key>`."""
         return self.training_store / _key_of_inputs(self)
 
+    def forget_training(self) -> None:
+        """Remove the state of a training that has ended well."""
+        if self.training_store.exists():  # hashing the inputs again only where a training left something
+            remove(self.training_folder)
+
 
 def run(name: str, kind: type[T], main: Callable[[Stage, T], None], matrix: tuple[str, ...] = ()) -> None:
     """Run stage `name` of dvc.yaml, or `FOLDER/NAME` of pipelines/FOLDER/dvc.yaml: the section of params.yaml that is called
@@ -164,8 +169,7 @@ def run(name: str, kind: type[T], main: Callable[[Stage, T], None], matrix: tupl
         prepare_process(stage.threads)
         print(announcement(stage.name, stage.pipeline, read_params()), flush=True)
         main(stage, params)
-        if stage.training_store.exists():  # hashing the inputs again only where a training left something
-            remove(stage.training_folder)
+        stage.forget_training()
         stage.write_metrics(f"metrics/stages/{stage.name.replace('@', '_')}.json", cost_so_far())
 
 

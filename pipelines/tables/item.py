@@ -16,7 +16,6 @@ from pipelines.runner.items import find_item, listed_values
 from pipelines.runner.params import Machine, ParameterError, provided_by, read_params, read_section
 from pipelines.runner.stage import UNFINISHED_STORE, Stage
 from pipelines.runner.threads import end_when, prepare_process
-from pipelines.runner.writing import remove
 from pipelines.tables.table import Table, data_of, read_table
 
 T = TypeVar("T")
@@ -79,8 +78,7 @@ def run(kind: str, keys: tuple[str, ...], main: Callable[[TableItem, Any], None]
         prepare_process(item.stage.threads)
         provided = provided_by(item.stage.machine, item.stage.seed)
         main(item, read_section(table.section, table.name, params, provided=provided))
-        if item.stage.training_store.exists():
-            remove(item.stage.training_folder)
+        item.stage.forget_training()
         cost = item.stage.name.removeprefix(f"{table.folder}/").replace("@", "_")
         item.stage.write_metrics(item.path(f"costs/{cost}.json"), stages.cost_so_far())
 

@@ -9,6 +9,7 @@ from diptych.features.extraction.encoder import RegionLoader
 from diptych.features.extraction.extract import encode_images
 from diptych.features.manifest import read_manifest
 from pipelines.extract import SCENES, ExtractParams
+from pipelines.runner.ray_cluster import encoders_of
 from pipelines.runner.stage import read_stage
 from pipelines.tables.item import TableItem, run
 
@@ -23,10 +24,11 @@ def main(item: TableItem, section: SystemsTableParams) -> None:
     stage = item.stage
     _, params = read_stage("extract", ExtractParams)
     loader = RegionLoader(str(DETECTOR.absolute()), section.regions)
-    store = Path(stage.machine.feature_store)
+    store, (workers, device) = Path(stage.machine.feature_store), encoders_of(stage)
     with stage.write(item.path("regions")) as folder:
         counts = encode_images(
-            read_manifest(SCENES), SCENES, loader, store, folder, params, stage.workers, stage.threads, stage.device
+            read_manifest(SCENES), SCENES, loader, store, folder, params, workers, stage.threads, device,
+            elsewhere=stage.machine.features_at,
         )  # fmt: skip
     print(", ".join(f"{name}: {count}" for name, count in counts.items()))
 

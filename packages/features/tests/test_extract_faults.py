@@ -16,14 +16,13 @@ The runs stand still meanwhile: they wait before they store a part, until the fa
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
@@ -31,7 +30,8 @@ import pytest
 import torch
 from extraction import CONFIG, assert_same_rows, counts_of, extract, make_dataset, manifest_row, start, stored
 from PIL import Image as PilImage
-from waiting import HANG_SECONDS, RAY_ENVIRONMENT, be_patient_with_ray, kill, wait_until
+from ray_nodes import cluster_of_nodes, kill_node
+from waiting import HANG_SECONDS, kill, wait_until
 
 from diptych.features.detector import Detector, DetectorConfig, save_detector
 from diptych.features.errors import UserError
@@ -121,35 +121,17 @@ def stored_so_far(store: Path) -> list[str]:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+def cluster() -> Iterator[Any]:
     """A Ray cluster on this machine: a head without CPUs and two nodes with one each."""
-    monkeypatch.setenv("RAY_health_check_period_ms", "500")
-    # a killed node refuses the check at once, while a slow one may take its time
-    for name, value in RAY_ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    from ray._private import services
-    from ray.cluster_utils import Cluster
-
-    monkeypatch.setattr(services, "get_node", services.get_node)  # afterwards it is as before
-    be_patient_with_ray()
-    memory = {"object_store_memory": 100 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={"wait": False, "num_cpus": 0, **memory})
-    yield cluster
-    cluster.shutdown()
+    with cluster_of_nodes(2) as cluster:
+        yield cluster
 
 
 def test_a_killed_node(cluster, manifest: Path, detector: Path, quiet: Path, tmp_path: Path) -> None:
-    nodes = [cluster.add_node(wait=False, num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
-    cluster.wait_for_nodes(timeout=HANG_SECONDS)
     process = start(
         manifest, detector, tmp_path / "store", tmp_path / "out", workers=2, hold=1, ray_address=cluster.address
     )
-    raylet = next(
-        process for kind, (process, *_) in nodes[0].all_processes.items() if kind == "raylet"
-    ).process
-    os.kill(raylet.pid, signal.SIGKILL)
+    kill_node(cluster.nodes[0])
     assert counts_of(process)["extracted"] == COUNT
     assert_same_rows(tmp_path / "store", quiet)
 

@@ -82,7 +82,7 @@ def test_a_ray_that_does_not_start_is_one_line(
         raise error("The current node timed out\nduring startup.")
 
     monkeypatch.setattr(ray, "init", refuse)
-    cluster = Cluster(None, "extract.ray_address", "set machine.workers to 0")
-    said = r"^extract: Ray does not start \(on this machine\): .* timed out during startup\. .* machine\.workers to 0"
+    cluster = Cluster(None, "machine.ray_address", "set machine.workers to 0")
+    said = r"^machine: Ray does not start \(on this machine\): .* timed out during startup\. .* machine\.workers to 0"
     with pytest.raises(UserError, match=said):
         RayPool(list, 1, False, cluster)

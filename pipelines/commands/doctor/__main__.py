@@ -60,7 +60,7 @@ def examine(clone: Path) -> Iterable[tuple[str, Finding]]:
 
     yield "memory", guarded(machine_memory)
     yield "gpu", guarded(lambda: check_gpu(str(device), *find_gpus()))
-    yield "ray", guarded(lambda: check_ray(workers, (params.get("extract") or {}).get("ray_address")))
+    yield "ray", guarded(lambda: check_ray(workers, (params.get("machine") or {}).get("ray_address")))
     yield "java", guarded(check_java)
     yield "encoding", check_encoding()
     yield "git", guarded(lambda: check_git(clone))

@@ -118,6 +118,7 @@ class RayPool(Generic[Task]):
         self.starting: dict[Any, Any] = {}  # reference to its start -> actor
         self.running: dict[Any, tuple[Task, Any]] = {}  # reference to the outcome -> task, actor
         self.loads: dict[Any, int] = {}  # actor -> tasks in flight
+        self.refusal = "none has said why"  # the last actor's that did not start
         for _ in range(workers):
             self._start_actor()
         self.last_sign_of_life = time.monotonic()
@@ -160,7 +161,7 @@ class RayPool(Generic[Task]):
             self.last_sign_of_life = time.monotonic()
         elif not self.loads and time.monotonic() - self.last_sign_of_life > ACTOR_START_SECONDS:
             raise UserError(
-                f"{self.cluster.section}: no Ray worker started within {ACTOR_START_SECONDS} seconds; look at `ray status`, free "
+                f"{self.cluster.section}: no Ray worker started within {ACTOR_START_SECONDS} seconds ({self.refusal}); look at `ray status`, free "
                 f"memory and CPUs, or {self.cluster.instead}. What was made is kept; run again to go on"
             )
         return outcomes
@@ -187,7 +188,8 @@ class RayPool(Generic[Task]):
                     f"{cause}. (On a Ray cluster, all nodes need the project's folder under the same path.)"
                 ) from error
             raise cause if isinstance(cause, UserError) else error from None
-        except ray.exceptions.RayError:
+        except ray.exceptions.RayError as error:
+            self.refusal = _reason(error)
             self._start_actor()
         else:
             self.loads[actor] = 0

@@ -100,22 +100,8 @@ def measure_images(
     `r_precision_hard_CATEGORY_NAME`, `frechet_NAME`, `frechet_NAME_blur_K`. What cannot be run is a figure with a reason.
     """
     frechet_clips = tuple(clips) if frechet_clips is None else tuple(frechet_clips)
-    radii = tuple(dict.fromkeys((0.0, *settings.blur_radii)))
-    encoders = [
-        clip_encoder(name, clip, radius)
-        for name, clip in clips.items()
-        for radius in (radii if name in frechet_clips else (0.0,))
-    ]
-    if inception is not None:
-        own = radii if "diptych" in settings.fid_protocols else (0.0,)  # of the Inception Score
-        encoders += [inception_encoder(inception, radius) for radius in own]
-        if "pytorch-fid" in settings.fid_protocols:
-            encoders += [pytorch_fid_encoder(inception, radius) for radius in radii]
-    encoders += others
-    if not encoders:
-        raise UserError(
-            f"nothing to measure pictures with: the Frechet distance in its space {MEND_CLIP}; FID: {MEND}"
-        )
+    radii = _radii(settings)
+    encoders = image_encoders(clips, settings, inception, frechet_clips, others)
     embedded = {
         kind: embed(pictures, encoders, settings, store, kind)
         for kind, pictures in sorted(kinds.items(), key=lambda item: item[0] != reference)
@@ -145,6 +131,39 @@ def measure_images(
                 for name in ("clip_score", "r_precision", "r_precision_hard")
             ]
     return figures, embedded
+
+
+def image_encoders(
+    clips: Mapping[str, Clip],
+    settings: ImageSettings,
+    inception: Inception | None = None,
+    frechet_clips: Sequence[str] | None = None,
+    others: Sequence[Encoder] = (),
+) -> list[Encoder]:
+    """The encoders that :func:`measure_images` of the same arguments runs. Raises UserError where there is none."""
+    frechet_clips = tuple(clips) if frechet_clips is None else tuple(frechet_clips)
+    radii = _radii(settings)
+    encoders = [
+        clip_encoder(name, clip, radius)
+        for name, clip in clips.items()
+        for radius in (radii if name in frechet_clips else (0.0,))
+    ]
+    if inception is not None:
+        own = radii if "diptych" in settings.fid_protocols else (0.0,)  # of the Inception Score
+        encoders += [inception_encoder(inception, radius) for radius in own]
+        if "pytorch-fid" in settings.fid_protocols:
+            encoders += [pytorch_fid_encoder(inception, radius) for radius in radii]
+    encoders += others
+    if not encoders:
+        raise UserError(
+            f"nothing to measure pictures with: the Frechet distance in its space {MEND_CLIP}; FID: {MEND}"
+        )
+    return encoders
+
+
+def _radii(settings: ImageSettings) -> tuple[float, ...]:
+    """Blurs of the Frechet distances; 0 is none."""
+    return tuple(dict.fromkeys((0.0, *settings.blur_radii)))
 
 
 def clip_encoder(name: str, clip: Clip, blur: float = 0.0) -> Encoder:

@@ -20,6 +20,7 @@ from diptych.features.manifest import resolve_image
 from diptych.features.precision import resolved_precision
 from diptych.features.ray_cluster import Death
 from diptych.features.store import FeatureStore, cut_into_parts, write_failures
+from diptych.features.store_elsewhere import bring_parts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,10 +77,13 @@ def extract_features(
     workers: int,
     threads: int,
     device: str,
+    elsewhere: str | None = None,
 ) -> dict[str, int]:
     """Grid features by the detector of a folder: `encode_images`."""
     loader = DetectorLoader(str(Path(detector_folder).absolute()), config.backend)
-    return encode_images(table, table_path, loader, store_root, out, config, workers, threads, device)
+    return encode_images(
+        table, table_path, loader, store_root, out, config, workers, threads, device, elsewhere=elsewhere
+    )
 
 
 def encode_images(
@@ -93,13 +97,15 @@ def encode_images(
     threads: int,
     device: str,
     section: str = "extract",
+    elsewhere: str | None = None,
 ) -> dict[str, int]:
     """Encode what the store does not know yet and link the dataset's rows into `out`.
 
     load: the encoder. workers: Ray actors, each with its share of `threads`; 0 works in this process. Images that cannot be
     read are left out and listed in `out`/failures.parquet. Returns counts: images, extracted (by this run),
     reused, failed. Several runs may work on one store at once; each image is encoded by one of them. section: of the
-    parameters that `config` is, for messages.
+    parameters that `config` is, for messages. elsewhere: address of published parts (`diptych.features.store_elsewhere`), from where
+    what the store lacks is brought before anything is encoded; how many images came is the count `brought`.
     Raises UserError when more than `max_failed_share` of the images fail; it names a copy of that table in the
     store, since `out` is not made.
     """
@@ -111,6 +117,10 @@ def encode_images(
     with Claims(store.folder / "runs") as claims:
         if claims.living() == {claims.name}:
             _remove_leftovers(store.folder)
+        brought = {}
+        if elsewhere is not None:
+            wanted = [row["sha256"] for row in rows if row["sha256"] not in remembered]
+            brought = {"brought": bring_parts(store, elsewhere, wanted)}
         plan = _Plan(rows, table_path, store, claims, config, set(remembered), encoder, section)
         if not plan.finished:
             images = plan.images_left
@@ -162,7 +172,8 @@ def encode_images(
     return {
         "images": len(rows),
         "extracted": plan.extracted,
-        "reused": len(good) - plan.extracted,
+        **brought,
+        "reused": len(good) - plan.extracted - sum(brought.values()),
         "failed": len(bad),
         **{f"failed.{kind}": count for kind, count in count_kinds(bad).items()},
     }

@@ -211,7 +211,7 @@ def open_pool(config: WorkerConfig, workers: int, address: str | None) -> Pool:
     """`workers` Ray actors, on this machine or at `address`; 0 works in this process."""
     if not workers:
         return InProcessPool(config)
-    cluster = Cluster(address, f"{config.section}.ray_address", "set machine.workers to 0")
+    cluster = Cluster(address, "machine.ray_address", "set machine.workers to 0")
     # Ray deals out the GPUs for "cuda"; who names one ("cuda:1") gets that one in every actor. One task decodes while the other is
     # in the encoder.
     return RayPool(partial(EncodingWorker, config), workers, config.device == "cuda", cluster, at_once=2)

@@ -104,9 +104,10 @@ def current_processes() -> Processes:
 
 @contextmanager
 def joined_processes(device: str) -> Iterator[str]:
-    """Join the processes that torchrun has started, and yield the device of this one.
+    """Join the processes that torchrun or Ray Train has started, and yield the device of this one.
 
-    CPUs talk by gloo. GPUs talk by nccl, and ``cuda`` becomes the GPU of this process's place on its machine.
+    CPUs talk by gloo. GPUs talk by nccl, and ``cuda`` becomes the GPU of this process's place on its machine. Where they are
+    joined already, as Ray Train does it, they are left so.
     """
     local = int(os.environ["LOCAL_RANK"])
     if device.startswith("cuda"):
@@ -117,9 +118,12 @@ def joined_processes(device: str) -> Iterator[str]:
             )
         device = f"cuda:{local}"
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=TIMEOUT)
+    joins = not dist.is_initialized()
+    if joins:
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=TIMEOUT)
     try:
         yield device
         dist.barrier()  # nobody leaves while another still writes
     finally:
-        dist.destroy_process_group()
+        if joins:
+            dist.destroy_process_group()

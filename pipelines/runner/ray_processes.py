@@ -1,0 +1,230 @@
+"""A training stage's processes on a Ray cluster (`machine.ray_address`), through Ray Train.
+
+For DVC the stage is still one process. It waits here, shows what process 0 prints, and starts all of them again from the last
+checkpoint when one was lost. All nodes need the project's folder under the same path, which is shared: inputs, checkpoints and
+what the stage writes lie in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from diptych.features.ray_cluster import connect
+from diptych.model.errors import UserError
+from pipelines.runner import stage as stages
+from pipelines.runner.errors import explain
+from pipelines.runner.params import Machine, ParameterError
+from pipelines.runner.ray_cluster import cluster_device, cluster_of
+from pipelines.runner.stage import Stage
+from pipelines.runner.threads import set_threads
+
+# what Ray Train keeps of a run, and what process 0 prints
+FOLDER = Path(".cache/ray")
+# losses of processes in one run; what goes wrong at every start ends there
+MOST_LOSSES = 5
+# what gloo says in those that are left; nccl's watchdog ends them
+PEER_LOST = ("closed by peer", "reset by peer", "Timed out waiting", "Connection refused")
+# that a cluster takes to notice a lost node
+NOTICE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What each process does: `main` with the stage and its section of params.yaml as `kind`, both by module and name, since the
+    module that DVC runs has another name there. arguments: of the command line. folder: the project's."""
+
+    stage: str
+    kind: tuple[str, str]
+    main: tuple[str, str]
+    matrix: tuple[str, ...]
+    arguments: tuple[str, ...]
+    folder: str
+    machine: Machine
+    prints: str
+
+
+def process_count(machine: Machine, device: str, room: dict[str, float]) -> int:
+    """`machine.processes`, "auto" resolved: one for each GPU, or one for each node where there are none.
+
+    Raises ParameterError where the cluster has no room for so many.
+    """
+    import ray
+
+    kind = "GPU" if device == "cuda" else "CPU"
+    has = int(room.get(kind, 0))
+    if machine.processes == "auto":
+        return max(1, has if kind == "GPU" else min(has, sum(node["Alive"] for node in ray.nodes())))
+    if machine.processes > has:
+        raise ParameterError(
+            f"params.yaml: machine.processes is {machine.processes}, and the cluster of machine.ray_address has {has} {kind}s; use auto"
+        )
+    return machine.processes
+
+
+def start_and_wait(
+    stage: Stage, name: str, kind: type, main: Callable[[Stage, Any], None], matrix: tuple[str, ...]
+) -> None:
+    """Run a training stage on the cluster and wait until it has ended well.
+
+    Raises UserError with the message of a process that failed by an error that the user can mend, or where processes are lost
+    again and again.
+    """
+    room = connect(cluster_of(stage.machine))
+    device = cluster_device(stage.machine, room)
+    count = process_count(stage.machine, device, room)
+    folder = FOLDER / f"{stage.name.replace('/', '-').replace('@', '-')}-{os.getpid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    work = Work(
+        name,
+        _place(kind, name),
+        _place(main, name),
+        matrix,
+        tuple(sys.argv[1:]),
+        os.getcwd(),
+        replace(stage.machine, device=device),
+        str(folder.absolute() / "printed"),
+    )
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong is said once, below
+    try:
+        with _shown(Path(work.prints)):
+            _run(work, count, device == "cuda", folder.absolute())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(work: Work, count: int, gpu: bool, folder: Path) -> None:
+    """Start `count` processes, as often as some are lost."""
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+    from diptych.model.training.processes import TIMEOUT
+
+    for losses in range(1, MOST_LOSSES + 1):
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={"work": work},
+            scaling_config=ScalingConfig(
+                num_workers=count, use_gpu=gpu, resources_per_worker={"CPU": 1, **({"GPU": 1} if gpu else {})}
+            ),
+            torch_config=TorchConfig("nccl" if gpu else "gloo", timeout_s=int(TIMEOUT.total_seconds())),
+            run_config=RunConfig(name=f"run-{losses}", storage_path=str(folder)),
+        )
+        try:
+            trainer.fit()
+            return
+        except TrainingFailedError as error:
+            failures = error.worker_failures if isinstance(error, WorkerGroupError) else {0: error}
+            reason = _reason(failures)
+        print(
+            f"{reason}; from the last checkpoint on ({losses} of {MOST_LOSSES} times)",
+            file=sys.stderr,
+            flush=True,
+        )
+        time.sleep(NOTICE_SECONDS)
+        left = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
+        if left < count:
+            print(f"the cluster has room for {left} of {count} processes", file=sys.stderr, flush=True)
+            count = max(1, left)
+    raise UserError(
+        f"processes were lost {MOST_LOSSES} times, the last time: {reason}; look at `ray status` and at the nodes' memory, then "
+        "`dvc repro` goes on from the last checkpoint"
+    )
+
+
+def _reason(failures: dict[int, Exception]) -> str:
+    """Why processes were lost. Raises what ends the run at once: UserError for a user's slip, RuntimeError for a defect."""
+    from ray.exceptions import RayError
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    # Ray Train wraps what the work itself raises
+    causes = {rank: getattr(failure, "_base_exc", failure) for rank, failure in sorted(failures.items())}
+    for cause in causes.values():
+        if isinstance(cause, UserError):
+            raise UserError(str(cause)) from None
+    for rank, cause in causes.items():
+        if isinstance(cause, (RayError, TrainingFailedError)):
+            return f"process {rank} was lost ({type(cause).__name__})"
+    for rank, cause in causes.items():
+        if not any(sign in str(cause) for sign in PEER_LOST):
+            raise RuntimeError(f"process {rank} failed:\n{failures[rank]}") from cause
+    return "a process was lost"
+
+
+def _work(config: dict[str, Work]) -> None:
+    """What a process of the cluster does."""
+    work, rank = config["work"], int(os.environ["RANK"])
+    os.chdir(work.folder)
+    sys.argv = [stages.module_of(work.stage), *work.arguments]
+    kind, main = (getattr(importlib.import_module(module), name) for module, name in (work.kind, work.main))
+    with _printed(Path(work.prints)) if rank == 0 else contextlib.nullcontext():
+        try:
+            stage, params = stages.read_stage(work.stage, kind, work.matrix)
+            stage = replace(stage, machine=work.machine)
+            set_threads(max(1, stage.threads // int(os.environ["LOCAL_WORLD_SIZE"])))
+            main(stage, params)
+            if rank == 0:
+                stage.forget_training()
+        except Exception as error:
+            message = explain(error, work.stage, stages.mends_of(work.stage.rpartition("/")[0]))
+            if message is None:
+                raise
+            raise UserError(message) from None
+
+
+def _place(thing: Any, stage: str) -> tuple[str, str]:
+    """Module and name, by which another process finds a function or class."""
+    module = stages.module_of(stage) if thing.__module__ == "__main__" else thing.__module__
+    return module, thing.__qualname__
+
+
+@contextlib.contextmanager
+def _printed(path: Path) -> Iterator[None]:
+    """Append to a file what this process prints."""
+    with (
+        path.open("a", encoding="utf-8", buffering=1) as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _shown(path: Path) -> Iterator[None]:
+    """Show what is appended to a file, as it comes."""
+    path.touch()
+    ended = threading.Event()
+
+    def show() -> None:
+        with path.open("rb") as file:
+            while True:
+                last = (
+                    ended.is_set()
+                )  # asked before reading, so that nothing that was written before the end is left
+                if new := file.read():
+                    sys.stderr.write(new.decode("utf-8", errors="replace"))
+                    sys.stderr.flush()
+                elif last:
+                    return
+                else:
+                    ended.wait(0.5)
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

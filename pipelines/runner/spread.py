@@ -1,0 +1,91 @@
+"""Pieces of a stage's work, in this process or dealt to workers on a Ray cluster (`machine.ray_address`)."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
+
+from diptych.features.ray_cluster import Death, RayPool, connect
+from diptych.model.errors import UserError
+from pipelines.runner.ray_cluster import cluster_device, cluster_of
+from pipelines.runner.stage import Stage
+from pipelines.runner.threads import set_threads
+
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+# workers that may die on one piece: what dies again is the piece's fault, or memory's
+MOST_DEATHS = 3
+# finished pieces that wait for an earlier one, for each worker
+AHEAD = 4
+
+
+class Work(Protocol[Piece, Result]):  # type: ignore[misc]
+    """What is done to each piece, with all that it reads: it travels to other processes."""
+
+    def on(self, device: str) -> Callable[[Piece], Result]:
+        """The same with its networks on a device, ready to be called."""
+
+
+@dataclass(frozen=True)
+class Numbered(Generic[Piece]):
+    number: int
+    piece: Piece
+
+
+def spread(stage: Stage, work: Work[Piece, Result], pieces: Sequence[Piece]) -> Iterator[Result]:
+    """`work` of each piece, in the order of the pieces, whoever did it: on a cluster a worker for each GPU, or for each core where
+    there are none. A worker that is lost, or its node, is replaced and its pieces are done again.
+
+    Raises UserError where the cluster does not answer, or several workers die on the same piece.
+    """
+    if stage.machine.ray_address is None:
+        yield from map(work.on(stage.device), pieces)
+        return
+    cluster = cluster_of(stage.machine)
+    room = connect(cluster)
+    import ray
+
+    device = cluster_device(stage.machine, room)
+    workers = min(len(pieces), int(room.get("GPU" if device == "cuda" else "CPU", 0)))
+    # one copy for all; as bytes, since what it reads is found from the project's folder, where a worker first has to be
+    packed = ray.put(ray.cloudpickle.dumps(work))
+    load = partial(_prepared, os.getcwd(), packed, device)
+    pool = RayPool(load, max(1, workers), device == "cuda", cluster)
+    waiting = deque(Numbered(number, piece) for number, piece in enumerate(pieces))
+    done: dict[int, Result] = {}
+    deaths: Counter[int] = Counter()
+    following = 0
+    try:
+        while following < len(pieces):
+            while pool.has_room and waiting and waiting[0].number < following + AHEAD * max(1, workers):
+                pool.submit(waiting.popleft())
+            for task, outcome in pool.collect(seconds=0.5):
+                if not isinstance(outcome, Death):
+                    done[task.number] = outcome
+                    continue
+                deaths[task.number] += 1
+                if deaths[task.number] >= MOST_DEATHS:
+                    raise UserError(
+                        f"{stage.name}: {MOST_DEATHS} workers died on piece {task.number + 1} of {len(pieces)}, the last: "
+                        f"{outcome.reason}; lower the batch size, or look at `ray status`"
+                    )
+                waiting.appendleft(task)
+            while following in done:
+                yield done.pop(following)
+                following += 1
+    finally:
+        pool.close()
+
+
+def _prepared(folder: str, packed: Any, device: str) -> Callable[[Numbered[Any]], Any]:
+    """The work as a worker does it, with a core of its own. packed: reference to its bytes."""
+    import ray
+
+    os.chdir(folder)
+    set_threads(1)
+    ready = ray.cloudpickle.loads(ray.get(packed)).on(device)
+    return lambda task: ready(task.piece)

@@ -1,0 +1,190 @@
+"""Stages on a Ray cluster of several nodes on this machine: they give what they give without one, bit for bit, and whatever is killed
+meanwhile changes nothing.
+
+| test | what it kills |
+| --- | --- |
+| test_a_training_outlives_a_node | a node of a training: its raylet, SIGKILL |
+| test_a_training_outlives_a_process | a process of a training, as the system does where memory runs out |
+| test_generation_outlives_a_node | a node while pictures are captioned and painted |
+| test_a_killed_head | the whole cluster: then another one goes on |
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from pipeline_clone import Clone
+from ray_nodes import add_node, cluster_of_nodes, kill_node
+from test_resume import CASES, digest
+from waiting import HANG_SECONDS, wait_until
+
+from pipelines.runner.writing import remove
+
+TRAINED = CASES["train_token"]
+GENERATED = ["data/generated"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Of two nodes, which no test kills."""
+    with cluster_of_nodes(2) as cluster:
+        yield cluster
+
+
+def on_cluster(finished: Clone, folder: Path, cluster: Any, outs: list[str], processes: int | str) -> Clone:
+    """A copy without these outputs whose stages run on the cluster."""
+    clone = finished.copy(folder)
+    clone.set_params(f"machine.ray_address='{cluster.address}'", f"machine.processes={processes}")
+    for out in outs:
+        remove(clone.folder / out)
+    return clone
+
+
+def run(clone: Clone, stage: str) -> str:
+    """Run a stage to its good end; what it says on stderr."""
+    done = clone.run("python", "-m", f"pipelines.{stage}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def test_stages_give_the_same_on_a_cluster(finished_clone: Clone, cluster: Any, tmp_path: Path) -> None:
+    outs = [*TRAINED, *GENERATED, "metrics/evaluate.json", "data/evaluation_figures.json"]
+    undisturbed = digest(finished_clone, outs)
+    clone = on_cluster(finished_clone, tmp_path / "clone", cluster, outs, processes=1)
+    for stage in ("train_token", "generate", "evaluate"):
+        run(clone, stage)
+    assert digest(clone, outs) == undisturbed
+    assert list((clone.folder / ".cache/ray").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_step_as_on_one_machine(
+    two_processes: dict[str, str], finished_clone: Clone, cluster: Any, tmp_path: Path
+) -> None:
+    clone = on_cluster(finished_clone, tmp_path / "clone", cluster, TRAINED, processes=2)
+    run(clone, "train_token")
+    assert digest(clone, TRAINED) == two_processes
+
+
+def test_what_a_user_does_wrong_is_one_line(finished_clone: Clone, cluster: Any, tmp_path: Path) -> None:
+    clone = on_cluster(finished_clone, tmp_path / "clone", cluster, [], processes=3)
+    said = clone.run("python", "-m", "pipelines.train_token")
+    assert said.returncode == 1 and "Traceback" not in said.stderr
+    assert said.stderr.strip().endswith(
+        "train_token: params.yaml: machine.processes is 3, and the cluster of machine.ray_address has 2 CPUs; use auto"
+    )
+    clone.set_params(f"machine.ray_address='{cluster.address}'", "train_token.training.paint_batch_size=1", "machine.processes=2")
+    said = clone.run("python", "-m", "pipelines.train_token")
+    assert said.returncode == 1 and "Traceback" not in said.stderr
+    assert "a batch of 1 cannot be cut into 2 pieces" in said.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def two_processes(finished_clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What an undisturbed training by two processes of one machine writes."""
+    clone = finished_clone.copy(tmp_path_factory.mktemp("two") / "clone")
+    clone.set_params("machine.processes=2", "machine.threads=2")
+    run(clone, "train_token")
+    return digest(clone, TRAINED)
+
+
+@pytest.mark.slow
+def test_a_training_outlives_a_node(
+    two_processes: dict[str, str], finished_clone: Clone, tmp_path: Path
+) -> None:
+    def kill(cluster: Any) -> None:
+        kill_node(cluster.nodes[0])
+        add_node(cluster)
+
+    assert "was lost" in disturbed(kill, two_processes, finished_clone, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_training_outlives_a_process(
+    two_processes: dict[str, str], finished_clone: Clone, tmp_path: Path
+) -> None:
+    assert "was lost" in disturbed(lambda _: workers()[0].kill(), two_processes, finished_clone, tmp_path)
+
+
+def workers() -> list[psutil.Process]:
+    """Ray names its actors' processes after their class and method."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if process.info["cmdline"] and process.info["cmdline"][0].startswith("ray::RayTrainWorker")
+    ]
+
+
+def disturbed(
+    kill: Callable[[Any], None], undisturbed: dict[str, str], finished: Clone, folder: Path
+) -> str:
+    """A training by two processes that stops after three checkpoints and waits for what `kill` does; it has to go on by itself to
+    what an undisturbed one writes. What it says."""
+    with cluster_of_nodes(2) as cluster:
+        clone = on_cluster(finished, folder / "clone", cluster, TRAINED, processes=2)
+        clone.set_params(
+            f"machine.ray_address='{cluster.address}'", "machine.processes=2", "machine.checkpoint_seconds=0"
+        )
+        store = clone.folder / ".cache/training/train_token"
+        log = folder / "said"
+        with clone.held_trainings(saves=3), log.open("w") as said:
+            process = subprocess.Popen(
+                **clone.command("python", "-m", "pipelines.train_token"), stdout=said, stderr=said
+            )
+            wait_until(lambda: list(store.rglob("held")), process)
+        kill(cluster)
+        try:
+            assert process.wait(HANG_SECONDS) == 0, log.read_text()[-3000:]
+        finally:
+            process.kill()
+        assert digest(clone, TRAINED) == undisturbed
+        return log.read_text()
+
+
+@pytest.mark.slow
+def test_generation_outlives_a_node(finished_clone: Clone, tmp_path: Path) -> None:
+    undisturbed = digest(finished_clone, GENERATED)
+    with cluster_of_nodes(2) as cluster:
+        clone = on_cluster(finished_clone, tmp_path / "clone", cluster, GENERATED, "auto")
+        clone.set_params(f"machine.ray_address='{cluster.address}'", "generate.batch_size=4")
+        plain = finished_clone.copy(tmp_path / "plain")
+        plain.set_params("generate.batch_size=4")
+        run(plain, "generate")
+        undisturbed = digest(plain, GENERATED)
+        process = subprocess.Popen(
+            **clone.command("python", "-m", "pipelines.generate"), stderr=subprocess.PIPE, text=True
+        )
+        seen = ""
+        while "1/" not in seen and process.poll() is None:
+            seen += process.stderr.read(1)
+        kill_node(cluster.nodes[0])
+        _, rest = process.communicate(timeout=HANG_SECONDS)
+        assert process.returncode == 0, rest[-3000:]
+    assert digest(clone, GENERATED) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_killed_head(two_processes: dict[str, str], finished_clone: Clone, tmp_path: Path) -> None:
+    with cluster_of_nodes(2) as cluster:
+        clone = on_cluster(finished_clone, tmp_path / "clone", cluster, TRAINED, processes=2)
+        clone.set_params(
+            f"machine.ray_address='{cluster.address}'", "machine.processes=2", "machine.checkpoint_seconds=0"
+        )
+        store = clone.folder / ".cache/training/train_token"
+        with clone.held_trainings(saves=3):
+            process = subprocess.Popen(
+                **clone.command("python", "-m", "pipelines.train_token"),
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            wait_until(lambda: list(store.rglob("held")), process)
+    assert process.wait(HANG_SECONDS) != 0
+    assert list(store.rglob("*.pt"))
+    with cluster_of_nodes(2) as cluster:
+        clone.set_params(f"machine.ray_address='{cluster.address}'", "machine.processes=2")
+        run(clone, "train_token")
+    assert digest(clone, TRAINED) == two_processes
