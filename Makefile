@@ -29,8 +29,11 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 PACKAGES := -e 'packages/features[pipeline,remote]' -e 'packages/eval[study]' -e 'packages/model[use,serve]'
-PIPELINE := dvc dvc-ssh 'ray[train]' hydra-core ruamel.yaml psutil
+PIPELINE := dvc dvc-ssh hydra-core ruamel.yaml psutil
 TOOLS := ruff mypy import-linter pytest pytest-xdist h5py selenium httpx2 torch-fidelity vector-quantize-pytorch 'moto[server]' s3fs dvc-s3
+# what Ray Train needs besides Ray, in a folder that trainings on a cluster alone read: where there is pandas, Arrow imports it, and
+# every process would start a quarter of a second later
+RAY_TRAIN := pandas tensorboardX
 PIP_INSTALL := python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: run test test-all smoke profile bench seeds table1 study-table2 compare-generators compare-stages x-lxmert l-verse compare-attentions doctor team-cache clean lint setup
@@ -129,6 +132,7 @@ $(VENV)/.complete: constraints.txt packages/features/pyproject.toml packages/eva
 	@if [ ! -e $@ ]; then echo "Setting up $(VENV): some minutes and 6 GB the first time"; $(PYTHON) -m venv --clear $(VENV); fi
 	@rm -f $(VENV)/.complete $(VENV)/.complete-tools
 	$(PIP_INSTALL) $(PACKAGES) $(PIPELINE)
+	$(PIP_INSTALL) --no-deps --upgrade --target $(VENV)/ray_train $(RAY_TRAIN)
 	@touch $@
 
 $(VENV)/.complete-tools: $(VENV)/.complete

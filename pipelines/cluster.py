@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from diptych.features.codebook.clustering import ClusterConfig, build_codebook
@@ -10,6 +11,7 @@ from diptych.features.codebook.reading import load_cluster_sizes
 from diptych.features.importers.centroids import import_centroids
 from diptych.features.manifest import read_manifest, split_rows
 from diptych.features.store import FeatureReader
+from pipelines.runner.spread import spread
 from pipelines.runner.stage import Stage, run
 
 SCENES, FEATURES = Path("data/dataset/scenes.parquet"), Path("data/features")
@@ -36,7 +38,8 @@ def main(stage: Stage, params: ClusterParams) -> None:
     reader = FeatureReader(FEATURES)
     train_ids = {row["image_id"] for row in split_rows(read_manifest(SCENES), "train", SCENES)}
     with stage.write("data/codebook") as folder:
-        how = (stage.threads, folder, stage.device, stage.checkpoints())
+        deal = None if stage.machine.ray_address is None else partial(spread, stage)
+        how = (stage.threads, folder, stage.device, stage.checkpoints(), deal)
         if params.source != str(FEATURES):
             metrics, curve = import_centroids(Path(params.source), params.k, reader, train_ids, *how)
         else:

@@ -18,11 +18,15 @@ from typing import Any
 
 import psutil
 import pytest
-from pipeline_clone import Clone
+from pipeline_clone import REPOSITORY, Clone
 from ray_nodes import add_node, cluster_of_nodes, kill_node
 from test_resume import CASES, digest
 from waiting import HANG_SECONDS, wait_until
 
+from diptych.model.errors import UserError
+from pipelines.runner.params import Machine, read_params, read_section
+from pipelines.runner.spread import spread
+from pipelines.runner.stage import Stage
 from pipelines.runner.writing import remove
 
 TRAINED = CASES["train_token"]
@@ -53,10 +57,10 @@ def run(clone: Clone, stage: str) -> str:
 
 
 def test_stages_give_the_same_on_a_cluster(finished_clone: Clone, cluster: Any, tmp_path: Path) -> None:
-    outs = [*TRAINED, *GENERATED, "metrics/evaluate.json", "data/evaluation_figures.json"]
+    outs = [*CASES["cluster"], *TRAINED, *GENERATED, "metrics/evaluate.json", "data/evaluation_figures.json"]
     undisturbed = digest(finished_clone, outs)
     clone = on_cluster(finished_clone, tmp_path / "clone", cluster, outs, processes=1)
-    for stage in ("train_token", "generate", "evaluate"):
+    for stage in ("cluster", "train_token", "generate", "evaluate"):
         run(clone, stage)
     assert digest(clone, outs) == undisturbed
     assert list((clone.folder / ".cache/ray").iterdir()) == []
@@ -188,3 +192,19 @@ def test_a_killed_head(two_processes: dict[str, str], finished_clone: Clone, tmp
         clone.set_params(f"machine.ray_address='{cluster.address}'", "machine.processes=2")
         run(clone, "train_token")
     assert digest(clone, TRAINED) == two_processes
+
+
+class Deadly:
+    """Work that doubles numbers, and ends its process at 7."""
+
+    def on(self, device: str) -> Callable[[int], int]:
+        return lambda number: os._exit(1) if number == 7 else 2 * number
+
+
+@pytest.mark.slow
+def test_pieces_come_in_order_and_a_deadly_one_is_named(cluster: Any) -> None:
+    machine = replace(read_section(Machine, "machine", read_params(REPOSITORY / "params.yaml")), ray_address=cluster.address)
+    stage = Stage("generate", 0, machine, {})
+    assert list(spread(stage, Deadly(), range(7))) == [0, 2, 4, 6, 8, 10, 12]
+    with pytest.raises(UserError, match=r"^generate: 3 workers died on piece 8 of 9, the last: .*lower the batch size"):
+        list(spread(stage, Deadly(), range(9)))

@@ -80,6 +80,7 @@ def start_and_wait(
     Raises UserError with the message of a process that failed by an error that the user can mend, or where processes are lost
     again and again.
     """
+    _find_ray_train()
     room = connect(cluster_of(stage.machine))
     device = cluster_device(stage.machine, room)
     count = process_count(stage.machine, device, room)
@@ -101,6 +102,20 @@ def start_and_wait(
             _run(work, count, device == "cuda", folder.absolute())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _find_ray_train() -> None:
+    """Let Ray Train be imported, here and in the cluster's processes, which get this one's path. Raises UserError where it cannot be."""
+    if (folder := Path(sys.prefix) / "ray_train").is_dir() and str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    try:
+        import ray.train  # noqa: F401
+    except ImportError as error:
+        missing = error.__cause__ or error
+        raise UserError(
+            f"machine.ray_address: trainings on a cluster go through Ray Train, which does not start ({missing}): pip install 'ray[train]', "
+            "or set machine.ray_address to null"
+        ) from None
 
 
 def _run(work: Work, count: int, gpu: bool, folder: Path) -> None:

@@ -227,6 +227,10 @@ class FeatureReader:
         """Number of images."""
         return sum(self._counts)
 
+    def first_of(self, part: int) -> int:
+        """Number of the first image of a part; of one behind the last, the number of images."""
+        return sum(self._counts[:part])
+
     def __getstate__(self) -> dict[str, Any]:
         # Memory maps do not travel to other processes; they are made again there.
         return {**self.__dict__, "_rows": None}

@@ -7,8 +7,9 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,6 +71,7 @@ def build_codebook(
     out: Path,
     device: str = "cpu",
     checkpoints: Checkpoints | None = None,
+    deal: Deal | None = None,
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Cluster the train images' cells and assign every image's; write codebook.safetensors and codes.parquet.
 
@@ -82,7 +84,8 @@ def build_codebook(
     pushed apart by 1/1024 (FAISS does it; `splits` of an iteration). Where there are fewer different cells than
     centroids, the rest stays dead: no code names it.
 
-    device: "cuda" (all GPUs) or "cuda:N" (one) where FAISS is built for GPUs, else the CPU does it and says so.
+    device: "cuda" (all GPUs) or "cuda:N" (one) where FAISS is built for GPUs, else the CPU does it and says so. deal: has others
+    assign the codes, a part of the store each; null: this process does.
 
     Returns metrics (relative_error: share of the features' variance that the codes lose, over all train cells;
     dead_centroids; smallest and largest cluster; perplexity of the codes; cells and sampled_cells of the train
@@ -109,7 +112,7 @@ def build_codebook(
         sample = _sample(reader, keys, train, config)
         _cluster(sample, config, index, progress)
         del sample  # before the assignment: its blocks take some of the room
-    _assign(reader, keys, train, index, progress)
+    _assign(reader, keys, train, index, progress, deal)
     sampled, inertia = _sample_size(available, config), progress.curve[-1]["inertia"]
     return _write(out, keys, train, progress, sampled, inertia), progress.curve
 
@@ -123,6 +126,7 @@ def assign_codebook(
     out: Path,
     device: str = "cpu",
     checkpoints: Checkpoints | None = None,
+    deal: Deal | None = None,
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Take `centroids`, float32 [K, D], K at most 65,536, for the codebook, and do what `build_codebook` does after its
     clustering, checkpoints and GPUs included. source: where they are from, for messages.
@@ -140,7 +144,7 @@ def assign_codebook(
     given = hashlib.sha256(centroids.tobytes()).hexdigest()
     progress = _Progress.begin_or_resume(checkpoints, _fingerprint(reader, keys, train, given))
     progress.centroids, progress.clustered = centroids, True
-    _assign(reader, keys, train, index, progress)
+    _assign(reader, keys, train, index, progress, deal)
     lost, variance = float(progress.lost[train].sum()), progress.variance(train)
     if lost > variance > 0:
         raise UserError(
@@ -191,6 +195,14 @@ class _Progress:
         variance = self.squares - float(self.total @ self.total) / max(int(train.sum()) * CELLS, 1)
         # What is left of float32's rounding where all cells are the same is no variance.
         return variance if variance > 1e-6 * self.squares else 0.0
+
+    def take(self, assigned: Assigned) -> None:
+        """Add the next block's codes."""
+        images = slice(assigned.first, assigned.first + len(assigned.codes))
+        self.codes[images], self.lost[images] = assigned.codes, assigned.lost
+        self.total += assigned.total
+        self.squares += assigned.squares
+        self.assigned = images.stop
 
     def save(self) -> None:
         if self._checkpoints is None or self.centroids is None:
@@ -369,27 +381,86 @@ def _settled(curve: list[dict[str, float]]) -> bool:
     return len(curve) > 1 and curve[-1]["inertia"] == curve[-2]["inertia"] != 0
 
 
+Deal = Callable[["Assignment", Sequence[int]], Iterator[list["Assigned"]]]
+"""Has the codes of some of the store's parts assigned by whoever works, and hands them back in the order of the parts."""
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """Codes of a block of images. first: number of its first image. codes: uint16 [n, 64]. lost: float64 [n], squared distances of an
+    image's cells to their centroids. total: float64 [D], the sum of its train cells, and `squares` of the squares of their lengths."""
+
+    first: int
+    codes: np.ndarray
+    lost: np.ndarray
+    total: np.ndarray
+    squares: float
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What assigns the codes of a part, with all that it reads: it travels to other processes."""
+
+    centroids: np.ndarray
+    reader: FeatureReader
+    keys: pa.Table
+    train: np.ndarray
+
+    def on(self, device: str) -> Callable[[int], list[Assigned]]:
+        """The same on a device, ready to be called with the number of a part."""
+        import faiss
+
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        index = _flat_index(self.reader.feature_dim, device)
+        index.add(self.centroids)
+        return partial(self._part, index)
+
+    def _part(self, index: Any, number: int) -> list[Assigned]:
+        start = self.reader.first_of(number)
+        blocks = _blocks(self.reader, start, "codes", self.reader.first_of(number + 1))
+        return [self.block(index, first, cells) for first, cells in blocks]
+
+    def block(self, index: Any, first: int, cells: Tensor) -> Assigned:
+        """The nearest centroid of each cell of a block, float32 [n, 64, D]. UserError where a feature is not finite."""
+        if not_finite := _not_finite(cells, self.keys, first):
+            raise _overflow(not_finite)
+        distances, codes = index.search(cells.flatten(0, 1).numpy(), 1)
+        train = self.train[first : first + len(cells)]
+        own = (cells if train.all() else cells[torch.from_numpy(train)]).flatten(0, 1)
+        return Assigned(
+            first,
+            codes.reshape(-1, CELLS).astype(np.uint16),
+            distances.reshape(-1, CELLS).sum(axis=1, dtype=np.float64),
+            own.sum(dim=0).double().numpy(),
+            float(torch.linalg.vector_norm(own, dim=1).double().square().sum()),
+        )
+
+
 def _assign(
-    reader: FeatureReader, keys: pa.Table, train: np.ndarray, index: Any, progress: _Progress
+    reader: FeatureReader,
+    keys: pa.Table,
+    train: np.ndarray,
+    index: Any,
+    progress: _Progress,
+    deal: Deal | None,
 ) -> None:
     """The nearest centroid of every cell of every image that has none yet."""
-    index.reset()
-    index.add(progress.centroids)
+    assert progress.centroids is not None
     if not progress.assigned:
         progress.codes = np.zeros((len(reader), CELLS), dtype=np.uint16)
         progress.lost, progress.total = np.zeros(len(reader)), np.zeros(reader.feature_dim)
-    saved = time.monotonic()
-    for first, cells in _blocks(reader, progress.assigned, "codes"):
-        if not_finite := _not_finite(cells, keys, first):
-            raise _overflow(not_finite)
-        distances, codes = index.search(cells.flatten(0, 1).numpy(), 1)
-        images = slice(first, first + len(cells))
-        progress.codes[images] = codes.reshape(-1, CELLS)
-        progress.lost[images] = distances.reshape(-1, CELLS).sum(axis=1, dtype=np.float64)
-        own = (cells if train[images].all() else cells[torch.from_numpy(train[images])]).flatten(0, 1)
-        progress.total += own.sum(dim=0).double().numpy()
-        progress.squares += float(torch.linalg.vector_norm(own, dim=1).double().square().sum())
-        progress.assigned = images.stop
+    assignment, saved = Assignment(progress.centroids, reader, keys, train), time.monotonic()
+    if deal is None:
+        index.reset()
+        index.add(progress.centroids)
+        blocks = _blocks(reader, progress.assigned, "codes")
+        assigned = (assignment.block(index, first, cells) for first, cells in blocks)
+    else:
+        parts = [n for n in range(len(reader.parts)) if reader.first_of(n + 1) > progress.assigned]
+        bar = tqdm(deal(assignment, parts), total=len(parts), desc="codes", unit="part", mininterval=1)
+        assigned = (each for several in bar for each in several if each.first >= progress.assigned)
+    for each in assigned:
+        progress.take(each)
         if time.monotonic() - saved > _SAVE_SECONDS:
             progress.save()
             saved = time.monotonic()
@@ -425,16 +496,21 @@ def _write(
     }
 
 
-def _blocks(reader: FeatureReader, start: int, name: str) -> Iterator[tuple[int, Tensor]]:
-    """Some images at a time, from number `start`, which begins a block, on: the first one's number and float32
-    [n, 64, D], a buffer that the next block overwrites.
+def _blocks(
+    reader: FeatureReader, start: int, name: str, stop: int | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """Some images at a time, from number `start`, which begins a block, on (to before `stop`, which begins a part): the first one's
+    number and float32 [n, 64, D], a buffer that the next block overwrites.
 
     Parts are not read whole, but by row groups: at the papers' size a part is 131 MB, more than some samples.
     """
     buffer = torch.empty(_BLOCK, CELLS, reader.feature_dim)
-    first = 0
-    with tqdm(total=len(reader), initial=start, desc=name, unit="image", mininterval=1) as bar:
-        for part in reader.parts:
+    first, stop = 0, len(reader) if stop is None else stop
+    with tqdm(total=stop, initial=start, desc=name, unit="image", mininterval=1) as bar:
+        for number, part in enumerate(reader.parts):
+            if not start < reader.first_of(number + 1) <= stop:
+                first = reader.first_of(number + 1)
+                continue
             file = pq.ParquetFile(part)
             for group in range(file.num_row_groups):
                 following = first + file.metadata.row_group(group).num_rows

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from diptych.features.codebook.clustering import Checkpoints, assign_codebook
+from diptych.features.codebook.clustering import Checkpoints, Deal, assign_codebook
 from diptych.features.errors import UserError
 from diptych.features.store import FeatureReader
 
@@ -26,6 +26,7 @@ def import_centroids(
     out: Path,
     device: str = "cpu",
     checkpoints: Checkpoints | None = None,
+    deal: Deal | None = None,
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Take the centroids in `path` for the codebook and find the code of every image's cells, as
     `diptych.features.codebook.assign_codebook` does; it says what is returned, and what else is refused.
@@ -40,7 +41,7 @@ def import_centroids(
         raise UserError(
             f"{path}: {len(centroids)} centroids, but cluster.k = {k}; set cluster.k to what is there"
         )
-    return assign_codebook(centroids, path, reader, train_ids, threads, out, device, checkpoints)
+    return assign_codebook(centroids, path, reader, train_ids, threads, out, device, checkpoints, deal)
 
 
 def read_centroids(path: Path, feature_dim: int) -> np.ndarray:
