@@ -105,9 +105,11 @@ def start_and_wait(
 
 
 def _find_ray_train() -> None:
-    """Let Ray Train be imported, here and in the cluster's processes, which get this one's path. Raises UserError where it cannot be."""
-    if (folder := Path(sys.prefix) / "ray_train").is_dir() and str(folder) not in sys.path:
+    """Let Ray Train be imported, here and in the cluster's processes. Raises UserError where it cannot be."""
+    if (folder := Path(sys.prefix) / "ray_train").is_dir():
         sys.path.append(str(folder))
+        given = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = f"{given}{os.pathsep}{folder}" if given else str(folder)
     try:
         import ray.train  # noqa: F401
     except ImportError as error:
