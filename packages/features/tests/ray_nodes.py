@@ -31,16 +31,20 @@ def cluster_of_nodes(count: int = 0) -> Iterator[Any]:
         be_patient_with_ray()
         cluster = Cluster(initialize_head=True, head_node_args={"wait": False, "num_cpus": 0, **MEMORY})
         try:
-            cluster.nodes = [add_node(cluster) for _ in range(count)]
+            for _ in range(count):
+                add_node(cluster)
             cluster.wait_for_nodes(timeout=HANG_SECONDS)
             yield cluster
         finally:
             cluster.shutdown()
 
 
-def add_node(cluster: Any) -> Any:
-    """A further node, which need not be there yet."""
-    return cluster.add_node(wait=False, num_cpus=1, **MEMORY)
+def add_node(cluster: Any) -> None:
+    """A further node, which need not be there yet: the last of `cluster.nodes`. It has an address of its own, so that the process that
+    uses the cluster is the head's, and not lost with a node that is killed."""
+    cluster.nodes = [*getattr(cluster, "nodes", []), None]
+    address = f"127.0.0.{len(cluster.nodes) + 1}"
+    cluster.nodes[-1] = cluster.add_node(wait=False, num_cpus=1, node_ip_address=address, **MEMORY)
 
 
 def kill_node(node: Any) -> None:

@@ -15,6 +15,7 @@ from diptych.model.decoding.noise import gumbel_noise, sample_seeds, uniform_noi
 from diptych.model.decoding.options import PaintOptions
 from diptych.model.decoding.paint import FixedCells
 from diptych.model.decoding.schedules import cosine_counts, schedule_counts
+from diptych.model.devices import Places
 from diptych.model.errors import UserError
 
 CELLS = 16
@@ -174,7 +175,7 @@ def test_ordered_paintings_equal_a_plain_rewrite(double, name, partial):
     encode_visual = double.model.encode_visual
 
     def recording(features, masked=None):
-        masks.append(masked.clone())
+        masks.append(Places.of(masked).mask.clone())
         return encode_visual(features, masked)
 
     double.model.encode_visual = recording

@@ -42,7 +42,8 @@ class Death:
 def connect(cluster: Cluster, cpus: int | None = None) -> dict[str, float]:
     """Connect this process to a cluster, or start Ray here with so many `cpus`. Returns what it has, such as CPU and GPU.
 
-    A connection that is there already stays. Raises UserError where Ray does not start or nobody answers.
+    A connection that is there already stays. A cluster's workers look for modules where PYTHONPATH says here, not there. Raises
+    UserError where Ray does not start or nobody answers.
     """
     import logging
 
@@ -52,16 +53,19 @@ def connect(cluster: Cluster, cpus: int | None = None) -> dict[str, float]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning without a GPU
     import ray
 
-    local = {"num_cpus": cpus, "object_store_memory": 256 * 2**20} if cluster.address is None else {}
+    how: dict[str, Any]
+    if cluster.address is None:
+        how = {"num_cpus": cpus, "object_store_memory": 256 * 2**20, "include_dashboard": False}
+    else:
+        how = {"runtime_env": {"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}}}
     try:
         # "local" and not null, or RAY_ADDRESS in the environment would decide.
         ray.init(
             address=cluster.address or "local",
-            include_dashboard=False if cluster.address is None else None,
             log_to_driver=False,
             logging_level=logging.ERROR,
             ignore_reinit_error=True,
-            **local,
+            **how,
         )
     except Exception as error:  # Ray raises all kinds, where the machine is too busy a plain one
         where = f"{cluster.key} = {cluster.address}" if cluster.address else "on this machine"

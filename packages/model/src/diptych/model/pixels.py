@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from diptych.model.devices import sent
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -19,7 +21,7 @@ def to_unit_range(pixels: Tensor) -> Tensor:
 
 def from_uint8(pictures: Tensor, device: torch.device) -> Tensor:
     """Pictures uint8 ``[n, 3, H, W]`` as pixels float in -1..1, channels-last, on ``device``."""
-    pixels = pictures.to(device).float().div_(127.5).sub_(1)
+    pixels = sent(pictures, device).float().div_(127.5).sub_(1)
     return pixels.contiguous(memory_format=torch.channels_last)
 
 

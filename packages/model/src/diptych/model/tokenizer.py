@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diptych.model.byte_pairs import CONTINUATION, joined, learn_merges
+from diptych.model.devices import sent
 from diptych.model.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,6 +60,13 @@ class CaptionTokenizer:
         self.pad, self.unk, self.cls, self.sep, self.mask = (vocabulary[token] for token in SPECIAL_TOKENS)
         self.stop = vocabulary[STOP]
         self.forbidden = torch.tensor([self.pad, self.unk, self.cls, self.sep, self.mask])
+        self._forbidden_on: dict[torch.device, Tensor] = {}
+
+    def forbidden_on(self, device: torch.device) -> Tensor:
+        """``forbidden`` on ``device``, where it stays: every word that is written asks for it."""
+        if device == self.forbidden.device:
+            return self.forbidden
+        return self._forbidden_on.setdefault(device, sent(self.forbidden, device))
 
     def __len__(self) -> int:
         """Size of the vocabulary."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TypeVar
 
 from torch import Tensor
 
+from diptych.model.devices import Texts
 from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer
 
@@ -25,17 +26,18 @@ class RankedAnswer:
 
 
 def question_states(
-    model: UnifiedTransformer, tokenizer: CaptionTokenizer, images: list[Tensor], ids: Tensor
+    model: UnifiedTransformer, tokenizer: CaptionTokenizer, images: list[Tensor], ids: Tensor | Texts
 ) -> Tensor:
     """Return what the heads read of questions about pictures: the states of [CLS], float ``[n * c, h]``.
 
     Args:
         images: the n pictures (:func:`diptych.model.decoding.caption.encode_images`), seen once for all their questions.
-        ids: int64 ``[n, c, t]``, c questions about each, or statements.
+        ids: int64 ``[n, c, t]``, c questions about each, or statements. As Texts they have been cut before, so that a GPU is not
+            waited for.
     """
+    ids = Texts.of(ids, tokenizer.pad).ids
     n, c, _ = ids.shape
     ids = ids.flatten(0, 1)
-    ids = tokenizer.trimmed(ids)
     visible = ids != tokenizer.pad
     if model.config.caption_attention == "prefix":
         return model.question_states(ids, visible, model.visual_keys_values(images))
@@ -44,7 +46,7 @@ def question_states(
 
 
 def answer_logits(
-    model: UnifiedTransformer, tokenizer: CaptionTokenizer, images: list[Tensor], ids: Tensor
+    model: UnifiedTransformer, tokenizer: CaptionTokenizer, images: list[Tensor], ids: Tensor | Texts
 ) -> Tensor:
     """Logits ``[n * c, A]`` of the answers to questions ids int64 ``[n, c, t]``, c about each of n images
     (:func:`diptych.model.decoding.caption.encode_images`)."""
@@ -52,11 +54,14 @@ def answer_logits(
 
 
 def statement_logits(
-    model: UnifiedTransformer, tokenizer: CaptionTokenizer, images: list[Tensor], ids: Tensor
+    model: UnifiedTransformer, tokenizer: CaptionTokenizer, images: list[Tensor], ids: Tensor | Texts
 ) -> Tensor:
     """Logits ``[n, 2]`` of (false, true) of statements ids int64 ``[n, t]``, the first about the first two of 2 n images, left
     and right, and so on (LXMERT's NLVR2: a pass with either image)."""
-    states = question_states(model, tokenizer, images, ids.repeat_interleave(2, 0)[:, None])
+    texts = Texts.of(ids, tokenizer.pad)
+    # the words are counted for losses, and no loss is of a statement's
+    twice = replace(texts, ids=texts.ids.repeat_interleave(2, 0)[:, None])
+    states = question_states(model, tokenizer, images, twice)
     return model.pair_logits(states[::2], states[1::2])
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from diptych.model.decoding.caption import NextWord, WordFilter, word_log_probabilities
 from diptych.model.decoding.decisions import PAPER, Decisions
 from diptych.model.decoding.words import is_among_largest
+from diptych.model.devices import sent
 from diptych.model.tokenizer import CaptionTokenizer
 
 
@@ -32,7 +33,7 @@ class Beams:
     def none(cls, n: int, b: int, length: int, tokenizer: CaptionTokenizer, device: torch.device) -> Beams:
         """Return room for captions."""
         ids = torch.full((n, b, length), tokenizer.pad, device=device)
-        ids[..., :2] = ids.new_tensor([tokenizer.cls, tokenizer.sep])
+        ids[..., 0], ids[..., 1] = tokenizer.cls, tokenizer.sep
         scores = torch.full((n, b), -torch.inf, dtype=torch.float64, device=device)
         return cls(ids, torch.zeros(n, b, length, device=device), scores)
 
@@ -52,7 +53,9 @@ def pick(values: Tensor, places: Tensor) -> Tensor:
 
 def best_places(values: Tensor, k: int) -> Tensor:
     """Return the places int64 ``[n, k]`` of the k largest ``values`` ``[n, C]``, largest first, equal ones in order."""
-    places = is_among_largest(values, k).nonzero()[:, 1].view(-1, k)
+    among = is_among_largest(values, k)
+    # how many they are is known, so a GPU need not be asked
+    places = torch.nonzero_static(among, size=len(values) * k)[:, 1].view(-1, k)
     order = values.gather(1, places).argsort(dim=1, descending=True, stable=True)
     return places.gather(1, order)
 
@@ -102,7 +105,7 @@ def beam_search(
     # its other beams have no chance.
     images = torch.arange(n, device=device)
     ids = torch.full((n, beams, length), tokenizer.pad, device=device)
-    ids[..., : len(start) + 1] = ids.new_tensor([tokenizer.cls, *start])
+    ids[..., : len(start) + 1] = sent(torch.tensor([tokenizer.cls, *start]), device)
     chances = torch.zeros(n, beams, length, device=device)  # log-probabilities of the words
     sums = torch.full((n, beams), -torch.inf, dtype=torch.float64, device=device)  # of chances
     sums[:, ::width] = 0

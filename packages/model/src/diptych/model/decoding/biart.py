@@ -17,6 +17,7 @@ from diptych.model.decoding.noise import sample_seeds, uniform_noise
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.decoding.paint import FixedCells, Paintings, texts_to_paint
 from diptych.model.decoding.sampling import CodeSampling
+from diptych.model.devices import Texts, sent
 from diptych.model.errors import UserError
 from diptych.model.networks.biart import GENERATED, BiART, Reference
 from diptych.model.tokenizer import CaptionTokenizer
@@ -59,7 +60,7 @@ def caption_codes(
 def paint_texts(
     model: BiART,
     tokenizer: CaptionTokenizer,
-    ids: Tensor,
+    ids: Tensor | Texts,
     options: PaintOptions,
     seeds: Sequence[int] | None = None,
     given: FixedCells | None = None,
@@ -84,15 +85,15 @@ def paint_texts(
     """
     if options.method != "rows":
         raise UserError(f"this transformer paints cell by cell, by method rows, not {options.method}")
-    ids = texts_to_paint(tokenizer, ids)
+    written = texts_to_paint(tokenizer, ids)
+    ids = written.ids
     if given is not None:
         given.check(len(ids), model.config.cells, model.config.codebook_size)
     if options.is_random and (seeds is None or len(seeds) != len(ids)):
         raise ValueError("random paintings need one seed per caption")
-    texts = [model.read_text(ids, ids != tokenizer.pad)[1]]
+    texts = [model.read_text(ids, written.visible(tokenizer.pad))[1]]
     if options.guidance != 1:
-        nothing = tokenizer.no_text(1).to(ids.device)
-        texts.append(model.read_text(nothing, torch.ones_like(nothing, dtype=torch.bool))[1])
+        texts.append(model.read_text(sent(tokenizer.no_text(1), ids.device), None)[1])
     noise = None
     if options.is_random:
         each = sample_seeds(seeds or [], options.samples)

@@ -10,6 +10,7 @@ from torch import Tensor
 from diptych.model.decoding.caption import Captions
 from diptych.model.decoding.decode import captions_by
 from diptych.model.decoding.options import CaptionOptions
+from diptych.model.devices import sent
 from diptych.model.errors import UserError
 from diptych.model.networks.butd import BUTD, Seen
 from diptych.model.tokenizer import CaptionTokenizer
@@ -24,7 +25,7 @@ class BUTDNextWord:
     def __init__(self, model: BUTD, images: Seen) -> None:
         self.model, self.seen = model, images
         self.state = model.start(len(images), images.vectors)
-        self.rows = torch.arange(len(images), device=images.vectors.device)  # the image of each caption
+        self.rows = torch.arange(len(images))  # the image of each caption
         self.read = 0  # words that the state has seen
 
     def logits(self, ids: Tensor) -> Tensor:
@@ -35,15 +36,14 @@ class BUTDNextWord:
         return self.model.logits(self.state[2])
 
     def keep(self, rows: Tensor) -> None:
-        self.state, self.rows = self.state[:, rows], self.rows[rows]
+        device = self.state.device
+        self.state, self.rows = self.state[:, sent(rows, device)], self.rows[rows.cpu()]
         images, counts = self.rows.unique_consecutive(return_counts=True)
         if not (counts == counts[0]).all():
             images = self.rows
-        if not images.equal(torch.arange(len(self.seen), device=rows.device)):
-            self.seen = self.seen.rows(images)
-            self.rows = torch.arange(len(images), device=rows.device).repeat_interleave(
-                len(rows) // len(images)
-            )
+        if not images.equal(torch.arange(len(self.seen))):
+            self.seen = self.seen.rows(sent(images, device))
+            self.rows = torch.arange(len(images)).repeat_interleave(len(rows) // len(images))
 
 
 @torch.no_grad()

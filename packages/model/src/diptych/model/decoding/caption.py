@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diptych.model.decoding.decisions import PAPER, Decisions
 from diptych.model.decoding.noise import sample_from, uniform_noise
+from diptych.model.devices import sent
 from diptych.model.networks.attention import KeyValueCache
 from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer
@@ -40,7 +41,7 @@ def word_log_probabilities(
     special tokens. ``temperature`` is above 0; a tensor broadcasts to the logits."""
     logits = logits.float()
     if not decisions.special_words:
-        logits = logits.index_fill(-1, tokenizer.forbidden.to(logits.device), float("-inf"))
+        logits = logits.index_fill(-1, tokenizer.forbidden_on(logits.device), float("-inf"))
     return (logits / temperature).log_softmax(-1)
 
 
@@ -52,7 +53,8 @@ class NextWord(Protocol):
         call of any length, later those of the call before with one word more."""
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows of the batch only (int64 ``[m]``; any order, repeats allowed)."""
+        """Go on with these rows of the batch only (int64 ``[m]``; any order, repeats allowed). They are best on the CPU: a GPU has to
+        be asked for them."""
 
 
 class WordFilter(Protocol):
@@ -81,14 +83,17 @@ class CachedNextWord:
 
     def keep(self, rows: Tensor) -> None:
         """As :meth:`NextWord.keep`."""
-        images = rows // self.captions_per_image
+        device = self.keys_values[0][0].device
+        images = rows.cpu() // self.captions_per_image
         neighbours, counts = images.unique_consecutive(return_counts=True)
         if (counts == counts[0]).all():
             images = neighbours
         self.captions_per_image = len(rows) // len(images)
-        if len(images) != self.images or (images != torch.arange(self.images, device=rows.device)).any():
-            self.keys_values = [(keys[images], values[images]) for keys, values in self.keys_values]
+        if len(images) != self.images or (images != torch.arange(self.images)).any():
+            kept = sent(images, device)
+            self.keys_values = [(keys[kept], values[kept]) for keys, values in self.keys_values]
             self.images = len(images)
+        rows = sent(rows, device)
         for cache in self.caches:
             cache.keep(rows)
 
@@ -121,7 +126,7 @@ class MaskedNextWord:
         self.mask = mask
         self.visual = visual
         self.visual_projection = model.visual_projection(visual)
-        self.images = torch.arange(visual.shape[0], device=visual.device)  # of each row
+        self.images = torch.arange(visual.shape[0])  # of each row
 
     def logits(self, ids: Tensor) -> Tensor:
         masks = ids.new_full((ids.shape[0], 1), self.mask)
@@ -131,8 +136,9 @@ class MaskedNextWord:
         )
 
     def keep(self, rows: Tensor) -> None:
-        images = self.images[rows]
+        images = self.images[rows.cpu()]
         if not images.equal(self.images):
+            rows = sent(rows, self.visual.device)
             self.visual = self.visual[rows]
             self.visual_projection = tuple(part[rows] for part in self.visual_projection)
             self.images = images
@@ -184,14 +190,15 @@ def write_captions(
     A row is done at its full stop; done rows leave the batch. The model should be in eval mode.
     """
     device = torch.device(device)
-    temperatures = torch.as_tensor(temperature, dtype=torch.float32, device=device).expand(n)
+    temperatures = torch.as_tensor(temperature, dtype=torch.float32).expand(n)
     greedy = temperatures == 0
     sampling = not bool(greedy.all())
     if sampling and (seeds is None or len(seeds) != n):
         raise ValueError("sampling needs one seed per caption")
-    temperatures = temperatures.masked_fill(greedy, 1.0)[:, None]
+    temperatures = sent(temperatures.masked_fill(greedy, 1.0)[:, None], device)
+    greedy = sent(greedy, device)
     ids = torch.full((n, length), tokenizer.pad, device=device)
-    ids[:, : len(start) + 1] = ids.new_tensor([tokenizer.cls, *start])
+    ids[:, : len(start) + 1] = sent(torch.tensor([tokenizer.cls, *start]), device)
     log_probabilities = torch.zeros(n, length, device=device)
     noise = uniform_noise(seeds or [], length, device=device) if sampling else None
     rows = torch.arange(n, device=device)  # the captions that are still being written
@@ -208,11 +215,12 @@ def write_captions(
         ids[rows, position] = words
         log_probabilities[rows, position] = choices.gather(-1, words[:, None])[:, 0]
         ids[rows, position + 1] = tokenizer.sep  # overwritten unless this was the last word
-        open_rows = (words != tokenizer.stop).nonzero()[:, 0]
+        # the one look at the device for each word, without which done captions would be written to the end
+        open_rows = (words != tokenizer.stop).cpu().nonzero()[:, 0]
         if len(open_rows) == 0:
             break
         if len(open_rows) < len(rows):
-            rows = rows[open_rows]
+            rows = rows[sent(open_rows, device)]
             next_word.keep(open_rows)
     return Captions(ids, log_probabilities)
 

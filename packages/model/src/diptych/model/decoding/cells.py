@@ -11,6 +11,7 @@ from torch import Tensor
 from diptych.model.decoding.noise import derived_seed, gumbel_noise, uniform_noise
 from diptych.model.decoding.paint import FixedCells, Paintings, PaintText, free_cells
 from diptych.model.decoding.sampling import LIKELIEST, CodeSampling
+from diptych.model.devices import Places, sent
 
 
 def unpainted(free: Tensor, given: FixedCells | None) -> Tensor:
@@ -24,12 +25,12 @@ def unpainted(free: Tensor, given: FixedCells | None) -> Tensor:
 
 
 def stack_orders(orders: Sequence[Sequence[Sequence[int]]], steps: int, at_once: int, free: Tensor) -> Tensor:
-    """Stack the steps of n images, lists of cells, to int64 ``[n, steps, at_once]``."""
+    """Stack the steps of n images, lists of cells, to int64 ``[n, steps, at_once]``, on the CPU."""
     stacked = torch.full((len(orders), steps, at_once), free.shape[1])
     for row, order in zip(stacked, orders, strict=True):
         for places, step in zip(row, order, strict=False):
             places[: len(step)] = torch.tensor(step)
-    return stacked.to(free.device)
+    return stacked
 
 
 def row_order(free: Tensor) -> Tensor:
@@ -86,7 +87,8 @@ def paint_in_order(
 
     Args:
         codebook: float ``[K, D]``, the centroids that written cells show.
-        order: int64 ``[n, steps, cells at a time]``, from one of the functions above; it names every free cell.
+        order: int64 ``[n, steps, cells at a time]``, from one of the functions above; it names every free cell. It says which cells
+            are masked when, which is counted on the CPU.
         sampling: how codes are taken.
         seeds: one whole number >= 0 per painting, needed for sampling.
         keep_steps: also return the codes after each step.
@@ -100,20 +102,25 @@ def paint_in_order(
     noise = (
         uniform_noise(seeds or [], steps, at_once, device=free.device) if sampling.temperature > 0 else None
     )
+    order, on_host = order.cpu(), torch.ones(n, cells, dtype=torch.bool) if given is None else free.cpu()
     # One cell more than there are: that of steps that paint nothing.
-    masked = torch.cat([free, torch.zeros_like(free[:, :1])], 1)
-    codes = torch.cat([unpainted(free, given), torch.zeros_like(order[:, 0, :1])], 1)
+    masked = torch.cat([on_host, torch.zeros_like(on_host[:, :1])], 1)
+    codes = unpainted(free, given)
+    codes = torch.cat([codes, torch.zeros_like(codes[:, :1])], 1)
     used = (order < cells).any(0).any(1).tolist()
     history = []
     for step in range(steps):
         if used[step]:
-            positions = order[:, step]
-            masked.scatter_(1, positions, True)
+            masked.scatter_(1, order[:, step], True)
+            hidden, positions = (
+                Places.of(masked[:, :cells]).to(free.device),
+                sent(order[:, step], free.device),
+            )
             features = codebook[codes[:, :cells].clamp(min=0)]
-            logits = text.logits(features, masked[:, :cells], positions.clamp(max=cells - 1))
+            logits = text.logits(features, hidden, positions.clamp(max=cells - 1))
             chosen = sampling.take(logits, None if noise is None else noise[:, step])
             codes.scatter_(1, positions, chosen)
-            masked.scatter_(1, positions, False)
+            masked.scatter_(1, order[:, step], False)
         history.append(codes[:, :cells].clone())
     return Paintings(history[-1], torch.stack(history, 1) if keep_steps else None)
 
@@ -130,14 +137,15 @@ def paint_features_in_order(text: PaintText, order: Tensor) -> Tensor:
         UserError: the transformer has no head that regresses features.
     """
     config, (n, steps, _) = text.model.config, order.shape
-    masked = torch.ones(n, config.cells, dtype=torch.bool, device=order.device)
-    features = torch.zeros(n, config.cells, config.feature_dim, device=order.device)
-    rows = torch.arange(n, device=order.device)[:, None]
+    device, order = text.text.device, order.cpu()
+    masked = torch.ones(n, config.cells, dtype=torch.bool)
+    features = torch.zeros(n, config.cells, config.feature_dim, device=device)
+    rows = torch.arange(n, device=device)[:, None]
     for step in range(steps):
-        positions = order[:, step]
-        masked[rows, positions] = True
-        features[rows, positions] = text.regressed(features, masked, positions)
-        masked[rows, positions] = False
+        masked.scatter_(1, order[:, step], True)
+        positions = sent(order[:, step], device)
+        features[rows, positions] = text.regressed(features, Places.of(masked).to(device), positions)
+        masked.scatter_(1, order[:, step], False)
     return features
 
 
@@ -168,13 +176,16 @@ def paint_easiest_first(
     noise = uniform_noise(seeds or [], 2, cells, cells, device=free.device) if noisy else None
     masked, codes = free.clone(), unpainted(free, given)
     numbers_free = free.sum(1)
-    most_free = int(numbers_free.max())
+    most_free = cells if given is None else int(numbers_free.max())
     history = []
     for step in range(cells):
         if step < most_free:
             # The masked cells of each image, as many as the image with most of them has.
-            positions = masked.byte().argsort(dim=1, descending=True, stable=True)[:, : most_free - step]
-            logits = text.logits(codebook[codes.clamp(min=0)], masked, positions)
+            order = masked.byte().argsort(dim=1, descending=True, stable=True)
+            positions = order[:, : most_free - step]
+            # without given cells these are all that are masked, and nothing has to be counted
+            hidden = masked if given is not None else Places.split(order, most_free - step)[0]
+            logits = text.logits(codebook[codes.clamp(min=0)], hidden, positions)
             chosen = sampling.take(logits, None if noise is None else noise[:, 0, step].gather(1, positions))
             ranking = logits.log_softmax(-1).gather(-1, chosen[..., None])[..., 0]
             if noise is not None and confidence_noise > 0:

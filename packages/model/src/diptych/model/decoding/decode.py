@@ -31,6 +31,7 @@ from diptych.model.decoding.paint import FixedCells, Paintings, PaintText, free_
 from diptych.model.decoding.sampling import CodeSampling
 from diptych.model.decoding.schedules import schedule_counts
 from diptych.model.decoding.words import WordFilters, start_words
+from diptych.model.devices import Texts
 from diptych.model.errors import UserError
 from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer
@@ -98,7 +99,7 @@ def captions_by(
             found.ids[:, :samples].flatten(0, 1), found.log_probabilities[:, :samples].flatten(0, 1)
         )
     if samples > 1:
-        next_word.keep(torch.arange(n, device=device).repeat_interleave(samples))
+        next_word.keep(torch.arange(n).repeat_interleave(samples))
     filters = WordFilters(options.no_repeat, options.top_k, options.top_p)
     return write_captions(
         next_word,
@@ -119,7 +120,7 @@ def paint_captions(
     model: UnifiedTransformer,
     tokenizer: CaptionTokenizer,
     codebook: Tensor,
-    ids: Tensor,
+    ids: Tensor | Texts,
     options: PaintOptions,
     seeds: Sequence[int] | None = None,
     given: FixedCells | None = None,
@@ -130,7 +131,7 @@ def paint_captions(
 
     Args:
         codebook: float ``[K, D]``, the centroids that written cells show.
-        ids: int64 ``[n, t]`` from ``tokenizer.encode``.
+        ids: int64 ``[n, t]`` from ``tokenizer.encode``; as Texts they have been cut before, so that a GPU is not asked.
         seeds: one whole number >= 0 per caption, needed where ``options.is_random``; the same seed gives a caption the
             same paintings in every batch.
         given: cells of each caption's paintings that are painted already and stay as they are. Steps and schedules then
@@ -164,7 +165,8 @@ def paint_captions(
         return mask_predict(text, codebook, schedule, sampling, noise, seeds, keep_steps, decisions, given)
     if options.method == "easiest":
         return paint_easiest_first(text, codebook, sampling, noise, seeds, keep_steps, given)
-    order = order_of(options, free_cells(text, codebook, given), seeds)
+    free = free_cells(text, codebook, given) if given else torch.ones(len(text.text), cells, dtype=torch.bool)
+    order = order_of(options, free, seeds)
     return paint_in_order(text, codebook, order, sampling, seeds, keep_steps, given)
 
 
@@ -172,7 +174,7 @@ def paint_captions(
 def paint_features(
     model: UnifiedTransformer,
     tokenizer: CaptionTokenizer,
-    ids: Tensor,
+    ids: Tensor | Texts,
     options: PaintOptions,
     seeds: Sequence[int],
 ) -> Tensor:
@@ -196,13 +198,14 @@ def paint_features(
             "or samples"
         )
     text = PaintText(model, tokenizer, ids)
-    free = torch.ones(len(ids), model.config.cells, dtype=torch.bool, device=ids.device)
+    free = torch.ones(len(ids), model.config.cells, dtype=torch.bool)
     return paint_features_in_order(text, order_of(options, free, seeds))
 
 
 def order_of(options: PaintOptions, free: Tensor, seeds: Sequence[int]) -> Tensor:
     """The order in which ``free`` cells (bool ``[n, cells]``) are painted one by one or some at a time, int64
-    ``[n, steps, cells at a time]``."""
+    ``[n, steps, cells at a time]``, on the CPU."""
+    free = free.cpu()
     if options.method == "rows":
         return row_order(free)
     if options.method == "random":

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diptych.model.decoding.noise import normal_noise, sample_seeds
 from diptych.model.decoding.paint import texts_to_paint
+from diptych.model.devices import Texts
 from diptych.model.networks.dm_gan import DMGAN
 from diptych.model.networks.matching import TextEncoder
 from diptych.model.tokenizer import CaptionTokenizer
@@ -19,7 +20,7 @@ def paint_pixels(
     generator: DMGAN,
     encoder: TextEncoder,
     tokenizer: CaptionTokenizer,
-    ids: Tensor,
+    ids: Tensor | Texts,
     seeds: Sequence[int],
     samples: int = 1,
 ) -> Tensor:
@@ -32,10 +33,10 @@ def paint_pixels(
     Raises:
         UserError: there is no caption, or one is all padding. Both networks should be in eval mode.
     """
-    ids = texts_to_paint(tokenizer, ids)
+    ids = texts_to_paint(tokenizer, ids).ids
     texts = encoder(ids, tokenizer)
     if samples > 1:
-        texts = texts.rows(torch.arange(len(ids), device=ids.device).repeat_interleave(samples))
+        texts = texts.rows(torch.arange(len(ids), device=texts.sentence.device).repeat_interleave(samples))
     config = generator.config
-    noise = normal_noise(sample_seeds(seeds, samples), config.noise + config.condition, ids.device)
+    noise = normal_noise(sample_seeds(seeds, samples), config.noise + config.condition, texts.sentence.device)
     return generator(texts, noise).pictures[-1].float()

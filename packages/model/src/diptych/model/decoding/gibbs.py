@@ -16,6 +16,7 @@ from torch import Tensor
 from diptych.model.decoding.caption import encode_images, word_log_probabilities
 from diptych.model.decoding.noise import derived_seed, sample_from, uniform_noise
 from diptych.model.decoding.words import start_pieces
+from diptych.model.devices import sent
 from diptych.model.errors import UserError
 from diptych.model.networks.unified import UnifiedTransformer, at_positions
 from diptych.model.tokenizer import CaptionTokenizer
@@ -65,10 +66,10 @@ def gibbs_texts(
     predict = hidden_words_of(model, features)
     ids = torch.full((n, words + 2), tokenizer.mask, device=device)
     ids[:, 0], ids[:, -1] = tokenizer.cls, tokenizer.sep
-    ids[:, 1 : 1 + len(given)] = torch.tensor(given, dtype=ids.dtype, device=device)
+    ids[:, 1 : 1 + len(given)] = sent(torch.tensor(given, dtype=ids.dtype), device)
     noise = uniform_noise(seeds, sweeps, len(free), device=device)
-    orders = torch.stack([places(seed, free, sweeps) for seed in seeds]).to(
-        device
+    orders = sent(
+        torch.stack([places(seed, free, sweeps) for seed in seeds]), device
     )  # [n, sweeps, free places]
     for sweep in range(sweeps):
         for visit in range(len(free)):

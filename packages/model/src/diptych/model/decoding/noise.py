@@ -8,20 +8,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diptych.model.devices import sent
+
 
 def uniform_noise(seeds: Sequence[int], *shape: int, device: torch.device) -> Tensor:
     """Return float64 ``[n, *shape]`` in [0, 1); row i depends on ``seeds[i]`` alone."""
     generator = torch.Generator()
     rows = [torch.rand(shape, generator=generator.manual_seed(seed), dtype=torch.float64) for seed in seeds]
-    return torch.stack(rows).to(device)
+    return sent(torch.stack(rows), device)
 
 
 def normal_noise(seeds: Sequence[int], count: int, device: torch.device) -> Tensor:
     """Return standard normal float32 ``[n, count]``; row i depends on ``seeds[i]`` alone."""
     generator = torch.Generator()
-    return torch.stack([torch.randn(count, generator=generator.manual_seed(seed)) for seed in seeds]).to(
-        device
-    )
+    rows = [torch.randn(count, generator=generator.manual_seed(seed)) for seed in seeds]
+    return sent(torch.stack(rows), device)
 
 
 def derived_seed(seed: int, purpose: str) -> int:

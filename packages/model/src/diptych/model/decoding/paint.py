@@ -13,6 +13,7 @@ from torch import Tensor
 from diptych.model.decoding.decisions import PAPER, Decisions
 from diptych.model.decoding.noise import gumbel_noise, uniform_noise
 from diptych.model.decoding.sampling import LIKELIEST, CodeSampling
+from diptych.model.devices import Places, Texts, sent
 from diptych.model.errors import UserError
 from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.pretrained import check_codebook
@@ -64,19 +65,21 @@ def mask_predict_counts(cells: int, steps: int) -> list[int]:
     return [cells * (steps - step) // steps for step in range(steps)]
 
 
-def texts_to_paint(tokenizer: CaptionTokenizer, ids: Tensor) -> Tensor:
-    """Encoded captions int64 ``[n, t]``, cut to the longest.
+def texts_to_paint(tokenizer: CaptionTokenizer, ids: Tensor | Texts) -> Texts:
+    """Encoded captions int64 ``[n, t]``, cut to the longest. Those that are cut are taken as they are; of others a GPU is asked once.
 
     Raises:
         UserError: there is no caption, or one is all padding.
     """
     if len(ids) == 0:
         raise UserError("there is no caption to paint")
+    if isinstance(ids, Texts):
+        return ids
     visible = ids != tokenizer.pad
     empty = (~visible.any(1)).nonzero()[:, 0]
     if len(empty):
         raise UserError(f"caption {int(empty[0])} of {len(ids)} has no token; write at least one word")
-    return ids[:, : int(visible.any(0).nonzero()[-1]) + 1]
+    return Texts.of(ids, tokenizer.pad, int(visible.any(0).nonzero()[-1]) + 1)
 
 
 class PaintText:
@@ -90,14 +93,18 @@ class PaintText:
     """
 
     def __init__(
-        self, model: UnifiedTransformer, tokenizer: CaptionTokenizer, ids: Tensor, guidance: float = 1.0
+        self,
+        model: UnifiedTransformer,
+        tokenizer: CaptionTokenizer,
+        ids: Tensor | Texts,
+        guidance: float = 1.0,
     ) -> None:
-        ids = texts_to_paint(tokenizer, ids)
+        ids = texts_to_paint(tokenizer, ids).ids
         self.model = model
         self.guidance = guidance
         self.text, self.bias = model.encode_text(ids, ids != tokenizer.pad)
         if guidance != 1:
-            no_text = tokenizer.no_text(1).to(ids.device)
+            no_text = sent(tokenizer.no_text(1), ids.device)
             text, self.empty_bias = model.encode_text(no_text, torch.ones_like(no_text, dtype=torch.bool))
             self.empty_text = text.expand(len(ids), -1, -1)
 
@@ -110,7 +117,7 @@ class PaintText:
             repeated.empty_text = self.empty_text[:1].expand(len(repeated.text), -1, -1)
         return repeated
 
-    def logits(self, features: Tensor, masked: Tensor, positions: Tensor) -> Tensor:
+    def logits(self, features: Tensor, masked: Tensor | Places, positions: Tensor) -> Tensor:
         """Return guided logits float32 ``[n, p, K]`` at cells ``positions`` (int64 ``[n, p]``) of features
         ``[n or 1, cells, D]``, hidden where ``masked`` (bool ``[n, cells]``)."""
         visual, projection = self.seen(features, masked)
@@ -122,7 +129,7 @@ class PaintText:
             logits = empty + self.guidance * (logits - empty)
         return logits
 
-    def regressed(self, features: Tensor, masked: Tensor, positions: Tensor) -> Tensor:
+    def regressed(self, features: Tensor, masked: Tensor | Places, positions: Tensor) -> Tensor:
         """Return the grid features float32 ``[n, p, D]`` that a transformer with such a head predicts at cells; arguments as of
         :meth:`logits`. There is no guidance: it is of logits.
 
@@ -137,7 +144,7 @@ class PaintText:
         predicted = self.model.feature_head(states)
         return (predicted * embedding.feature_scale + embedding.feature_mean).float()
 
-    def seen(self, features: Tensor, masked: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def seen(self, features: Tensor, masked: Tensor | Places) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Visual states ``[n, cells, h]`` and their projection, which serves both texts and, of one image, all captions."""
         visual = self.model.encode_visual(features, masked)
         projection = self.model.visual_projection(visual)
@@ -198,9 +205,9 @@ def mask_predict(
     if given is not None:
         codes = torch.where(free, codes, given.codes)
         confidences.masked_fill_(~free, torch.inf)
-    numbers_free = free.sum(1).tolist()
+    numbers_free = [cells] * n if given is None else free.sum(1).tolist()
     schedules = {number: list(schedule(number)) for number in set(numbers_free)}
-    counts = torch.tensor([schedules[number] for number in numbers_free], device=device)  # [n, steps]
+    counts = sent(torch.tensor([schedules[number] for number in numbers_free]), device)  # [n, steps]
     most = [max(step) for step in zip(*schedules.values(), strict=True)]
     steps = len(most)
     noise = uniform_noise(seeds or [], 2, steps, cells, device=device) if noisy else None
@@ -213,7 +220,7 @@ def mask_predict(
         if step == 0 and given is None:  # all cells hold the mask feature, in every image: encode one image
             positions, predicted = everywhere, torch.ones_like(everywhere, dtype=torch.bool)
             features = torch.zeros(1, cells, codebook.shape[1], device=device)
-            masked = torch.ones(1, cells, dtype=torch.bool, device=device)
+            masked: Tensor | Places = Places.all(1, cells, device)
         else:
             ranking = confidences
             if noise is not None and confidence_noise > 0:
@@ -222,12 +229,16 @@ def mask_predict(
                 )
             # As many cells of every image as the image with most of them needs; those past its own number are read,
             # but neither masked nor written.
-            positions = ranking.argsort(dim=1, stable=True)[:, : most[step]]
-            predicted = torch.arange(most[step], device=device) < counts[:, step, None]
-            positions, order = positions.sort(1)
-            predicted = predicted.gather(1, order)
+            order = ranking.argsort(dim=1, stable=True)
             features = codebook[codes]
-            masked = torch.zeros_like(codes, dtype=torch.bool).scatter_(1, positions, predicted)
+            if given is None:  # equally many of every image: nothing is counted
+                masked, positions = Places.split(order, most[step])
+                predicted = torch.ones_like(positions, dtype=torch.bool)
+            else:
+                predicted = torch.arange(most[step], device=device) < counts[:, step, None]
+                positions, order = order[:, : most[step]].sort(1)
+                predicted = predicted.gather(1, order)
+                masked = torch.zeros_like(codes, dtype=torch.bool).scatter_(1, positions, predicted)
         # Confidences of all cells take logits of all cells; after the last step nobody ranks.
         fresh = decisions.fresh_confidence and step < steps - 1
         read = everywhere if fresh else positions
@@ -252,7 +263,7 @@ def paint_codes(
     model: UnifiedTransformer,
     tokenizer: CaptionTokenizer,
     codebook: Tensor,
-    ids: Tensor,
+    ids: Tensor | Texts,
     steps: int = 4,
     guidance: float = 1.0,
     temperature: float = 0.0,

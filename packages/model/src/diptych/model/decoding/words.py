@@ -75,10 +75,10 @@ def without_repeats(ids: Tensor, log_probabilities: Tensor, size: int) -> Tensor
     windows = ids.unfold(1, size, 1)  # [n, t - size + 1, size]
     newest = ids[:, ids.shape[1] - size + 1 :]
     repeats = (windows[..., :-1] == newest[:, None]).all(-1)
-    rows, places = repeats.nonzero(as_tuple=True)
-    return log_probabilities.index_put(
-        (rows, windows[rows, places, -1]), log_probabilities.new_tensor(-torch.inf)
-    )
+    # how often each word is excluded: nothing that has to be counted first
+    excluded = torch.zeros_like(log_probabilities, dtype=torch.int32)
+    excluded.scatter_add_(1, windows[..., -1], repeats.int())
+    return log_probabilities.masked_fill(excluded > 0, -torch.inf)
 
 
 def likeliest(log_probabilities: Tensor, top_k: int | None, top_p: float) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.model.devices import on_cpu
 from diptych.model.networks.config import TransformerConfig
 
 LAYER_NORM_EPSILON = 1e-12
@@ -25,7 +26,7 @@ def scaled_dot_product(
     On a CPU two batched products and a softmax beat the fused kernel at our lengths (17 to 85 positions) in
     training; without gradients (``fused``), and on a GPU always, the fused kernel wins.
     """
-    if fused or queries.device.type != "cpu":
+    if fused or not on_cpu(queries):
         mask = None if bias is None else bias.to(queries.dtype)
         return F.scaled_dot_product_attention(queries, keys, values, mask, dropout)
     scores = torch.matmul(queries * (1 / math.sqrt(queries.shape[-1])), keys.transpose(-1, -2))
@@ -96,7 +97,7 @@ def attention_beside(
     """
     visual_keys, visual_values = image
     n, _, cells, d = visual_keys.shape
-    if queries.device.type != "cpu" and queries.shape[0] == n:  # one text each: the fused kernel's case
+    if not on_cpu(queries) and queries.shape[0] == n:  # one text each: the fused kernel's case
         if image_bias is not None:
             own_bias = queries.new_zeros(1, 1, 1, keys.shape[2]) if bias is None else bias
             shape = torch.broadcast_shapes(own_bias.shape[:-1], image_bias.shape[:-1])

@@ -219,9 +219,9 @@ class BiART(nn.Module):
     # Reading and writing
 
     def read(self, tokens: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Reference]:
-        """References ``[n, length, h]``, from left to right; ``visible`` bool ``[n, length]`` is false at padding. Returns their
-        states ``[n, length, h]`` too."""
-        hidden = None if visible is None or bool(visible.all()) else padding_bias(visible)
+        """References ``[n, length, h]``, from left to right; ``visible`` bool ``[n, length]`` is false at padding; None: there is
+        none. Returns their states ``[n, length, h]`` too."""
+        hidden = None if visible is None else padding_bias(visible)
         bias = causal_bias(tokens.shape[1], tokens.device)
         if hidden is not None:
             bias = bias + hidden
@@ -231,8 +231,8 @@ class BiART(nn.Module):
             keys_values.append(own)
         return self.norm(tokens), Reference(keys_values, hidden)
 
-    def read_text(self, ids: Tensor, visible: Tensor) -> tuple[Tensor, Reference]:
-        """Texts int64 ``[n, t]``, whose words ``visible`` (bool ``[n, t]``) names."""
+    def read_text(self, ids: Tensor, visible: Tensor | None) -> tuple[Tensor, Reference]:
+        """Texts int64 ``[n, t]``, whose words ``visible`` (bool ``[n, t]``; None: all) names."""
         return self.read(self.text_tokens(ids, REFERENCE), visible)
 
     def read_image(self, codes: Tensor) -> tuple[Tensor, Reference]:

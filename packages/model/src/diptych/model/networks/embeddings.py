@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.model.devices import Places
 from diptych.model.errors import UserError
 from diptych.model.networks.attention import LAYER_NORM_EPSILON
 from diptych.model.networks.config import TransformerConfig
@@ -67,20 +68,24 @@ class VisualEmbedding(nn.Module):
         self.register_buffer("feature_mean", torch.zeros(config.feature_dim))
         self.register_buffer("feature_scale", torch.ones(()))
 
-    def forward(self, features: Tensor, masked: Tensor | None, image_type: Tensor) -> Tensor:
-        """Embed features ``[n, v, D]``; cells where ``masked`` (bool ``[n, v]``; None: none) hold the mask feature. ``image_type``
+    def forward(self, features: Tensor, masked: Tensor | Places | None, image_type: Tensor) -> Tensor:
+        """Embed features ``[n, v, D]``; cells where ``masked`` (bool ``[n, v]`` or counted; None: none) hold the mask feature. ``image_type``
         ``[h]``, the text embedding's token type 1, stays unread: LXMERT's streams need none."""
         states, boxes = self.parts(features, masked)
         return F.dropout((states + boxes) / 2, self.dropout, self.training)
 
-    def parts(self, features: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
+    def parts(self, features: Tensor, masked: Tensor | Places | None) -> tuple[Tensor, Tensor]:
         """Normed features ``[n, v, h]`` and boxes ``[v, h]``."""
         if masked is None:
             states = self.project(features)
         else:
             # The masked cells hold one and the same feature: one product for all of them.
-            states = self.features_norm(self.features(self.mask_feature)).expand(*masked.shape, -1).clone()
-            states[~masked] = self.project(features[~masked])
+            masked = Places.of(masked)
+            states = (
+                self.features_norm(self.features(self.mask_feature)).expand(masked.mask.numel(), -1).clone()
+            )
+            states[masked.others] = self.project(features.flatten(0, 1)[masked.others])
+            states = states.unflatten(0, masked.mask.shape)
         positions = self.boxes(self.grid_boxes)
         if self.rows is not None and self.columns is not None:
             positions = positions + (self.rows.weight[:, None] + self.columns.weight).flatten(0, 1)
@@ -101,7 +106,7 @@ class TypedVisualEmbedding(VisualEmbedding):
         super().__init__(config)
         self.norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPSILON)
 
-    def forward(self, features: Tensor, masked: Tensor | None, image_type: Tensor) -> Tensor:
+    def forward(self, features: Tensor, masked: Tensor | Places | None, image_type: Tensor) -> Tensor:
         states, boxes = self.parts(features, masked)
         return F.dropout(self.norm(states + (boxes + image_type)), self.dropout, self.training)
 

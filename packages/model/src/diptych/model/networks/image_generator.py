@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
+from diptych.model.devices import on_cpu
 from diptych.model.errors import UserError
 from diptych.model.networks.config_files import CONFIG_FOLDER, config_text, read_config_file
 from diptych.model.networks.winograd import LearningConvolution
@@ -318,7 +319,7 @@ class InstanceNorm(torch.autograd.Function):
 
 def normalise(features: Tensor) -> Tensor:
     """Instance norm without parameters: each channel of each image gets mean 0 and variance 1."""
-    if features.device.type != "cpu":
+    if not on_cpu(features):
         return functional.instance_norm(features, eps=NORM_EPSILON)
     return InstanceNorm.apply(features.float() if features.dtype == torch.bfloat16 else features)
 

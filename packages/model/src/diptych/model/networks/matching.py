@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from diptych.model.devices import sent
 from diptych.model.errors import UserError
 from diptych.model.tokenizer import CaptionTokenizer
 
@@ -87,16 +88,22 @@ class TextEncoder(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, ids: Tensor, tokenizer: CaptionTokenizer) -> EncodedTexts:
-        """ids: int64 ``[n, t + 1]`` of ``tokenizer.encode``; [CLS] and [SEP] are no words."""
-        ids = ids[:, 1:]
+        """ids: int64 ``[n, t + 1]`` of ``tokenizer.encode``; [CLS] and [SEP] are no words. They are best on the CPU, where their
+        lengths are needed: a GPU has to be asked for them."""
+        device, ids = self.embedding.weight.device, ids[:, 1:].cpu()
         visible = (ids != tokenizer.pad) & (ids != tokenizer.sep)
-        lengths = visible.sum(1).clamp(min=1)
-        longest = int(lengths.max())
-        embedded = F.dropout(self.embedding(ids[:, :longest]), self.dropout, self.training)
-        packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        # sorted here, because torch would wait for a GPU to take the order
+        lengths, order = visible.sum(1).clamp(min=1).sort(descending=True)
+        longest = int(lengths[0])
+        ids, visible, order, back = (
+            sent(part, device) for part in (ids[:, :longest], visible[:, :longest], order, order.argsort())
+        )
+        embedded = F.dropout(self.embedding(ids), self.dropout, self.training)
+        packed = pack_padded_sequence(embedded.index_select(0, order), lengths, batch_first=True)
         states, (last, _) = self.lstm(packed)
         words, _ = pad_packed_sequence(states, batch_first=True)
-        return EncodedTexts(words, visible[:, :longest], last.transpose(0, 1).flatten(1))
+        sentence = last.index_select(1, back).transpose(0, 1).flatten(1)
+        return EncodedTexts(words.index_select(0, back), visible, sentence)
 
 
 class PictureEncoder(nn.Module):

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.model.devices import Places
 from diptych.model.networks.attention import (
     Attention,
     KeyValueCache,
@@ -50,7 +51,7 @@ class SingleStream(UnifiedTransformer):
         return self.text_embedding(ids), None if visible is None else padding_bias(visible)
 
     def forward(
-        self, ids: Tensor, visible: Tensor | None, features: Tensor, masked: Tensor | None = None
+        self, ids: Tensor, visible: Tensor | None, features: Tensor, masked: Tensor | Places | None = None
     ) -> tuple[Tensor, Tensor]:
         text, bias = self.encode_text(ids, visible)
         states, bias = joined(text, bias, self.encode_visual(features, masked))
@@ -89,22 +90,24 @@ class SingleStream(UnifiedTransformer):
         text: Tensor,
         text_bias: Tensor | None,
         visual: Tensor,
-        positions: Tensor,
+        positions: Tensor | Places,
         visual_projection: tuple[Tensor, ...] | None = None,
     ) -> Tensor:
         states, bias = self.before_last(text, text_bias, visual, visual_projection)
         rows = states[:, text.shape[1] :]
-        if positions.dtype == torch.bool:  # another number of cells in each row: chosen after the attention
-            return self.layers[-1].feed_forward(self.last_layer(states, bias, rows)[positions])
+        if isinstance(positions, Places) or positions.dtype == torch.bool:
+            # another number of cells in each row: chosen after the attention
+            attended = self.last_layer(states, bias, rows)
+            return self.layers[-1].feed_forward(at_positions(attended, positions))
         return self.layers[-1].feed_forward(self.last_layer(states, bias, at_positions(rows, positions)))
 
     def chosen_text_states(
-        self, ids: Tensor, visible: Tensor | None, visual: Tensor, chosen: Tensor
+        self, ids: Tensor, visible: Tensor | None, visual: Tensor, chosen: Tensor | Places
     ) -> Tensor:
         text, bias = self.encode_text(ids, visible)
         states, bias = self.before_last(text, bias, visual, None)
         attended = self.last_layer(states, bias, states[:, : ids.shape[1]])
-        return self.layers[-1].feed_forward(attended[chosen])
+        return self.layers[-1].feed_forward(at_positions(attended, chosen))
 
     # Masked layout
 

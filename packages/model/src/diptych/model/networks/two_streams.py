@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from diptych.model.devices import Places
 from diptych.model.networks.attention import (
     Attention,
     KeyValueCache,
@@ -85,13 +86,15 @@ class CrossLayer(nn.Module):
         rows = text[torch.arange(text.shape[0], device=text.device), positions, None]
         return self.text_feed_forward(own.attend(rows, own.queries(rows), keys, values, text_bias))[:, 0]
 
-    def text_chosen(self, text: Tensor, text_bias: Tensor | None, visual: Tensor, chosen: Tensor) -> Tensor:
+    def text_chosen(
+        self, text: Tensor, text_bias: Tensor | None, visual: Tensor, chosen: Tensor | Places
+    ) -> Tensor:
         """The text half of :meth:`forward` at ``chosen`` (bool ``[n, t]``) positions: ``[m, h]``. It is all that predicting
         masked words needs of the last layer."""
         text = self.cross_attention.attend(
             text, self.cross_attention.queries(text), *self.cross_attention.keys_values(visual)
         )
-        return self.text_feed_forward(self.text_attention(text, text_bias)[chosen])
+        return self.text_feed_forward(at_positions(self.text_attention(text, text_bias), chosen))
 
     def visual_alone(self, visual: Tensor) -> Tensor:
         """The visual stream of ``prefix`` captioning, which skips the cross-attention."""
@@ -153,14 +156,14 @@ class TwoStreams(UnifiedTransformer):
             text = layer(text, bias)
         return text, bias
 
-    def encode_visual(self, features: Tensor, masked: Tensor | None = None) -> Tensor:
+    def encode_visual(self, features: Tensor, masked: Tensor | Places | None = None) -> Tensor:
         visual = super().encode_visual(features, masked)
         for layer in self.visual_layers:
             visual = layer(visual)
         return visual
 
     def forward(
-        self, ids: Tensor, visible: Tensor | None, features: Tensor, masked: Tensor | None = None
+        self, ids: Tensor, visible: Tensor | None, features: Tensor, masked: Tensor | Places | None = None
     ) -> tuple[Tensor, Tensor]:
         text, bias = self.encode_text(ids, visible)
         visual = self.encode_visual(features, masked)
@@ -191,7 +194,7 @@ class TwoStreams(UnifiedTransformer):
         text: Tensor,
         text_bias: Tensor | None,
         visual: Tensor,
-        positions: Tensor,
+        positions: Tensor | Places,
         visual_projection: tuple[Tensor, ...] | None = None,
     ) -> Tensor:
         text, visual, visual_projection = self.before_last(text, text_bias, visual, visual_projection)
@@ -200,7 +203,7 @@ class TwoStreams(UnifiedTransformer):
         return last.visual_feed_forward(at_positions(states, positions))
 
     def chosen_text_states(
-        self, ids: Tensor, visible: Tensor | None, visual: Tensor, chosen: Tensor
+        self, ids: Tensor, visible: Tensor | None, visual: Tensor, chosen: Tensor | Places
     ) -> Tensor:
         text, bias = self.encode_text(ids, visible)
         text, visual, _ = self.before_last(text, bias, visual)

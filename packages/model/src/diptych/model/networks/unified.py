@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.model.devices import Places
 from diptych.model.errors import UserError
 from diptych.model.networks.attention import KeyValueCache
 from diptych.model.networks.config import TransformerConfig
@@ -98,12 +99,14 @@ class UnifiedTransformer(nn.Module, ABC):
         Returns states ``[n, t, h]`` and the attention bias of the text, the input of :meth:`paint_logits`.
         """
 
-    def encode_visual(self, features: Tensor, masked: Tensor | None = None) -> Tensor:
-        """Run what sees the image alone on features float ``[n, v, D]``, masked where bool ``[n, v]``: ``[n, v, h]``.
+    def encode_visual(self, features: Tensor, masked: Tensor | Places | None = None) -> Tensor:
+        """Run what sees the image alone on features float ``[n, v, D]``, masked where bool ``[n, v]``: ``[n, v, h]``. A mask, here as
+        everywhere, may have been counted before (:class:`diptych.model.devices.Places`): a GPU is then not waited for.
 
         Raises:
-            UserError: the features are of another grid or size; or, when no gradients are needed, not finite (training
-                checks its loss instead) and this is no export, whose program cannot stop.
+            UserError: the features are of another grid or size; or not finite, where none is masked (painting shows vectors of the
+                codebook), no gradients are needed (training checks its loss instead) and this is no export, whose program cannot
+                stop.
         """
         config = self.config
         if features.shape[1:] != (config.cells, config.feature_dim):
@@ -111,7 +114,7 @@ class UnifiedTransformer(nn.Module, ABC):
                 f"grid features are [n, {config.cells}, {config.feature_dim}] for this transformer, these are "
                 f"{list(features.shape)}; use features of the detector and grid that it was trained with"
             )
-        checked = not torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        checked = masked is None and not torch.is_grad_enabled() and not torch.compiler.is_exporting()
         if checked and not torch.isfinite(features).all():
             rows = (~torch.isfinite(features).flatten(1).all(1)).nonzero()[:, 0].tolist()
             raise UserError(
@@ -122,7 +125,7 @@ class UnifiedTransformer(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, ids: Tensor, visible: Tensor | None, features: Tensor, masked: Tensor | None = None
+        self, ids: Tensor, visible: Tensor | None, features: Tensor, masked: Tensor | Places | None = None
     ) -> tuple[Tensor, Tensor]:
         """ids int64 and ``visible`` bool (None: all) ``[n, t]``, features ``[n, v, D]`` of which cells where ``masked``
         (bool ``[n, v]``) hold the mask feature, to final states: text ``[n, t, h]``, visual ``[n, v, h]``."""
@@ -137,7 +140,7 @@ class UnifiedTransformer(nn.Module, ABC):
         text: Tensor,
         text_bias: Tensor | None,
         visual: Tensor,
-        positions: Tensor,
+        positions: Tensor | Places,
         visual_projection: tuple[Tensor, ...] | None = None,
     ) -> Tensor:
         """Return logits over the codes at chosen cells only.
@@ -157,13 +160,13 @@ class UnifiedTransformer(nn.Module, ABC):
         text: Tensor,
         text_bias: Tensor | None,
         visual: Tensor,
-        positions: Tensor,
+        positions: Tensor | Places,
         visual_projection: tuple[Tensor, ...] | None = None,
     ) -> Tensor:
         """Return the final states of chosen cells, ``[m, h]`` or ``[n, p, h]``; arguments as of :meth:`paint_logits`."""
 
     def masked_word_logits(
-        self, ids: Tensor, visible: Tensor | None, visual: Tensor, chosen: Tensor
+        self, ids: Tensor, visible: Tensor | None, visual: Tensor, chosen: Tensor | Places
     ) -> Tensor:
         """Return logits ``[m, V]`` of the words at ``chosen`` (bool ``[n, t]``) positions, m of them in row-major order;
         the rest as of :meth:`masked_caption_logits`."""
@@ -171,7 +174,7 @@ class UnifiedTransformer(nn.Module, ABC):
 
     @abstractmethod
     def chosen_text_states(
-        self, ids: Tensor, visible: Tensor | None, visual: Tensor, chosen: Tensor
+        self, ids: Tensor, visible: Tensor | None, visual: Tensor, chosen: Tensor | Places
     ) -> Tensor:
         """Return the final states ``[m, h]`` of the words of :meth:`masked_word_logits`."""
 
@@ -245,11 +248,15 @@ class UnifiedTransformer(nn.Module, ABC):
         of them."""
 
     def question_word_logits(
-        self, ids: Tensor, visible: Tensor | None, keys_values: list[tuple[Tensor, Tensor]], chosen: Tensor
+        self,
+        ids: Tensor,
+        visible: Tensor | None,
+        keys_values: list[tuple[Tensor, Tensor]],
+        chosen: Tensor | Places,
     ) -> Tensor:
         """Return logits ``[m, V]`` of the words at ``chosen`` (bool ``[n * c, t]``) positions, m of them in row-major order;
         the rest as of :meth:`question_states`."""
-        return self.word_logits(self.all_question_states(ids, visible, keys_values)[chosen])
+        return self.word_logits(at_positions(self.all_question_states(ids, visible, keys_values), chosen))
 
     @abstractmethod
     def all_question_states(
@@ -327,8 +334,10 @@ class UnifiedTransformer(nn.Module, ABC):
         return head(torch.cat(pooled, -1) if len(pooled) > 1 else pooled[0])
 
 
-def at_positions(states: Tensor, positions: Tensor) -> Tensor:
+def at_positions(states: Tensor, positions: Tensor | Places) -> Tensor:
     """Return ``states`` ``[n, v, h]`` at ``positions``, bool ``[n, v]`` or int64 ``[n, p]``: ``[m, h]`` or ``[n, p, h]``."""
+    if isinstance(positions, Places):
+        return positions.of_values(states)
     if positions.dtype == torch.bool:
         return states[positions]
     return states[torch.arange(states.shape[0], device=states.device)[:, None], positions]

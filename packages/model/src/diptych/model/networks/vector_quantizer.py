@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.model.devices import sent
+
 LAPLACE = 1e-5
 
 
@@ -110,10 +112,11 @@ class VectorQuantizer(nn.Module):
         return Quantized(quantized.permute(0, 3, 1, 2), codes, commitment)
 
     def _add(self, rows: Tensor, codes: Tensor, candidates: tuple[Tensor, Tensor] | None) -> None:
-        self._seen_counts += torch.bincount(codes, minlength=len(self)).float()
+        # not bincount, for which a GPU is asked
+        self._seen_counts.index_add_(0, codes, self._seen_counts.new_ones(()).expand(len(codes)))
         self._seen_sums.index_add_(0, codes, rows)
         if candidates is not None:
-            chosen, places = (part.to(rows.device) for part in candidates)
+            chosen, places = (sent(part, rows.device) for part in candidates)
             self._offered[places] = rows[chosen]
             self._is_offered[places] = 1.0
 
@@ -133,14 +136,21 @@ class VectorQuantizer(nn.Module):
         smoothed = (self.counts + LAPLACE) / (total + len(self) * LAPLACE) * total
         self.embedding.copy_(self.sums / smoothed[:, None])
         if self.dead_share:
-            self._revive(self.dead_share * float(total) / len(self))
+            self._revive((self.dead_share * total.double() / len(self)).float())
         for tensor in self.running_sums():
             tensor.zero_()
 
-    def _revive(self, least: float) -> None:
-        """Put candidates in the place of codes with counts below ``least``, as many as there are, the emptiest first."""
-        offered = self._offered[self._is_offered > 0]
-        dead = (self.counts < least).nonzero()[:, 0]
-        dead = dead[self.counts[dead].argsort(stable=True)][: len(offered)]
-        offered = offered[: len(dead)]
-        self.embedding[dead], self.sums[dead], self.counts[dead] = offered, offered * least, least
+    def _revive(self, least: Tensor) -> None:
+        """Put candidates in the place of codes with counts below ``least``, a number on the device, as many as there are, the emptiest
+        first. How many they are nobody asks: all codes that could be replaced are written, the others with what they are."""
+        emptiest = self.counts.argsort(stable=True)[: len(self._offered)]
+        chosen = self._is_offered.argsort(descending=True, stable=True)[: len(emptiest)]
+        replaced = (self.counts[emptiest] < least) & (self._is_offered[chosen] > 0)
+        offered = self._offered[chosen]
+        for old, new in (
+            (self.embedding, offered),
+            (self.sums, offered * least),
+            (self.counts, least.expand(len(chosen))),
+        ):
+            wide = replaced.view(-1, *[1] * (old.dim() - 1))
+            old[emptiest] = torch.where(wide, new, old[emptiest])

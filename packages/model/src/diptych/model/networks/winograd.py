@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from diptych.model.devices import on_cpu
+
 TILE, WINDOW = 4, 6
 SMALLEST_CHANNELS = 48
 # Lavin and Gray's matrices for the points 0, 1, -1, 2, -2 and infinity: of the window, the kernel and the tile.
@@ -60,7 +62,7 @@ class LearningConvolution(nn.Conv2d):
             and min(self.in_channels, self.out_channels) >= SMALLEST_CHANNELS
             and features.shape[2] % TILE == features.shape[3] % TILE == 0
             and features.dtype == weight.dtype == torch.float32
-            and features.device.type == "cpu"
+            and on_cpu(features)
             and not torch.is_autocast_enabled("cpu")
         ):
             return WinogradConvolution.apply(features, weight, self.bias, 2 if self.shuffle else 1)

@@ -6,12 +6,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diptych.model.decoding.answer import answer_logits
+from diptych.model.devices import Texts
 from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer
 
 
 def answer_loss(
-    model: UnifiedTransformer, tokenizer: CaptionTokenizer, images: list[Tensor], ids: Tensor, shares: Tensor
+    model: UnifiedTransformer,
+    tokenizer: CaptionTokenizer,
+    images: list[Tensor],
+    ids: Tensor | Texts,
+    shares: Tensor,
 ) -> Tensor:
     """Cross-entropy of the answers that people gave: in the mean what a label drawn among them gives, as pretraining draws
     one (X-LXMERT C.3), without the noise of drawing.

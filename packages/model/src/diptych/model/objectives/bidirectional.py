@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from diptych.model.devices import Texts
 from diptych.model.networks.biart import GENERATED, BiART
 from diptych.model.objectives.near_codes import NearCodes
 from diptych.model.objectives.token import smoothed_cross_entropy, word_loss
@@ -11,7 +12,12 @@ from diptych.model.tokenizer import CaptionTokenizer
 
 
 def caption_losses(
-    model: BiART, tokenizer: CaptionTokenizer, codes: Tensor, ids: Tensor, smoothing: float, reference: bool
+    model: BiART,
+    tokenizer: CaptionTokenizer,
+    codes: Tensor,
+    ids: Tensor | Texts,
+    smoothing: float,
+    reference: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Image to text: the loss of the words and, if wanted, that of the ``reference``'s codes.
 
@@ -23,9 +29,9 @@ def caption_losses(
         Means over all words, and over all cells or None.
     """
     seen, image = model.read_image(codes)
-    ids = tokenizer.trimmed(ids.flatten(0, 1))
-    states = model.write(model.text_tokens(ids[:, :-1], GENERATED), image)
-    loss = word_loss(model.word_head, states, ids[:, 1:], tokenizer.pad, smoothing)
+    texts = Texts.of(ids, tokenizer.pad).flat()
+    states = model.write(model.text_tokens(texts.ids[:, :-1], GENERATED), image)
+    loss = word_loss(model.word_head, states, texts, smoothing)
     if not reference:
         return loss, None
     logits = model.code_head(seen[:, :-1]).flatten(0, 1)
@@ -36,7 +42,7 @@ def painting_losses(
     model: BiART,
     tokenizer: CaptionTokenizer,
     codes: Tensor,
-    ids: Tensor,
+    ids: Tensor | Texts,
     smoothing: float,
     reference: bool,
     hidden: Tensor | None = None,
@@ -53,12 +59,12 @@ def painting_losses(
     Returns:
         Means over all cells, and over all words or None.
     """
-    ids = tokenizer.trimmed(ids)
-    read, text = model.read_text(ids, ids != tokenizer.pad)
+    texts = Texts.of(ids, tokenizer.pad)
+    read, text = model.read_text(texts.ids, texts.visible(tokenizer.pad))
     seen = codes if hidden is None else codes.masked_fill(hidden, model.config.codebook_size)
     states = model.write(model.image_tokens(seen[:, :-1], GENERATED), text)
     logits, wanted = model.code_head(states).flatten(0, 1), codes.flatten()
     loss = near.cross_entropy(logits, wanted) if near else smoothed_cross_entropy(logits, wanted, smoothing)
     if not reference:
         return loss, None
-    return loss, word_loss(model.word_head, read[:, :-1], ids[:, 1:], tokenizer.pad, smoothing)
+    return loss, word_loss(model.word_head, read[:, :-1], texts, smoothing)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from diptych.model.decoding.butd import BUTDNextWord
 from diptych.model.decoding.caption import NextWord
+from diptych.model.devices import sent
 from diptych.model.networks.butd import BUTD, Seen
-from diptych.model.objectives.scst import chosen_loss, paid_words
+from diptych.model.objectives.scst import chosen_loss, counted_words, paid_words
 from diptych.model.tokenizer import CaptionTokenizer
 
 
@@ -33,10 +34,10 @@ class BUTDPolicy:
         """One part: all words of all captions."""
 
         def all_words() -> Tensor:
-            words = paid_words(self.tokenizer, ids)
-            states = self.model.caption_states(ids[:, :-1], images)[words]
-            of_words = advantages[words.nonzero()[:, 0]]
+            device = advantages.device
+            rows, numbers, chosen = counted_words(ids, paid_words(self.tokenizer, ids), device)
+            states = self.model.caption_states(sent(ids[:, :-1], device), images).flatten(0, 1)[numbers]
             logits = self.model.logits(states)
-            return chosen_loss(logits, ids[:, 1:][words], of_words, self.tokenizer, temperature) / len(ids)
+            return chosen_loss(logits, chosen, advantages[rows], self.tokenizer, temperature) / len(ids)
 
         yield all_words

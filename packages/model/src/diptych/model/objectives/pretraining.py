@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diptych.model.decoding.answer import question_states
+from diptych.model.devices import Places, Texts
 from diptych.model.errors import UserError
 from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.tokenizer import CaptionTokenizer
@@ -50,33 +51,50 @@ def bernoulli_mask(n: int, cells: int, share: float = MASKED_SHARE) -> Tensor:
     return masked
 
 
+def counted_words(
+    tokenizer: CaptionTokenizer, ids: Tensor, targets: Tensor, chosen: Tensor
+) -> tuple[Tensor, Tensor, Places]:
+    """Texts of :func:`masked_word_loss`, cut to the longest, and their chosen words, counted: ids and targets ``[n, c, t]``, and
+    places among n * c texts."""
+    texts = Texts.of(targets, tokenizer.pad)
+    longest = texts.ids.shape[-1]
+    return ids[..., :longest], texts.ids, Places.of(chosen[..., :longest].flatten(0, 1))
+
+
 def masked_word_loss(
     model: UnifiedTransformer,
     tokenizer: CaptionTokenizer,
     images: list[Tensor],
     ids: Tensor,
     targets: Tensor,
-    chosen: Tensor,
+    chosen: Tensor | Places,
 ) -> Tensor:
     """MLM: cross-entropy of the ``chosen`` words, their mean; 0 where there is none.
 
     Args:
         images: n of them (:func:`diptych.model.decoding.caption.encode_images`), each seen once for all its texts.
-        ids, chosen: of :func:`mask_words`; targets: the ids before, all ``[n, c, t]``, c texts of each image.
+        ids, chosen: of :func:`mask_words`; targets: the ids before, all ``[n, c, t]``, c texts of each image; or all three of
+            :func:`counted_words`, so that a GPU is not waited for.
     """
     per_image = ids.shape[1]
-    longest = int((targets != tokenizer.pad).sum(-1).max())
-    ids, targets, chosen = (part[..., :longest].flatten(0, 1) for part in (ids, targets, chosen))
+    if not isinstance(chosen, Places):
+        ids, targets, chosen = counted_words(tokenizer, ids, targets, chosen)
+    ids, targets = ids.flatten(0, 1), targets.flatten(0, 1)
     visible = targets != tokenizer.pad
     if model.config.caption_attention == "prefix":
         logits = model.question_word_logits(ids, visible, model.visual_keys_values(images), chosen)
     else:
         logits = model.masked_word_logits(ids, visible, images[0].repeat_interleave(per_image, 0), chosen)
-    return F.cross_entropy(logits.float(), targets[chosen], reduction="sum") / chosen.sum().clamp(min=1)
+    wanted = chosen.of_values(targets)
+    return F.cross_entropy(logits.float(), wanted, reduction="sum") / max(1, len(wanted))
 
 
 def matching_loss(
-    model: UnifiedTransformer, tokenizer: CaptionTokenizer, images: list[Tensor], ids: Tensor, own: Tensor
+    model: UnifiedTransformer,
+    tokenizer: CaptionTokenizer,
+    images: list[Tensor],
+    ids: Tensor | Texts,
+    own: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """ITM: cross-entropy of whether a text is its picture's own.
 
@@ -97,8 +115,8 @@ def feature_regression_loss(
     model: UnifiedTransformer,
     tokenizer: CaptionTokenizer,
     features: Tensor,
-    ids: Tensor,
-    masked: Tensor,
+    ids: Tensor | Texts,
+    masked: Tensor | Places,
     objects: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """LXMERT's losses of masked cells: MVFR, the squared error of their features after the network's standardisation, and
@@ -116,16 +134,17 @@ def feature_regression_loss(
         raise UserError(
             "this transformer has no head that regresses features, or none that classifies objects"
         )
-    ids = tokenizer.trimmed(ids)
+    ids, masked = Texts.of(ids, tokenizer.pad).ids, Places.of(masked)
     text, bias = model.encode_text(ids, ids != tokenizer.pad)
     predicted = model.feature_head(
         model.visual_states(text, bias, model.encode_visual(features, masked), masked)
     )
     embedding = model.visual_embedding
-    wanted = (features[masked] - embedding.feature_mean) / embedding.feature_scale
+    shown = masked.of_values(features)
+    wanted = (shown - embedding.feature_mean) / embedding.feature_scale
     regression = F.mse_loss(predicted.float(), wanted.float())
     if objects is None or model.object_head is None:
         return regression, torch.zeros_like(regression)
     with torch.no_grad():
-        classes = objects(features[masked]).float().softmax(-1)
+        classes = objects(shown).float().softmax(-1)
     return regression, F.cross_entropy(model.object_head(predicted).float(), classes)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from diptych.model.decoding.caption import NextWord, encode_images, next_word_of, word_log_probabilities
+from diptych.model.devices import sent
 from diptych.model.networks.unified import UnifiedTransformer
-from diptych.model.objectives.token import hidden_words
+from diptych.model.objectives.token import hidden_words, until
 from diptych.model.tokenizer import CaptionTokenizer
 
 # Words of a caption that one pass of ``masked`` attention scores: more take more memory, fewer run over the gradients of
@@ -39,7 +40,7 @@ class CaptionPolicy(Protocol):
 
         Args:
             images: what :meth:`read` gave.
-            ids: int64 ``[n * c, t]``, c captions of each image side by side.
+            ids: int64 ``[n * c, t]``, c captions of each image side by side, on the CPU, where their words are counted.
             advantages: float ``[n * c]``, the reward minus its baseline.
             temperature: of the policy, softmax(logits / temperature).
         """
@@ -48,6 +49,14 @@ class CaptionPolicy(Protocol):
 def paid_words(tokenizer: CaptionTokenizer, ids: Tensor) -> Tensor:
     """Return which of ``ids[:, 1:]`` the policy wrote, bool ``[n, t - 1]``: the words up to and including the full stop."""
     return (ids[:, 1:] != tokenizer.pad) & (ids[:, 1:] != tokenizer.sep)
+
+
+def counted_words(ids: Tensor, words: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each of the ``words`` (bool ``[n, t - 1]``, of ``ids[:, 1:]``) the caption, its number row * (t - 1) + place and its id, int64
+    ``[m]`` on ``device`` each, from both on the CPU."""
+    rows, places = words.nonzero(as_tuple=True)
+    numbers = rows * words.shape[1] + places
+    return sent(rows, device), sent(numbers, device), sent(ids[:, 1:][words], device)
 
 
 def chosen_loss(
@@ -82,8 +91,8 @@ class UnifiedPolicy:
         visual layers, which no word reaches, run once, before; their gradient is the last part, whose value is 0. From images
         without gradient the visual layers stay as they are.
         """
-        model, tokenizer = self.model, self.tokenizer
-        words, targets, count = paid_words(tokenizer, ids), ids[:, 1:], len(ids)
+        model, tokenizer, device = self.model, self.tokenizer, advantages.device
+        words, count = paid_words(tokenizer, ids), len(ids)
 
         def part(rows: Tensor, logits: Tensor, chosen: Tensor) -> Tensor:
             return chosen_loss(logits, chosen, advantages[rows], tokenizer, temperature) / count
@@ -91,23 +100,27 @@ class UnifiedPolicy:
         if model.config.caption_attention == "prefix":
 
             def all_words() -> Tensor:
-                states = model.caption_states(ids[:, :-1], model.visual_keys_values(images))
-                rows = words.nonzero()[:, 0]
-                return part(rows, model.word_logits(states[words]), targets[words])
+                rows, numbers, chosen = counted_words(ids, words, device)
+                states = model.caption_states(sent(ids[:, :-1], device), model.visual_keys_values(images))
+                return part(rows, model.word_logits(states.flatten(0, 1)[numbers]), chosen)
 
             yield all_words
             return
 
         (visual,) = images
         leaf = visual.detach().requires_grad_(visual.requires_grad)
-        image_of = torch.arange(count, device=ids.device) // (count // len(visual))
+        image_of = torch.arange(count) // (count // len(visual))
         longest = int(words.sum(1).max())
         for first in range(0, longest, WORDS_PER_PASS):
             rows, offsets = words[:, first : first + WORDS_PER_PASS].nonzero(as_tuple=True)
             positions = 1 + first + offsets
 
             def some_words(rows: Tensor = rows, positions: Tensor = positions) -> Tensor:
-                return part(rows, *hidden_words(model, tokenizer, leaf[image_of[rows]], ids[rows], positions))
+                texts = until(tokenizer, ids[rows], positions).ids
+                shown, own, texts, places = (
+                    sent(numbers, device) for numbers in (image_of[rows], rows, texts, positions)
+                )
+                return part(own, *hidden_words(model, tokenizer, leaf[shown], texts, places))
 
             yield some_words
         gradient = leaf.grad

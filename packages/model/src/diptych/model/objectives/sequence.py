@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diptych.eval.scorers.clip_score import PROMPT
 from diptych.model.decoding.paint import PaintText, mask_predict_counts
+from diptych.model.devices import Places, Texts
 from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.pixels import to_unit_range
 from diptych.model.tokenizer import CaptionTokenizer
@@ -34,7 +35,7 @@ def relaxed_painting(
     model: UnifiedTransformer,
     tokenizer: CaptionTokenizer,
     codebook: Tensor,
-    ids: Tensor,
+    ids: Tensor | Texts,
     steps: int,
     guidance: float,
     temperature: float,
@@ -62,8 +63,8 @@ def relaxed_painting(
     Memory: with ``recompute`` a step keeps its inputs and is run again for its gradient, so that one step's graph is in
     memory instead of those of all k. Uses torch's global generator.
     """
-    n, cells, device = len(ids), model.config.cells, ids.device
     text = PaintText(model, tokenizer, ids, guidance)
+    n, cells, device = len(text.text), model.config.cells, codebook.device
     codes = torch.zeros(n, cells, dtype=torch.int64, device=device)
     confidences = torch.zeros(n, cells, device=device)
     sampling = gumbel_softmax == "each_step"
@@ -83,7 +84,7 @@ def relaxed_painting(
         return expected, drawn
 
     def predict(
-        features: Tensor, masked: Tensor, positions: Tensor, rank_all: bool
+        features: Tensor, masked: Places, positions: Tensor, rank_all: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What is written at the positions, [n, p, D] or [n, p, K], with gradient; without, the codes [n, p] and the
         log-probabilities [n, p] of these codes, or [n, cells] of the likeliest codes of all cells."""
@@ -103,11 +104,10 @@ def relaxed_painting(
         if step == 0:  # all cells hold the mask feature, in every image: encode one image
             positions = everywhere
             features = torch.zeros(1, cells, codebook.shape[1], device=device, dtype=codebook.dtype)
-            masked = torch.ones(1, cells, dtype=torch.bool, device=device)
+            masked = Places.all(1, cells, device)
         else:
-            positions = confidences.argsort(dim=1, stable=True)[:, :count].sort(1).values
+            masked, positions = Places.split(confidences.argsort(dim=1, stable=True), count)
             features = codebook[codes]
-            masked = torch.zeros_like(codes, dtype=torch.bool).scatter_(1, positions, True)
         rank_all = fresh_confidence and step < steps - 1  # after the last step nobody ranks
         if recompute:
             part, chosen, chances = checkpoint(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diptych.model.decoding.caption import encode_images
 from diptych.model.decoding.decisions import PAPER, Decisions
+from diptych.model.devices import Places, Texts
 from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.objectives.answers import answer_loss
 from diptych.model.tokenizer import CaptionTokenizer
@@ -25,12 +26,10 @@ def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) ->
     return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing * classes / (classes - 1))
 
 
-def word_loss(
-    head: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor, pad: int, smoothing: float
-) -> Tensor:
-    """Mean loss of the words ``targets`` int64 ``[m, t]`` but for padding, which ``head`` reads from states ``[m, t, h]``."""
-    supervised = targets != pad
-    return smoothed_cross_entropy(head(states[supervised]), targets[supervised], smoothing)
+def word_loss(head: Callable[[Tensor], Tensor], states: Tensor, texts: Texts, smoothing: float) -> Tensor:
+    """Mean loss of the words of m ``texts`` after the first, which ``head`` reads from states ``[m, t - 1, h]``."""
+    targets = texts.ids[:, 1:].flatten()[texts.words]
+    return smoothed_cross_entropy(head(states.flatten(0, 1)[texts.words]), targets, smoothing)
 
 
 def sample_mask(
@@ -54,19 +53,21 @@ def caption_loss(
     model: UnifiedTransformer,
     tokenizer: CaptionTokenizer,
     images: list[Tensor],
-    ids: Tensor,
+    ids: Tensor | Texts,
     smoothing: float,
 ) -> Tensor:
     """Word-level loss (UMT equation 1) of several captions per image, which share one visual pass.
+
+    Texts, here as in all losses, may have been cut and counted before (:class:`diptych.model.devices.Texts`): a GPU is then not
+    waited for.
 
     Args:
         images: n of them (:func:`diptych.model.decoding.caption.encode_images`, by ``prefix`` attention).
         ids: int64 ``[n, c, t]``. Every token after ``[CLS]`` up to ``[SEP]`` is a target; padding is not.
     """
-    ids = ids.flatten(0, 1)
-    ids = tokenizer.trimmed(ids)
-    states = model.caption_states(ids[:, :-1], model.visual_keys_values(images))
-    return word_loss(model.word_logits, states, ids[:, 1:], tokenizer.pad, smoothing)
+    texts = Texts.of(ids, tokenizer.pad).flat()
+    states = model.caption_states(texts.ids[:, :-1], model.visual_keys_values(images))
+    return word_loss(model.word_logits, states, texts, smoothing)
 
 
 def sample_positions(tokenizer: CaptionTokenizer, ids: Tensor, decisions: Decisions = PAPER) -> Tensor:
@@ -83,7 +84,7 @@ def masked_caption_loss(
     model: UnifiedTransformer,
     tokenizer: CaptionTokenizer,
     images: list[Tensor],
-    ids: Tensor,
+    ids: Tensor | Texts,
     positions: Tensor,
     smoothing: float,
 ) -> Tensor:
@@ -92,24 +93,30 @@ def masked_caption_loss(
 
     Args:
         images: n of them (:func:`diptych.model.decoding.caption.encode_images`, by ``masked`` attention).
-        ids: int64 ``[n, c, t]``, c captions per image; they share the visual layers that no word reaches.
+        ids: int64 ``[n, c, t]``, c captions per image; they share the visual layers that no word reaches. Texts are those of
+            :func:`until`.
         positions: int64 ``[n, c]``, the word to predict (:func:`sample_positions`).
     """
-    visual = images[0]
+    visual, ids = images[0], (ids if isinstance(ids, Texts) else until(tokenizer, ids, positions)).ids
     if ids.shape[1] > 1:
         visual = visual.repeat_interleave(ids.shape[1], 0)
     logits, targets = hidden_words(model, tokenizer, visual, ids.flatten(0, 1), positions.flatten())
     return smoothed_cross_entropy(logits, targets, smoothing)
 
 
+def until(tokenizer: CaptionTokenizer, ids: Tensor, positions: Tensor) -> Texts:
+    """Texts int64 ``[..., t]`` up to the last of the ``positions`` int64 ``[...]``: no word after them is seen."""
+    return Texts.of(ids, tokenizer.pad, int(positions.max()) + 1)
+
+
 def caption_and_answer_losses(
     model: UnifiedTransformer,
     tokenizer: CaptionTokenizer,
     features: Tensor,
-    ids: Tensor,
+    ids: Tensor | Texts,
     positions: Tensor | None,
     smoothing: float,
-    questions: Tensor | None,
+    questions: Tensor | Texts | None,
     shares: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Losses of captions and of the answers to questions about the same images, which are seen once for both.
@@ -133,13 +140,13 @@ def caption_and_answer_losses(
 def hidden_words(
     model: UnifiedTransformer, tokenizer: CaptionTokenizer, visual: Tensor, ids: Tensor, positions: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Hide one word of each of ids int64 ``[n, t]``, at ``positions`` int64 ``[n]``, and all that follow it.
+    """Hide one word of each of ids int64 ``[n, t]``, at ``positions`` int64 ``[n]``, and all that follow it; the last of the positions
+    should be that of the last token.
 
     Returns:
         What ``masked`` captioning makes of the hidden word from the words before it and ``visual`` ``[n, v, h]``, logits
         ``[n, V]``; and the word, int64 ``[n]``.
     """
-    ids = ids[:, : int(positions.max()) + 1]
     places = torch.arange(ids.shape[1], device=ids.device)
     targets = ids.gather(1, positions[:, None])[:, 0]
     hidden = ids.scatter(1, positions[:, None], tokenizer.mask)
@@ -151,15 +158,15 @@ def paint_loss(
     tokenizer: CaptionTokenizer,
     codebook: Tensor,
     codes: Tensor,
-    ids: Tensor,
-    masked: Tensor,
+    ids: Tensor | Texts,
+    masked: Tensor | Places,
     smoothing: float,
     features: Tensor | None = None,
 ) -> Tensor:
     """Grid-level loss (UMT equation 3): codes int64 ``[n, cells]`` at ``masked`` (bool) from the other cells' codebook
     vectors, or from their ``features`` float ``[n, cells, D]``, and the text int64 ``[n, t]``."""
-    ids = tokenizer.trimmed(ids)
+    ids, masked = Texts.of(ids, tokenizer.pad).ids, Places.of(masked)
     text, bias = model.encode_text(ids, ids != tokenizer.pad)
     visual = model.encode_visual(codebook[codes] if features is None else features, masked)
     logits = model.paint_logits(text, bias, visual, masked)
-    return smoothed_cross_entropy(logits, codes[masked], smoothing)
+    return smoothed_cross_entropy(logits, masked.of_values(codes), smoothing)

@@ -13,6 +13,7 @@ from diptych.model.decoding.biart import caption_codes, paint_texts
 from diptych.model.decoding.caption import Captions
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.decoding.paint import FixedCells, Paintings
+from diptych.model.devices import Texts
 from diptych.model.image_tokens import AugVAEEncoder
 from diptych.model.networks.aug_vae import AugVAE
 from diptych.model.networks.biart import BiART
@@ -111,7 +112,8 @@ class BiARTPaintDecoder:
         keep_steps: bool,
     ) -> Paintings:
         """Paintings of n captions (:func:`diptych.model.decoding.biart.paint_texts`)."""
-        ids = self.tokenizer.encode(captions, self.length).to(self.device)
+        texts = Texts.of(self.tokenizer.encode(captions, self.length), self.tokenizer.pad)
+        ids = texts.to(self.device)
         return paint_texts(self.model, self.tokenizer, ids, options, seeds, given, keep_steps)
 
     def step_count(self, options: PaintOptions) -> int:

@@ -19,6 +19,7 @@ from diptych.model.decoding.caption import Captions, encode_images
 from diptych.model.decoding.decode import caption_images, paint_captions
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.decoding.paint import FixedCells, Paintings
+from diptych.model.devices import Texts
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input
 from diptych.model.inference.image_generator import InferenceImageGenerator
@@ -172,7 +173,8 @@ class UnifiedPaintDecoder:
         keep_steps: bool,
     ) -> Paintings:
         """Paintings of n captions (:func:`diptych.model.decoding.decode.paint_captions`)."""
-        ids = self.tokenizer.encode(captions, self.length).to(self.codebook.device)
+        texts = Texts.of(self.tokenizer.encode(captions, self.length), self.tokenizer.pad)
+        ids = texts.to(self.codebook.device)
         return paint_captions(
             self.transformer, self.tokenizer, self.codebook, ids, options, seeds, given, keep_steps
         )

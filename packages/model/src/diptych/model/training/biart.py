@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from diptych.model.devices import Texts, sent
 from diptych.model.errors import UserError
 from diptych.model.networks.biart import BiART
 from diptych.model.objectives.bidirectional import caption_losses, painting_losses
@@ -96,14 +97,16 @@ class BiARTSteps:
             ("caption_loss", "image_reference_loss") if captioning else ("paint_loss", "text_reference_loss")
         )
 
+        texts = Texts.of(ids, self.tokenizer.pad)
+
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
-            seen = on_device(codes, self.device), ids.to(self.device)
+            seen = on_device(codes, self.device), texts.to(self.device)
             how = config.label_smoothing, config.reference_weight > 0
             with autocast_context(self.device, config.precision):
                 if captioning:
                     generated, reference = caption_losses(self.model, self.tokenizer, *seen, *how)
                 else:
-                    unseen = None if hidden is None else hidden.to(self.device)
+                    unseen = None if hidden is None else sent(hidden, self.device)
                     generated, reference = painting_losses(
                         self.model, self.tokenizer, *seen, *how, unseen, self.near
                     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diptych.features.order import batch_indices
+from diptych.model.devices import Texts
 from diptych.model.networks.butd import BUTD
 from diptych.model.objectives.butd import BUTDPolicy
 from diptych.model.objectives.token import word_loss
@@ -76,12 +77,13 @@ class BUTDSteps:
         return on_device(rows, self.device).float()
 
     def _piece(self, ids: Tensor, vectors: Tensor, share: float) -> Piece:
+        own = Texts.of(ids, self.tokenizer.pad).flat()
+
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
             with autocast_context(self.device, self.config.precision):
-                words = self.tokenizer.trimmed(ids.flatten(0, 1)).to(self.device)
-                states = self.model.caption_states(words[:, :-1], self.model.read(self._seen(vectors)))
-                smoothing = self.config.label_smoothing
-                mean = word_loss(self.model.logits, states, words[:, 1:], self.tokenizer.pad, smoothing)
+                texts = own.to(self.device)
+                states = self.model.caption_states(texts.ids[:, :-1], self.model.read(self._seen(vectors)))
+                mean = word_loss(self.model.logits, states, texts, self.config.label_smoothing)
             return mean, {"caption_loss": mean.detach()}
 
         return Piece(share, ids.shape[:-1].numel(), loss)

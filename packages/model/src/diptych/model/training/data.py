@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from diptych.model.devices import sent
 from diptych.model.errors import UserError
 from diptych.model.image_features import PictureRows
 from diptych.model.tokenizer import CaptionTokenizer
@@ -81,5 +82,5 @@ def read_rows(
 def on_device(rows: Tensor, device: torch.device) -> Tensor:
     """Move grid features (float16; torch converts them many times faster than numpy) or codes to ``device``, as
     float32 or int64."""
-    rows = rows.to(device, non_blocking=True)
+    rows = sent(rows, device)
     return rows.float() if rows.is_floating_point() else rows.long()

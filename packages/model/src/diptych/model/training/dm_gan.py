@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.model.devices import sent
 from diptych.model.errors import UserError
 from diptych.model.networks.dm_gan import DMGAN, GANPaintings
 from diptych.model.networks.matching import EncodedTexts, PictureEncoder, TextEncoder
@@ -61,8 +62,8 @@ class DMGANSteps:
             real = from_uint8(data, self.device)
             with convolution_context(self.device, self.config.precision):
                 with torch.no_grad():
-                    texts = self.texts(ids.to(self.device), self.tokenizer)
-                painted = self.generator(texts, noise.to(self.device))
+                    texts = self.texts(ids, self.tokenizer)
+                painted = self.generator(texts, sent(noise, self.device))
                 return self._losses(painted, real, texts)
 
         return [Piece(1.0, len(ids), loss)]

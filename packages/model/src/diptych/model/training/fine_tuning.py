@@ -13,6 +13,7 @@ from torch import Tensor
 from diptych.features.order import batch_indices
 from diptych.model.decoding.answer import statement_logits
 from diptych.model.decoding.caption import encode_images
+from diptych.model.devices import Texts, sent
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input, caption_rows
 from diptych.model.networks.unified import UnifiedTransformer
@@ -175,12 +176,14 @@ class StatementSteps:
         ids, true = self.statements.ids[chosen], self.statements.true[chosen].long()
 
         def piece(rows: slice, part: Tensor) -> Piece:
+            texts = Texts.of(ids[rows], self.tokenizer.pad)
+
             def loss() -> tuple[Tensor, dict[str, Tensor]]:
                 seen = caption_input(self.model.config, self.codebook, on_device(part, device))
                 with autocast_context(device, config.precision):
                     images = encode_images(self.model, seen)
-                    logits = statement_logits(self.model, self.tokenizer, images, ids[rows].to(device))
-                mean = F.cross_entropy(logits.float(), true[rows].to(device))
+                    logits = statement_logits(self.model, self.tokenizer, images, texts.to(device))
+                mean = F.cross_entropy(logits.float(), sent(true[rows], device))
                 return mean, {"statement_loss": mean.detach()}
 
             return Piece(len(true[rows]) / len(true), len(true[rows]), loss)

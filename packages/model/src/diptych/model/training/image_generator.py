@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diptych.features.order import batch_indices, epoch_order
+from diptych.model.devices import sent
 from diptych.model.errors import UserError
 from diptych.model.networks.discriminator import Discriminator
 from diptych.model.networks.image_generator import ImageGenerator, ImageGeneratorConfig
@@ -135,9 +136,11 @@ class Batch:
     def on(self, device: torch.device, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Codebook vectors or features [n, 64, D], pictures float [n, 3, S, S] in -1..1 and weights, on `device`."""
         return (
-            codebook[self.codes.to(device)] if self.features is None else self.features.to(device).float(),
+            codebook[sent(self.codes, device)]
+            if self.features is None
+            else sent(self.features, device).float(),
             from_uint8(self.images, device),
-            None if self.emphasis is None else self.emphasis.to(device),
+            None if self.emphasis is None else sent(self.emphasis, device),
         )
 
 
@@ -195,7 +198,7 @@ class ImageGeneratorSteps:
                 figures = losses
                 if playing:
                     assert self.discriminator is not None and config.game is not None
-                    codes = batch.codes.to(device)
+                    codes = sent(batch.codes, device)
                     judged, players = play(config.game, self.discriminator, painted, real, codes)
                     total = total + players[0]
                     figures = {**figures, **judged}

@@ -44,7 +44,7 @@ class MatchingSteps:
 
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
             with convolution_context(self.device, self.config.precision):
-                texts = self.texts(ids.to(self.device), self.tokenizer)
+                texts = self.texts(ids, self.tokenizer)
                 losses = matching_losses(texts, *self.pictures(from_uint8(data, self.device)))
             total = torch.stack(list(losses.values())).sum()
             return total, {f"{name}_loss": value.detach() for name, value in losses.items()}

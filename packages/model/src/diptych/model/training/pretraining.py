@@ -13,11 +13,13 @@ from torch import Tensor
 
 from diptych.features.order import batch_indices
 from diptych.model.decoding.caption import encode_images
+from diptych.model.devices import Places, Texts, sent
 from diptych.model.errors import UserError
 from diptych.model.networks.unified import UnifiedTransformer
 from diptych.model.objectives.pretraining import (
     MASKED_SHARE,
     bernoulli_mask,
+    counted_words,
     feature_regression_loss,
     mask_words,
     masked_word_loss,
@@ -153,8 +155,10 @@ class PretrainingSteps:
         )
 
         def piece(rows: slice, part: Tensor) -> Piece:
+            own = Texts.of(ids[rows], self.tokenizer.pad), Places.of(masked[rows])
+
             def loss() -> tuple[Tensor, dict[str, Tensor]]:
-                texts, hidden = ids[rows].to(device), masked[rows].to(device)
+                texts, hidden = (places.to(device) for places in own)
                 with autocast_context(device, config.precision):
                     if config.discrete:
                         codes = on_device(part, device)
@@ -183,10 +187,12 @@ class PretrainingSteps:
         count = max(1, int(chosen.sum()))
 
         def piece(rows: slice, part: Tensor) -> Piece:
+            seen, targets, words = counted_words(self.tokenizer, *(tensor[rows] for tensor in texts))
+
             def loss() -> tuple[Tensor, dict[str, Tensor]]:
                 with autocast_context(device, config.precision):
                     images = encode_images(self.model, self.seen(part))
-                    own = (tensor[rows].to(device) for tensor in texts)
+                    own = sent(seen, device), sent(targets, device), words.to(device)
                     mean = masked_word_loss(self.model, self.tokenizer, images, *own)
                 return mean, {"word_loss": mean.detach()}
 
@@ -210,21 +216,22 @@ class PretrainingSteps:
             share = len(part) / len(indices)
             # the loss of answers is a mean over other items than that of matching, whose share the piece has
             weight = int(asked[rows].sum()) / max(1, count) / share
+            texts = Texts.of(ids[rows], self.tokenizer.pad)
+            questions, wanted = asked[rows].flatten().nonzero()[:, 0], shares[rows][asked[rows]]
 
             def loss() -> tuple[Tensor, dict[str, Tensor]]:
-                questions = asked[rows].to(device)
                 with autocast_context(device, config.precision):
                     images = encode_images(self.model, self.seen(part))
                     matching, states = matching_loss(
-                        self.model, self.tokenizer, images, ids[rows].to(device), own[rows].to(device)
+                        self.model, self.tokenizer, images, texts.to(device), sent(own[rows], device)
                     )
                     reported = {"matching_loss": matching.detach()}
                     if not count:
                         return matching, reported
                     answers = matching.new_zeros(())
                     if weight:
-                        logits = self.model.answer_logits(states[questions.flatten()]).float()
-                        answers = weight * F.cross_entropy(logits, shares[rows].to(device)[questions])
+                        logits = self.model.answer_logits(states[sent(questions, device)]).float()
+                        answers = weight * F.cross_entropy(logits, sent(wanted, device))
                 return matching + answers, {**reported, "answer_loss": answers.detach()}
 
             return Piece(share, len(part) * per_image, loss)

@@ -12,6 +12,7 @@ from torch import Tensor
 from diptych.model.answer_table import AnswerTable
 from diptych.model.decoding.answer import answer_logits
 from diptych.model.decoding.caption import encode_images
+from diptych.model.devices import Texts, sent
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input
 from diptych.model.networks.unified import UnifiedTransformer
@@ -164,11 +165,13 @@ def answer_pieces(
     ids, device = table.ids[questions], codebook.device
 
     def piece(rows: slice, features: Tensor) -> Piece:
+        texts, of_texts = Texts.of(ids[rows], tokenizer.pad), targets[rows].flatten(0, 1)
+
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
             seen = caption_input(model.config, codebook, on_device(features, device))
             with autocast_context(device, precision):
                 seen_images = encode_images(model, seen)
-                asked, wanted = ids[rows].to(device), targets[rows].flatten(0, 1).to(device)
+                asked, wanted = texts.to(device), sent(of_texts, device)
                 if scored:
                     mean = answer_score_loss(answer_logits(model, tokenizer, seen_images, asked), wanted)
                 else:

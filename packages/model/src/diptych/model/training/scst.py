@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diptych.model.decoding.caption import write_captions
 from diptych.model.decoding.noise import sample_seeds
+from diptych.model.devices import sent
 from diptych.model.objectives.scst import CaptionPolicy
 from diptych.model.precision import autocast_context
 from diptych.model.tokenizer import CaptionTokenizer
@@ -121,16 +122,16 @@ def scst_parts(
         with torch.no_grad():
             next_word = policy.next_word(images, length)
             if rows > 1:
-                next_word.keep(torch.arange(len(indices), device=device).repeat_interleave(rows))
+                next_word.keep(torch.arange(len(indices)).repeat_interleave(rows))
             temperatures = ([0.0] * greedy + [config.sample_temperature] * samples) * len(indices)
             drawn = torch.tensor(sample_seeds(seeds, samples)).view(len(indices), samples)
             padded = torch.cat([drawn[:, :1]] * greedy + [drawn], 1).flatten().tolist()
             ids = write_captions(
                 next_word, tokenizer, rows * len(indices), length, device, temperatures, padded
-            ).ids
+            ).ids.cpu()
         owners = np.repeat(np.asarray(indices), rows)
-        scores = np.asarray(reward.reward(owners.tolist(), [tokenizer.words(row) for row in ids.cpu()]))
-        rewards = torch.from_numpy(scores.astype(np.float32)).to(device).view(len(indices), rows)
+        scores = np.asarray(reward.reward(owners.tolist(), [tokenizer.words(row) for row in ids]))
+        rewards = sent(torch.from_numpy(scores.astype(np.float32)), device).view(len(indices), rows)
         if greedy:
             sampled, baselines = rewards[:, 1:], rewards[:, :1]
         else:

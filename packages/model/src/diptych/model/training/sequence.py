@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.features.order import batch_indices
+from diptych.model.devices import Texts
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input, caption_rows
 from diptych.model.networks.unified import UnifiedTransformer
@@ -285,13 +286,15 @@ class SequenceSteps:
         ids, texts = self.captions.choose(indices, 1)
 
         def piece(rows: slice, features: Tensor | None) -> Piece:
+            prompts = Texts.of(ids[rows, 0], self.tokenizer.pad)
+
             def loss() -> tuple[Tensor, dict[str, Tensor]]:
                 with autocast_context(codebook.device, config.precision):
                     vectors = relaxed_painting(
                         self.model,
                         self.tokenizer,
                         codebook,
-                        ids[rows, 0].to(codebook.device),
+                        prompts.to(codebook.device),
                         config.mask_predict_steps,
                         config.guidance,
                         config.gumbel_temperature,

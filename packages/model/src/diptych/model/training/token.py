@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diptych.features.order import batch_indices
+from diptych.model.devices import Places, Texts, sent
 from diptych.model.errors import UserError
 from diptych.model.image_features import caption_input, caption_rows, painting_shows_features
 from diptych.model.networks.unified import UnifiedTransformer
@@ -18,6 +19,7 @@ from diptych.model.objectives.token import (
     paint_loss,
     sample_mask,
     sample_positions,
+    until,
 )
 from diptych.model.precision import autocast_context
 from diptych.model.pretrained import check_codebook
@@ -156,8 +158,10 @@ def paint_pieces(
     device = codebook.device
 
     def piece(rows: slice, codes: Tensor, *features: Tensor) -> Piece:
+        own = Texts.of(ids[rows], tokenizer.pad), Places.of(masked[rows])
+
         def loss() -> tuple[Tensor, dict[str, Tensor]]:
-            targets, texts, hidden = on_device(codes, device), ids[rows].to(device), masked[rows].to(device)
+            targets, texts, hidden = on_device(codes, device), *(part.to(device) for part in own)
             shown = [on_device(part, device) for part in features]
             with autocast_context(device, config.precision):
                 mean = batch_loss(
@@ -267,6 +271,7 @@ class TokenSteps:
             chosen = self.questions.choose(indices, config.questions.questions_per_image)
             questions, shares = self.questions.ids[chosen], self.questions.shares(chosen)
             asked = shares.any(-1).sum(1)  # [n]
+        tokenizer = self.tokenizer
 
         def piece(rows: slice, features: Tensor) -> Piece:
             share, samples = int(words[rows].sum()) / int(words.sum()), ids[rows].shape[:2].numel()
@@ -275,22 +280,25 @@ class TokenSteps:
             if asked is not None:
                 weight = int(asked[rows].sum()) / max(1, int(asked.sum())) / share
                 samples += int(asked[rows].sum())
+            places = None if positions is None else positions[rows]
+            texts = (
+                Texts.of(ids[rows], tokenizer.pad) if places is None else until(tokenizer, ids[rows], places)
+            )
+            about = None if questions is None else Texts.of(questions[rows], tokenizer.pad)
+            wanted = None if shares is None else shares[rows].flatten(0, 1)
 
             def loss() -> tuple[Tensor, dict[str, Tensor]]:
                 seen = caption_input(self.model.config, self.codebook, on_device(features, device))
-                texts = [
-                    None if part is None else part[rows].to(device) for part in (positions, questions, shares)
-                ]
                 with autocast_context(device, config.precision):
                     captions, answers = self.seen_losses(
                         self.model,
-                        self.tokenizer,
+                        tokenizer,
                         seen,
-                        ids[rows].to(device),
-                        texts[0],
+                        texts.to(device),
+                        None if places is None else sent(places, device),
                         config.label_smoothing,
-                        texts[1],
-                        None if texts[2] is None else texts[2].flatten(0, 1),
+                        None if about is None else about.to(device),
+                        None if wanted is None else sent(wanted, device),
                     )
                 reported = {"caption_loss": captions.detach()}
                 if asked is None or config.questions is None:
