@@ -35,7 +35,7 @@ from pipelines.runner.threads import keep_freed_memory
 
 CAPTIONS, WORDS = 16, 10
 # of a training step: pictures, captions of each that is captioned
-PICTURES, OF_EACH = 24, 5
+PICTURES, OF_EACH = 24, 4
 VOCABULARY, CODES, GRID = 109, 1024, 8
 # base: the paper's vocabularies, tokens and schedule, and bytes of a weight in training: float32, its gradient and AdamW's two means
 BASE = {"vocab_size": 49_808, "codebook_size": 8192, "grid_size": 32}

@@ -35,8 +35,8 @@ FOLDER = Path(".cache/ray")
 MOST_LOSSES = 5
 # what gloo says in those that are left; nccl's watchdog ends them
 PEER_LOST = ("closed by peer", "reset by peer", "Timed out waiting", "Connection refused")
-# that a cluster takes to notice a lost node
-NOTICE_SECONDS = 5.0
+# that a cluster takes to notice a lost node, and that another one may take to come in its place
+NOTICE_SECONDS, REPLACEMENT_SECONDS = 5.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _find_ray_train() -> None:
 
 def _run(work: Work, count: int, gpu: bool, folder: Path) -> None:
     """Start `count` processes, as often as some are lost."""
-    import ray
+    from ray.exceptions import RayError
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
@@ -142,29 +142,41 @@ def _run(work: Work, count: int, gpu: bool, folder: Path) -> None:
         try:
             trainer.fit()
             return
-        except TrainingFailedError as error:
-            failures = error.worker_failures if isinstance(error, WorkerGroupError) else {0: error}
-            reason = _reason(failures)
+        except WorkerGroupError as error:
+            reason = _reason(error.worker_failures)
+        except (
+            TrainingFailedError,
+            RayError,
+        ) as error:  # what watches over the processes has a place on some node, too
+            reason = f"Ray Train was lost ({type(error).__name__})"
         print(
             f"{reason}; from the last checkpoint on ({losses} of {MOST_LOSSES} times)",
             file=sys.stderr,
             flush=True,
         )
         time.sleep(NOTICE_SECONDS)
-        left = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
-        if left < count:
-            print(f"the cluster has room for {left} of {count} processes", file=sys.stderr, flush=True)
-            count = max(1, left)
+        count = _room(count, "GPU" if gpu else "CPU")
     raise UserError(
         f"processes were lost {MOST_LOSSES} times, the last time: {reason}; look at `ray status` and at the nodes' memory, then "
         "`dvc repro` goes on from the last checkpoint"
     )
 
 
+def _room(count: int, kind: str) -> int:
+    """For how many of `count` processes the cluster still has a device of a kind. A node that was lost may be replaced soon."""
+    import ray
+
+    end = time.monotonic() + REPLACEMENT_SECONDS
+    while (left := int(ray.cluster_resources().get(kind, 0))) < count and time.monotonic() < end:
+        time.sleep(1.0)
+    if left < count:
+        print(f"the cluster has room for {left} of {count} processes", file=sys.stderr, flush=True)
+    return max(1, min(count, left))
+
+
 def _reason(failures: dict[int, Exception]) -> str:
     """Why processes were lost. Raises what ends the run at once: UserError for a user's slip, RuntimeError for a defect."""
     from ray.exceptions import RayError
-    from ray.train.v2.api.exceptions import TrainingFailedError
 
     # Ray Train wraps what the work itself raises
     causes = {rank: getattr(failure, "_base_exc", failure) for rank, failure in sorted(failures.items())}
@@ -172,7 +184,7 @@ def _reason(failures: dict[int, Exception]) -> str:
         if isinstance(cause, UserError):
             raise UserError(str(cause)) from None
     for rank, cause in causes.items():
-        if isinstance(cause, (RayError, TrainingFailedError)):
+        if isinstance(cause, RayError):
             return f"process {rank} was lost ({type(cause).__name__})"
     for rank, cause in causes.items():
         if not any(sign in str(cause) for sign in PEER_LOST):
