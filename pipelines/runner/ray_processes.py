@@ -215,8 +215,10 @@ def _work(config: dict[str, Work]) -> None:
 
 def _place(thing: Any, stage: str) -> tuple[str, str]:
     """Module and name, by which another process finds a function or class."""
-    module = stages.module_of(stage) if thing.__module__ == "__main__" else thing.__module__
-    return module, thing.__qualname__
+    if thing.__module__ != "__main__":
+        return thing.__module__, thing.__qualname__
+    run = sys.modules["__main__"].__spec__
+    return stages.module_of(stage) if run is None else run.name, thing.__qualname__
 
 
 @contextlib.contextmanager

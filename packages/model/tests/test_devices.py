@@ -21,6 +21,7 @@ import test_dm_gan
 import test_fine_tuning
 import test_image_generator
 import test_image_generator_game
+import test_l_verse_package
 import test_pretraining
 import test_training
 import torch
@@ -693,3 +694,27 @@ def test_a_packaged_model_is_on_its_device(
     if precision == "float32":
         expected = call("cpu")
         assert found[:3] == expected[:3] and found[4:7] == expected[4:7]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_packaged_l_verse_is_on_its_device(
+    pictures: list[Image.Image], tmp_path: Path, precision, monkeypatch
+) -> None:
+    package = test_l_verse_package.save_package(test_l_verse_package.save_networks(tmp_path / "biart"))
+
+    def call(device: Any) -> list[Any]:
+        d = Diptych.from_pretrained(package, device=device, precision=precision)
+        painted = d.paint(["a red kite floats.", "two blue boats."], temperature=1.0)
+        return [
+            [str(caption) for caption in d.caption(pictures)],
+            d.codes(pictures).tolist(),
+            d.features(pictures[:1]).shape,
+            len(d.attention(pictures[0], "a red kite floats.")),
+            [np.asarray(picture).tolist() for picture in d.reconstruct(pictures[:1])],
+            [np.asarray(painting.image).tolist() for painting in painted],
+        ]
+
+    with other_device(monkeypatch):
+        found = call(DEVICE)
+    if precision == "float32":
+        assert found[:4] == call("cpu")[:4]

@@ -31,19 +31,27 @@ CAPTIONS = ["a red kite floats.", "two blue boats rest on the sea."]
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_networks(tmp_path_factory.mktemp("l_verse") / "biart")
+
+
+def save_networks(folder: Path) -> Path:
     """Networks with random weights that are not near zero."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer(CAPTIONS, 1)
     autoencoder = AugVAE(named_autoencoder("smoke")).eval()
     config = named_config("smoke", vocab_size=len(tokenizer), codebook_size=64, grid_size=4)
     model = BiART(dataclasses.replace(config, initial_std=0.3)).eval()
-    folder = tmp_path_factory.mktemp("l_verse") / "biart"
     save_biart(folder, model, tokenizer, autoencoder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def package(model_folder: Path) -> Path:
+    return save_package(model_folder)
+
+
+def save_package(model_folder: Path) -> Path:
+    """A package beside the networks' folder."""
     out = model_folder.parent / "package"
     write_l_verse_package(
         out,

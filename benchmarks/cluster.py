@@ -1,0 +1,187 @@
+"""What a second node of a Ray cluster brings, and what shards at an address cost.
+
+`python -m benchmarks.cluster [--rounds 3]` needs what `dvc repro shard image_generator` leaves, and two cores. Nodes are of this machine,
+with a thread each; sides take turns, and figures are medians of the rounds' ratios, in `benchmarks/results/cluster.json`.
+
+| figure | |
+| --- | --- |
+| cluster.train | stage 1 at its own batch: steps/s of two processes on two nodes / of one process on one |
+| cluster.generate | captions and paintings by random weights of stage 1's size: pictures/s of two nodes / of one |
+| cluster.shards_cached | a training's reading from the second epoch on: samples/s of shards at an address, cached / of shards here |
+| cluster.stage_1_fed | how many times as fast as stage 1 takes samples they come out of that cache |
+
+Starts are not counted: of a training only steps after the first, of pictures only what comes after the first from every worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.alternate import alternate, median_ratio
+from benchmarks.figures import record
+from diptych.features.codebook.reading import load_codebook
+from diptych.features.shards.reading import ShardDataset
+from diptych.features.shards.stream import ShardStream
+from diptych.model.networks.image_generator import load_image_generator
+from diptych.model.training.initial import random_transformer
+from diptych.model.training.processes import current_processes
+from diptych.model.training.token import train_token
+from pipelines.measuring.generate_params import GenerateParams
+from pipelines.measuring.generation import IMAGE_GENERATOR, Making
+from pipelines.measuring.models import CodeModel
+from pipelines.runner import ray_processes
+from pipelines.runner.processes import training_device
+from pipelines.runner.spread import spread
+from pipelines.runner.stage import Stage, read_stage
+from pipelines.train_token import TrainTokenParams
+
+SHARDS = Path("data/shards")
+WARM_STEPS, STEPS = 5, 60
+BATCH, BATCHES = 10, 16  # pictures
+NODE = {"num_cpus": 1, "object_store_memory": 200 * 2**20}
+
+
+def transformer(params: TrainTokenParams) -> tuple[Any, Any, torch.Tensor, ShardDataset]:
+    """Random weights of stage 1's size, its tokenizer, the codebook, and the train split."""
+    train = ShardDataset(SHARDS, "train")
+    codebook = torch.from_numpy(load_codebook(Path("data/codebook")))
+    captions = [caption for index in range(len(train)) for caption in train.captions(index)]
+    model, tokenizer = random_transformer(
+        params.network, params.architecture, params.caption_attention, params.image_features, captions,
+        params.tokenizer.min_count, codebook, seed=0,
+    )  # fmt: skip
+    return model, tokenizer, codebook, train
+
+
+def take_steps(stage: Stage, params: TrainTokenParams) -> None:
+    """What each process of a training does: stage 1's steps; process 0 writes how many a second."""
+    torch.set_num_threads(1)
+    model, tokenizer, codebook, train = transformer(params)
+    plain = replace(params.training, evaluation=None, questions=None)
+    with training_device(stage) as device:
+        for steps in (WARM_STEPS, STEPS):
+            start = time.perf_counter()
+            train_token(replace(plain, steps=steps), model, tokenizer, codebook, train, None, device)
+            rate = steps / (time.perf_counter() - start)
+        if current_processes().rank == 0:
+            Path(os.environ.get("TMPDIR", "/tmp"), "diptych-steps.json").write_text(json.dumps(rate))
+
+
+@contextmanager
+def cluster(nodes: int) -> Iterator[str]:
+    """The address of a cluster: a head that works on nothing, and so many nodes of one core."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    started = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0})
+    try:
+        for _ in range(nodes):
+            started.add_node(**NODE)
+        yield started.address
+    finally:
+        started.shutdown()
+
+
+def trained(address: str, processes: int) -> float:
+    """Steps a second of stage 1."""
+    stage, _ = read_stage("train_token", TrainTokenParams)
+    machine = replace(stage.machine, ray_address=address, processes=processes, threads=processes, device="cpu")
+    written = Path(os.environ.get("TMPDIR", "/tmp"), "diptych-steps.json")
+    written.unlink(missing_ok=True)
+    ray_processes.start_and_wait(
+        replace(stage, machine=machine), "train_token", TrainTokenParams, take_steps, ()
+    )
+    _shut_down()
+    return json.loads(written.read_text())
+
+
+def generated(address: str, nodes: int, making: Making) -> float:
+    """Pictures a second that are captioned and painted, from the first of each worker on."""
+    stage, _ = read_stage("generate", GenerateParams)
+    stage = replace(stage, machine=replace(stage.machine, ray_address=address, device="cpu"))
+    keys = making.datasets["train"].keys
+    pieces = [("train", list(range(start, start + BATCH))) for start in range(0, BATCHES * BATCH, BATCH)]
+    assert len(keys) >= BATCHES * BATCH
+    ends = []
+    for _ in spread(stage, making, pieces):
+        ends.append(time.perf_counter())
+    return BATCH * (len(ends) - nodes) / (ends[-1] - ends[nodes - 1])
+
+
+def making_of() -> Making:
+    """Captions and paintings by random weights."""
+    _, token = read_stage("train_token", TrainTokenParams)
+    stage, params = read_stage("generate", GenerateParams)
+    model, tokenizer, codebook, train = transformer(token)
+    chosen = set(train.keys[: BATCHES * BATCH])
+    drawn = CodeModel(model.eval(), tokenizer, codebook, load_image_generator(IMAGE_GENERATOR, "cpu"))
+    params = replace(
+        params, caption=replace(params.caption, samples=1), paint=replace(params.paint, samples=1)
+    )
+    return Making(drawn, None, {"train": train}, chosen, chosen, params, stage.seed, "cpu", stage.machine.precision)
+
+
+def read_epoch(data: ShardDataset, batch_size: int, epoch: int) -> float:
+    """Samples a second of an epoch of features, codes and captions, as a training reads them."""
+    steps = len(data) // batch_size
+    start = time.perf_counter()
+    for _ in ShardStream(data, batch_size, seed=0, start=epoch * steps, stop=(epoch + 1) * steps):
+        pass
+    return steps * batch_size / (time.perf_counter() - start)
+
+
+def _shut_down() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        batch = read_stage("train_token", TrainTokenParams)[1].training.caption_batch_size
+        there = Path(scratch) / "there"
+        shutil.copytree(SHARDS, there)
+        here = ShardDataset(SHARDS, "train")
+        away = ShardDataset(f"file://{there}", "train", cache=Path(scratch) / "cache")
+        print(f"first epoch at an address: {read_epoch(away, batch, 0):.0f} samples/s", flush=True)
+        sides = {"here": lambda: read_epoch(here, batch, 1), "away": lambda: read_epoch(away, batch, 1)}
+        read = alternate(sides, rounds)
+        figures["cluster.shards_cached"] = median_ratio(read["away"], read["here"])
+    making = making_of()
+    with cluster(1) as one, cluster(2) as two:
+        rates = alternate({"one": lambda: trained(one, 1), "two": lambda: trained(two, 2)}, rounds)
+        figures["cluster.train"] = median_ratio(rates["two"], rates["one"])
+        figures["cluster.stage_1_fed"] = statistics.median(read["away"]) / (
+            batch * statistics.median(rates["one"])
+        )
+        rates = alternate(
+            {"one": lambda: generated(one, 1, making), "two": lambda: generated(two, 2, making)}, rounds
+        )
+        figures["cluster.generate"] = median_ratio(rates["two"], rates["one"])
+    for name, value in figures.items():
+        print(f"{name}: {value:.2f}")
+    record("cluster", {name: round(value, 4) for name, value in figures.items()})
+
+
+if __name__ == "__main__":
+    main()
