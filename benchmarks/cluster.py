@@ -6,11 +6,12 @@ with a thread each; sides take turns, and figures are medians of the rounds' rat
 | figure | |
 | --- | --- |
 | cluster.train | stage 1 at its own batch: steps/s of two processes on two nodes / of one process on one |
+| cluster.train_large | the same at four times the batch: what does not grow with it, gradients' sums and the optimizers, weighs less |
 | cluster.generate | captions and paintings by random weights of stage 1's size: pictures/s of two nodes / of one |
-| cluster.shards_cached | a training's reading from the second epoch on: samples/s of shards at an address, cached / of shards here |
-| cluster.stage_1_fed | how many times as fast as stage 1 takes samples they come out of that cache |
+| cluster.shards_cached | steps/s of stage 1 from the second epoch on: by shards at an address, cached / by shards here |
+| cluster.shards_first | samples/s of the first epoch by shards at an address (a disk) / that stage 1 takes on one core |
 
-Starts are not counted: of a training only steps after the first, of pictures only what comes after the first from every worker.
+Starts are not counted: a training counts by the difference of two lengths, pictures by what comes after the first of every worker.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from pipelines.runner.stage import Stage, read_stage
 from pipelines.train_token import TrainTokenParams
 
 SHARDS = Path("data/shards")
-WARM_STEPS, STEPS = 5, 60
+WARM_STEPS, STEPS, LARGE = 2, 40, 4
 BATCH, BATCHES = 10, 16  # pictures
 NODE = {"num_cpus": 1, "object_store_memory": 200 * 2**20}
 
@@ -66,18 +67,35 @@ def transformer(params: TrainTokenParams) -> tuple[Any, Any, torch.Tensor, Shard
     return model, tokenizer, codebook, train
 
 
-def take_steps(stage: Stage, params: TrainTokenParams) -> None:
-    """What each process of a training does: stage 1's steps; process 0 writes how many a second."""
-    torch.set_num_threads(1)
+def rate_of(params: TrainTokenParams, batch: int, shards: ShardDataset | None, device: str) -> float:
+    """Steps a second of stage 1 at `batch` times its batch; null: from the shards here."""
     model, tokenizer, codebook, train = transformer(params)
-    plain = replace(params.training, evaluation=None, questions=None)
+    training = params.training
+    plain = replace(
+        training, evaluation=None, questions=None,
+        caption_batch_size=batch * training.caption_batch_size, paint_batch_size=batch * training.paint_batch_size,
+    )  # fmt: skip
+    elapsed = []
+    for steps in (WARM_STEPS, STEPS // batch):
+        start = time.perf_counter()
+        train_token(
+            replace(plain, steps=steps), model, tokenizer, codebook, shards or train, None, device
+        )
+        elapsed.append(time.perf_counter() - start)
+    return (STEPS // batch - WARM_STEPS) / (elapsed[1] - elapsed[0])
+
+
+def take_steps(stage: Stage, params: TrainTokenParams) -> None:
+    """What each process of a training does; process 0 writes how many steps it takes a second."""
+    torch.set_num_threads(1)
     with training_device(stage) as device:
-        for steps in (WARM_STEPS, STEPS):
-            start = time.perf_counter()
-            train_token(replace(plain, steps=steps), model, tokenizer, codebook, train, None, device)
-            rate = steps / (time.perf_counter() - start)
+        rates = [rate_of(params, batch, None, device) for batch in (1, LARGE)]
         if current_processes().rank == 0:
-            Path(os.environ.get("TMPDIR", "/tmp"), "diptych-steps.json").write_text(json.dumps(rate))
+            written_rates().write_text(json.dumps(rates))
+
+
+def written_rates() -> Path:
+    return Path(os.environ.get("TMPDIR", "/tmp"), "diptych-steps.json")
 
 
 @contextmanager
@@ -95,17 +113,16 @@ def cluster(nodes: int) -> Iterator[str]:
         started.shutdown()
 
 
-def trained(address: str, processes: int) -> float:
-    """Steps a second of stage 1."""
+def trained(address: str, processes: int) -> list[float]:
+    """Steps a second of stage 1, at its batch and at a large one."""
     stage, _ = read_stage("train_token", TrainTokenParams)
     machine = replace(stage.machine, ray_address=address, processes=processes, threads=processes, device="cpu")
-    written = Path(os.environ.get("TMPDIR", "/tmp"), "diptych-steps.json")
-    written.unlink(missing_ok=True)
+    written_rates().unlink(missing_ok=True)
     ray_processes.start_and_wait(
         replace(stage, machine=machine), "train_token", TrainTokenParams, take_steps, ()
     )
     _shut_down()
-    return json.loads(written.read_text())
+    return json.loads(written_rates().read_text())
 
 
 def generated(address: str, nodes: int, making: Making) -> float:
@@ -157,27 +174,29 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     figures: dict[str, float] = {}
+    _, params = read_stage("train_token", TrainTokenParams)
     with tempfile.TemporaryDirectory() as scratch:
-        batch = read_stage("train_token", TrainTokenParams)[1].training.caption_batch_size
+        batch = params.training.caption_batch_size
         there = Path(scratch) / "there"
         shutil.copytree(SHARDS, there)
-        here = ShardDataset(SHARDS, "train")
         away = ShardDataset(f"file://{there}", "train", cache=Path(scratch) / "cache")
-        print(f"first epoch at an address: {read_epoch(away, batch, 0):.0f} samples/s", flush=True)
-        sides = {"here": lambda: read_epoch(here, batch, 1), "away": lambda: read_epoch(away, batch, 1)}
+        first = read_epoch(away, batch, 0)
+        sides = {"here": lambda: rate_of(params, 1, None, "cpu"), "away": lambda: rate_of(params, 1, away, "cpu")}
         read = alternate(sides, rounds)
         figures["cluster.shards_cached"] = median_ratio(read["away"], read["here"])
+        figures["cluster.shards_first"] = first / (batch * statistics.median(read["here"]))
     making = making_of()
     with cluster(1) as one, cluster(2) as two:
-        rates = alternate({"one": lambda: trained(one, 1), "two": lambda: trained(two, 2)}, rounds)
-        figures["cluster.train"] = median_ratio(rates["two"], rates["one"])
-        figures["cluster.stage_1_fed"] = statistics.median(read["away"]) / (
-            batch * statistics.median(rates["one"])
-        )
-        rates = alternate(
+        rates: dict[str, list[list[float]]] = {"one": [], "two": []}
+        for number in range(rounds):
+            for name in ("one", "two") if number % 2 == 0 else ("two", "one"):
+                rates[name].append(trained(one, 1) if name == "one" else trained(two, 2))
+        for place, figure in enumerate(("cluster.train", "cluster.train_large")):
+            figures[figure] = median_ratio(*([rate[place] for rate in rates[name]] for name in ("two", "one")))
+        made = alternate(
             {"one": lambda: generated(one, 1, making), "two": lambda: generated(two, 2, making)}, rounds
         )
-        figures["cluster.generate"] = median_ratio(rates["two"], rates["one"])
+        figures["cluster.generate"] = median_ratio(made["two"], made["one"])
     for name, value in figures.items():
         print(f"{name}: {value:.2f}")
     record("cluster", {name: round(value, 4) for name, value in figures.items()})

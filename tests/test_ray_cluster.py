@@ -11,7 +11,6 @@ meanwhile changes nothing.
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -196,16 +195,18 @@ def test_a_killed_head(two_processes: dict[str, str], finished_clone: Clone, tmp
     assert digest(clone, TRAINED) == two_processes
 
 
-class Deadly:
-    """Work that doubles numbers, and ends its process at 7."""
-
-    def on(self, device: str) -> Callable[[int], int]:
-        return lambda number: os._exit(1) if number == 7 else 2 * number
-
-
 @pytest.mark.slow
 def test_pieces_come_in_order_and_a_deadly_one_is_named(cluster: Any) -> None:
-    machine = replace(read_section(Machine, "machine", read_params(REPOSITORY / "params.yaml")), ray_address=cluster.address)
+    class Deadly:
+        """Work that doubles numbers, and ends its process at 7. (Inside, or workers would look for this module.)"""
+
+        def on(self, device: str) -> Callable[[int], int]:
+            import os
+
+            return lambda number: os._exit(1) if number == 7 else 2 * number
+
+    machine = read_section(Machine, "machine", read_params(REPOSITORY / "params.yaml"))
+    machine = replace(machine, ray_address=cluster.address)
     stage = Stage("generate", 0, machine, {})
     assert list(spread(stage, Deadly(), range(7))) == [0, 2, 4, 6, 8, 10, 12]
     with pytest.raises(UserError, match=r"^generate: 3 workers died on piece 8 of 9, the last: .*lower the batch size"):

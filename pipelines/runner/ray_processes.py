@@ -176,17 +176,14 @@ def _room(count: int, kind: str) -> int:
 
 def _reason(failures: dict[int, Exception]) -> str:
     """Why processes were lost. Raises what ends the run at once: UserError for a user's slip, RuntimeError for a defect."""
-    from ray.exceptions import RayError
-
-    # Ray Train wraps what the work itself raises
-    causes = {rank: getattr(failure, "_base_exc", failure) for rank, failure in sorted(failures.items())}
-    for cause in causes.values():
+    # Ray Train wraps what the work itself raises; all else is its own word on a process that is no more
+    raised = {rank: failure._base_exc for rank, failure in failures.items() if hasattr(failure, "_base_exc")}
+    for cause in raised.values():
         if isinstance(cause, UserError):
             raise UserError(str(cause)) from None
-    for rank, cause in causes.items():
-        if isinstance(cause, RayError):
-            return f"process {rank} was lost ({type(cause).__name__})"
-    for rank, cause in causes.items():
+    if lost := failures.keys() - raised.keys():
+        return f"process {min(lost)} was lost"
+    for rank, cause in sorted(raised.items()):
         if not any(sign in str(cause) for sign in PEER_LOST):
             raise RuntimeError(f"process {rank} failed:\n{failures[rank]}") from cause
     return "a process was lost"

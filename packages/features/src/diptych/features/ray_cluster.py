@@ -191,7 +191,7 @@ class RayPool(Generic[Task]):
                 raise UserError(
                     f"{cause}. (On a Ray cluster, all nodes need the project's folder under the same path.)"
                 ) from error
-            raise cause if isinstance(cause, UserError) else error from None
+            raise cause from error
         except ray.exceptions.RayError as error:
             self.refusal = _reason(error)
             self._start_actor()
