@@ -60,6 +60,9 @@ bench: $(VENV)/.complete-tools
 	python -m benchmarks.image_generator
 	python -m benchmarks.l_verse
 	python -m benchmarks.eval
+	python -m benchmarks.cluster
+	python -m benchmarks.memory
+	python -m benchmarks.scale
 
 seeds: $(VENV)/.complete
 	@python -m pipelines.runner.check
