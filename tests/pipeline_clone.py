@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from waiting import wait_until
 
@@ -92,15 +93,20 @@ class Clone:
         finally:
             file.write_text(before, encoding="utf-8")
 
+    def start_held(
+        self, saves: int, store: Path, *command: str, said: IO[str] | int = subprocess.DEVNULL
+    ) -> subprocess.Popen:
+        """Start a training that says all to `said`, and wait until it has saved so many checkpoints in `store` and waits."""
+        with self.held_trainings(saves):
+            process = subprocess.Popen(**self.command(*command), stdout=said, stderr=said)
+            wait_until(lambda: list(store.rglob("held")), process)
+        return process
+
     def kill_held(self, store: Path, *command: str) -> None:
         """Start a training, and kill it when it has saved four checkpoints in `store`."""
-        with self.held_trainings(saves=4):
-            process = subprocess.Popen(
-                **self.command(*command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            wait_until(lambda: list(store.rglob("held")), process)
-            process.kill()
-            process.wait()
+        process = self.start_held(4, store, *command)
+        process.kill()
+        process.wait()
 
     def copy(self, folder: Path) -> Clone:
         """An independent copy with all outputs."""

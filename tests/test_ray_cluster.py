@@ -22,7 +22,7 @@ import pytest
 from pipeline_clone import REPOSITORY, Clone
 from ray_nodes import add_node, cluster_of_nodes, kill_node
 from test_resume import CASES, digest
-from waiting import HANG_SECONDS, wait_until
+from waiting import HANG_SECONDS
 
 from diptych.model.errors import UserError
 from pipelines.runner.params import Machine, read_params, read_section
@@ -41,10 +41,12 @@ def cluster() -> Iterator[Any]:
         yield cluster
 
 
-def on_cluster(finished: Clone, folder: Path, cluster: Any, outs: list[str], processes: int | str) -> Clone:
+def on_cluster(
+    finished: Clone, folder: Path, cluster: Any, outs: list[str], processes: int | str, *overrides: str
+) -> Clone:
     """A copy without these outputs whose stages run on the cluster."""
     clone = finished.copy(folder)
-    clone.set_params(f"machine.ray_address='{cluster.address}'", f"machine.processes={processes}")
+    clone.set_params(f"machine.ray_address='{cluster.address}'", f"machine.processes={processes}", *overrides)
     for out in outs:
         remove(clone.folder / out)
     return clone
@@ -145,17 +147,11 @@ def disturbed(
     """A training by two processes that stops after three checkpoints and waits for what `kill` does; it has to go on by itself to
     what an undisturbed one writes. What it says."""
     with cluster_of_nodes(2) as cluster:
-        clone = on_cluster(finished, folder / "clone", cluster, TRAINED, processes=2)
-        clone.set_params(
-            f"machine.ray_address='{cluster.address}'", "machine.processes=2", "machine.checkpoint_seconds=0"
-        )
+        clone = on_cluster(finished, folder / "clone", cluster, TRAINED, 2, "machine.checkpoint_seconds=0")
         store = clone.folder / ".cache/training/train_token"
         log = folder / "said"
-        with clone.held_trainings(saves=3), log.open("w") as said:
-            process = subprocess.Popen(
-                **clone.command("python", "-m", "pipelines.train_token"), stdout=said, stderr=said
-            )
-            wait_until(lambda: list(store.rglob("held")), process)
+        with log.open("w") as said:
+            process = clone.start_held(3, store, "python", "-m", "pipelines.train_token", said=said)
         kill(cluster)
         try:
             assert process.wait(HANG_SECONDS) == 0, log.read_text()  # Ray's own words on the lost node come last
@@ -167,10 +163,10 @@ def disturbed(
 
 @pytest.mark.slow
 def test_generation_outlives_a_node(finished_clone: Clone, tmp_path: Path) -> None:
-    undisturbed = digest(finished_clone, GENERATED)
     with cluster_of_nodes(2) as cluster:
-        clone = on_cluster(finished_clone, tmp_path / "clone", cluster, GENERATED, "auto")
-        clone.set_params(f"machine.ray_address='{cluster.address}'", "generate.batch_size=4")
+        clone = on_cluster(
+            finished_clone, tmp_path / "clone", cluster, GENERATED, "auto", "generate.batch_size=4"
+        )
         plain = finished_clone.copy(tmp_path / "plain")
         plain.set_params("generate.batch_size=4")
         run(plain, "generate")
@@ -190,17 +186,11 @@ def test_generation_outlives_a_node(finished_clone: Clone, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_a_killed_head(two_processes: dict[str, str], finished_clone: Clone, tmp_path: Path) -> None:
     with cluster_of_nodes(2) as cluster:
-        clone = on_cluster(finished_clone, tmp_path / "clone", cluster, TRAINED, processes=2)
-        clone.set_params(
-            f"machine.ray_address='{cluster.address}'", "machine.processes=2", "machine.checkpoint_seconds=0"
+        clone = on_cluster(
+            finished_clone, tmp_path / "clone", cluster, TRAINED, 2, "machine.checkpoint_seconds=0"
         )
         store = clone.folder / ".cache/training/train_token"
-        with clone.held_trainings(saves=3):
-            process = subprocess.Popen(
-                **clone.command("python", "-m", "pipelines.train_token"),
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
-            wait_until(lambda: list(store.rglob("held")), process)
+        process = clone.start_held(3, store, "python", "-m", "pipelines.train_token")
     assert process.wait(HANG_SECONDS) != 0
     assert list(store.rglob("*.pt"))
     with cluster_of_nodes(2) as cluster:

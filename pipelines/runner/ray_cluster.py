@@ -16,15 +16,23 @@ def cluster_of(machine: Machine) -> Cluster:
     return Cluster(machine.ray_address, "machine.ray_address", "set machine.ray_address to null")
 
 
-def cluster_device(machine: Machine, room: dict[str, float]) -> str:
-    """`machine.device`, "auto" resolved by what a cluster has: "cuda" where it has GPUs."""
-    if machine.device == "auto":
-        return "cuda" if room.get("GPU") else "cpu"
+def cluster_devices(machine: Machine) -> tuple[str, int]:
+    """Connect to the cluster: the device of those who work there, `machine.device` or by "auto" "cuda" where there are GPUs; and how
+    many GPUs, or cores, it has for them."""
+    room = connect(cluster_of(machine))
     if machine.device.startswith("cuda:"):
         raise ParameterError(
             f"params.yaml: machine.device is {machine.device}, one GPU, but machine.ray_address names a cluster; use cuda or auto"
         )
-    return machine.device
+    device = machine.device
+    if device == "auto":
+        device = "cuda" if room.get("GPU") else "cpu"
+    return device, int(room.get(kind_of(device), 0))
+
+
+def kind_of(device: str) -> str:
+    """What Ray calls a device."""
+    return "GPU" if device == "cuda" else "CPU"
 
 
 def encoders_of(stage: Stage) -> tuple[int, str]:
@@ -32,8 +40,5 @@ def encoders_of(stage: Stage) -> tuple[int, str]:
     none, unless `machine.workers` says how many."""
     if stage.machine.ray_address is None or stage.machine.workers == 0:
         return stage.workers, stage.device
-    room = connect(cluster_of(stage.machine))
-    device = cluster_device(stage.machine, room)
-    if stage.machine.workers != "auto":
-        return stage.machine.workers, device
-    return max(1, int(room.get("GPU" if device == "cuda" else "CPU", 0))), device
+    device, count = cluster_devices(stage.machine)
+    return max(1, count) if stage.machine.workers == "auto" else stage.machine.workers, device

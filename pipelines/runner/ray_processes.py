@@ -20,12 +20,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from diptych.features.ray_cluster import connect
 from diptych.model.errors import UserError
 from pipelines.runner import stage as stages
 from pipelines.runner.errors import explain
 from pipelines.runner.params import Machine, ParameterError
-from pipelines.runner.ray_cluster import cluster_device, cluster_of
+from pipelines.runner.ray_cluster import cluster_devices, kind_of
 from pipelines.runner.stage import Stage
 from pipelines.runner.threads import set_threads
 
@@ -54,20 +53,18 @@ class Work:
     prints: str
 
 
-def process_count(machine: Machine, device: str, room: dict[str, float]) -> int:
-    """`machine.processes`, "auto" resolved: one for each GPU, or one for each node where there are none.
+def process_count(machine: Machine, device: str, has: int) -> int:
+    """`machine.processes`, "auto" resolved: one for each of the GPUs that the cluster `has`, or, where these are cores, for each node.
 
     Raises ParameterError where the cluster has no room for so many.
     """
     import ray
 
-    kind = "GPU" if device == "cuda" else "CPU"
-    has = int(room.get(kind, 0))
     if machine.processes == "auto":
-        return max(1, has if kind == "GPU" else min(has, sum(node["Alive"] for node in ray.nodes())))
+        return max(1, has if device == "cuda" else min(has, sum(node["Alive"] for node in ray.nodes())))
     if machine.processes > has:
         raise ParameterError(
-            f"params.yaml: machine.processes is {machine.processes}, and the cluster of machine.ray_address has {has} {kind}s; use auto"
+            f"params.yaml: machine.processes is {machine.processes}, and the cluster of machine.ray_address has {has} {kind_of(device)}s; use auto"
         )
     return machine.processes
 
@@ -81,9 +78,8 @@ def start_and_wait(
     again and again.
     """
     _find_ray_train()
-    room = connect(cluster_of(stage.machine))
-    device = cluster_device(stage.machine, room)
-    count = process_count(stage.machine, device, room)
+    device, has = cluster_devices(stage.machine)
+    count = process_count(stage.machine, device, has)
     folder = FOLDER / f"{stage.name.replace('/', '-').replace('@', '-')}-{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
     work = Work(
@@ -99,14 +95,14 @@ def start_and_wait(
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong is said once, below
     try:
         with _shown(Path(work.prints)):
-            _run(work, count, device == "cuda", folder.absolute())
+            _run(work, count, device, folder.absolute())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _find_ray_train() -> None:
     """Let Ray Train be imported, here and in the cluster's processes. Raises UserError where it cannot be."""
-    if (folder := Path(sys.prefix) / "ray_train").is_dir():
+    if (folder := Path(sys.prefix) / "ray_train").is_dir() and str(folder) not in sys.path:
         sys.path.append(str(folder))
         given = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = f"{given}{os.pathsep}{folder}" if given else str(folder)
@@ -120,7 +116,7 @@ def _find_ray_train() -> None:
         ) from None
 
 
-def _run(work: Work, count: int, gpu: bool, folder: Path) -> None:
+def _run(work: Work, count: int, device: str, folder: Path) -> None:
     """Start `count` processes, as often as some are lost."""
     from ray.exceptions import RayError
     from ray.train import RunConfig, ScalingConfig
@@ -129,6 +125,7 @@ def _run(work: Work, count: int, gpu: bool, folder: Path) -> None:
 
     from diptych.model.training.processes import TIMEOUT
 
+    gpu = device == "cuda"
     for losses in range(1, MOST_LOSSES + 1):
         trainer = TorchTrainer(
             _work,
@@ -144,10 +141,8 @@ def _run(work: Work, count: int, gpu: bool, folder: Path) -> None:
             return
         except WorkerGroupError as error:
             reason = _reason(error.worker_failures)
-        except (
-            TrainingFailedError,
-            RayError,
-        ) as error:  # what watches over the processes has a place on some node, too
+        # what watches over the processes has a place on some node, too
+        except (TrainingFailedError, RayError) as error:
             reason = f"Ray Train was lost ({type(error).__name__})"
         print(
             f"{reason}; from the last checkpoint on ({losses} of {MOST_LOSSES} times)",
@@ -155,7 +150,7 @@ def _run(work: Work, count: int, gpu: bool, folder: Path) -> None:
             flush=True,
         )
         time.sleep(NOTICE_SECONDS)
-        count = _room(count, "GPU" if gpu else "CPU")
+        count = _room(count, kind_of(device))
     raise UserError(
         f"processes were lost {MOST_LOSSES} times, the last time: {reason}; look at `ray status` and at the nodes' memory, then "
         "`dvc repro` goes on from the last checkpoint"
@@ -238,9 +233,8 @@ def _shown(path: Path) -> Iterator[None]:
     def show() -> None:
         with path.open("rb") as file:
             while True:
-                last = (
-                    ended.is_set()
-                )  # asked before reading, so that nothing that was written before the end is left
+                # asked before reading, so that nothing that was written before the end is left
+                last = ended.is_set()
                 if new := file.read():
                     sys.stderr.write(new.decode("utf-8", errors="replace"))
                     sys.stderr.flush()

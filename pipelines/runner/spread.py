@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
-from diptych.features.ray_cluster import Death, RayPool, connect
+from diptych.features.ray_cluster import Death, RayPool
 from diptych.model.errors import UserError
-from pipelines.runner.ray_cluster import cluster_device, cluster_of
+from pipelines.runner.ray_cluster import cluster_devices, cluster_of
 from pipelines.runner.stage import Stage
 from pipelines.runner.threads import set_threads
 
@@ -45,23 +45,21 @@ def spread(stage: Stage, work: Work[Piece, Result], pieces: Sequence[Piece]) -> 
     if stage.machine.ray_address is None:
         yield from map(work.on(stage.device), pieces)
         return
-    cluster = cluster_of(stage.machine)
-    room = connect(cluster)
+    device, count = cluster_devices(stage.machine)
     import ray
 
-    device = cluster_device(stage.machine, room)
-    workers = min(len(pieces), int(room.get("GPU" if device == "cuda" else "CPU", 0)))
+    workers = max(1, min(len(pieces), count))
     # one copy for all; as bytes, since what it reads is found from the project's folder, where a worker first has to be
     packed = ray.put(ray.cloudpickle.dumps(work))
     load = partial(_prepared, os.getcwd(), packed, device)
-    pool = RayPool(load, max(1, workers), device == "cuda", cluster)
+    pool = RayPool(load, workers, device == "cuda", cluster_of(stage.machine))
     waiting = deque(Numbered(number, piece) for number, piece in enumerate(pieces))
     done: dict[int, Result] = {}
     deaths: Counter[int] = Counter()
     following = 0
     try:
         while following < len(pieces):
-            while pool.has_room and waiting and waiting[0].number < following + AHEAD * max(1, workers):
+            while pool.has_room and waiting and waiting[0].number < following + AHEAD * workers:
                 pool.submit(waiting.popleft())
             for task, outcome in pool.collect(seconds=0.5):
                 if not isinstance(outcome, Death):

@@ -19,7 +19,6 @@ from extraction import make_dataset
 from object_storage import ObjectStorage, OftenFailing, Request, serve
 from test_pictures import CONFIG, FakeTokenizer
 from test_remote_shards import same
-from test_shards import make_inputs, write
 
 from diptych.features import addresses, store_elsewhere
 from diptych.features.addresses import Elsewhere
@@ -41,14 +40,6 @@ IMAGES = [f"{number:064x}" for number in range(60)]
 def server() -> Iterator[ObjectStorage]:
     with serve() as storage:
         yield storage
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """21 samples to train on and 5 others."""
-    folder = tmp_path_factory.mktemp("shards")
-    write(make_inputs(tmp_path_factory.mktemp("inputs") / "inputs"), folder)
-    return folder
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from diskcache import Cache
 from fsspec.implementations.memory import MemoryFileSystem
-from test_shards import make_inputs, write
 
 from diptych.features import addresses
 from diptych.features.addresses import Elsewhere
@@ -21,14 +20,6 @@ from diptych.features.errors import UserError
 from diptych.features.shards.publishing import publish_shards
 from diptych.features.shards.reading import ShardDataset
 from diptych.features.shards.stream import ShardStream
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """21 samples to train on and 5 others."""
-    folder = tmp_path_factory.mktemp("shards")
-    write(make_inputs(tmp_path_factory.mktemp("inputs") / "inputs"), folder)
-    return folder
 
 
 @pytest.fixture

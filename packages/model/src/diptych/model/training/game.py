@@ -77,8 +77,13 @@ def painter_rate(
         return rate(step, steps, peak, warmup_share)
     if not is_on(game, step):
         return rate(step, game.warm_start_steps, peak, warmup_share)
+    return rate_in_game(game, schedule, step, steps, game.restart * peak)
+
+
+def rate_in_game(game: GameConfig, schedule: str, step: int, steps: int, peak: float) -> float:
+    """A learning rate that follows a schedule from the start of the game on, without warm-up."""
     start = game.warm_start_steps
-    return rate(step - start, steps - start, game.restart * peak, 0.0)
+    return SCHEDULES[schedule](step - start, steps - start, peak, 0.0)
 
 
 def opponent_of(
@@ -93,8 +98,7 @@ def opponent_of(
     the game on, without warm-up."""
 
     def rate(step: int) -> float:
-        start = game.warm_start_steps
-        return SCHEDULES[schedule](step - start, steps - start, game.learning_rate, 0.0)
+        return rate_in_game(game, schedule, step, steps, game.learning_rate)
 
     discriminator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Opponent(discriminator, rate, betas)
