@@ -12,7 +12,6 @@ from diptych.features.errors import UserError
 from diptych.features.ray_sockets import check_room_for_sockets
 
 ACTOR_START_SECONDS = 300
-IN_FLIGHT = 2  # tasks of one worker: one that it works on, one that it has at hand
 
 Task = TypeVar("Task")
 Worker = Callable[[Task], Any]
@@ -96,7 +95,7 @@ class RayPool(Generic[Task]):
     it was working on is handed back as a `Death`.
 
     load: makes a worker, in its actor. workers: so many actors, of a core each and, with `gpu`, a GPU that Ray deals out. at_once:
-    tasks that an actor works on in threads of its own.
+    tasks that an actor works on in threads of its own; it has no others, or one that only waits would be taken for what killed it.
     """
 
     def __init__(
@@ -117,7 +116,7 @@ class RayPool(Generic[Task]):
                 f"{cluster.section}: {workers} workers need {workers} CPUs and {workers * gpu} GPUs, Ray has "
                 f"{room.get('CPU', 0):g} and {room.get('GPU', 0):g}; lower machine.workers"
             )
-        self.load, self.cluster = load, cluster
+        self.load, self.cluster, self.at_once = load, cluster, at_once
         self.actor_class = ray.remote(num_cpus=1, num_gpus=int(gpu), max_concurrency=at_once)(RayActor)
         self.starting: dict[Any, Any] = {}  # reference to its start -> actor
         self.running: dict[Any, tuple[Task, Any]] = {}  # reference to the outcome -> task, actor
@@ -129,7 +128,7 @@ class RayPool(Generic[Task]):
 
     @property
     def has_room(self) -> bool:
-        return any(load < IN_FLIGHT for load in self.loads.values())
+        return any(load < self.at_once for load in self.loads.values())
 
     def submit(self, task: Task) -> None:
         actor = min(self.loads, key=self.loads.__getitem__)

@@ -22,10 +22,12 @@ from diptych.features.errors import UserError
 from diptych.features.extraction.encoder import EncoderLoader
 from diptych.features.images import ImageError, read_content, read_image
 from diptych.features.precision import autocast_context
-from diptych.features.ray_cluster import IN_FLIGHT, Cluster, Death, RayPool, is_out_of_memory
+from diptych.features.ray_cluster import Cluster, Death, RayPool, is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
+
+IN_FLIGHT = 2  # tasks of one worker: one in the encoder, one being decoded
 
 
 @dataclass(frozen=True)
@@ -214,4 +216,6 @@ def open_pool(config: WorkerConfig, workers: int, address: str | None) -> Pool:
     cluster = Cluster(address, "machine.ray_address", "set machine.workers to 0")
     # Ray deals out the GPUs for "cuda"; who names one ("cuda:1") gets that one in every actor. One task decodes while the other is
     # in the encoder.
-    return RayPool(partial(EncodingWorker, config), workers, config.device == "cuda", cluster, at_once=2)
+    return RayPool(
+        partial(EncodingWorker, config), workers, config.device == "cuda", cluster, at_once=IN_FLIGHT
+    )
