@@ -148,7 +148,7 @@ def making_of() -> Making:
     params = replace(
         params, caption=replace(params.caption, samples=1), paint=replace(params.paint, samples=1)
     )
-    return Making(drawn, None, {"train": train}, chosen, chosen, params, stage.seed, "cpu", stage.machine.precision)
+    return Making(drawn, None, {"train": train}, chosen, chosen, params, stage.seed, device="cpu", precision=stage.machine.precision)
 
 
 def read_epoch(data: ShardDataset, batch_size: int, epoch: int) -> float:

@@ -11,9 +11,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from cluster_clone import on_cluster
+from cluster_clone import run as run_stage
 from PIL import Image
 from pipeline_clone import Clone
+from ray_nodes import cluster_of_nodes
 from safetensors.numpy import load_file, save_file
+from test_resume import digest
 
 from diptych.features.pictures import TokenizedPictures
 from diptych.model import Diptych
@@ -107,6 +111,17 @@ def test_a_killed_training_goes_on(made: Clone, tmp_path: Path, stage: str) -> N
     done = clone.run(*command)
     assert done.returncode == 0, done.stderr[-2000:]
     assert file.read_bytes() == undisturbed
+
+
+@pytest.mark.slow
+def test_a_cluster_generates_the_same(made: Clone, tmp_path: Path) -> None:
+    """By both autoencoders."""
+    outs = ["data/l_verse/generated"]
+    undisturbed = digest(made, outs)
+    with cluster_of_nodes(2) as cluster:
+        clone = on_cluster(made, tmp_path / "clone", cluster, outs, processes=1)
+        run_stage(clone, "l_verse.generate")
+    assert digest(clone, outs) == undisturbed
 
 
 def test_tokens_of_another_autoencoder_are_refused(made: Clone, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+from cluster_clone import on_cluster, run
 from pipeline_clone import REPOSITORY, Clone
 from ray_nodes import add_node, cluster_of_nodes, kill_node
 from test_resume import CASES, digest
@@ -28,7 +29,6 @@ from diptych.model.errors import UserError
 from pipelines.runner.params import Machine, read_params, read_section
 from pipelines.runner.spread import spread
 from pipelines.runner.stage import Stage
-from pipelines.runner.writing import remove
 
 TRAINED = CASES["train_token"]
 GENERATED = ["data/generated"]
@@ -39,24 +39,6 @@ def cluster() -> Iterator[Any]:
     """Of two nodes, which no test kills."""
     with cluster_of_nodes(2) as cluster:
         yield cluster
-
-
-def on_cluster(
-    finished: Clone, folder: Path, cluster: Any, outs: list[str], processes: int | str, *overrides: str
-) -> Clone:
-    """A copy without these outputs whose stages run on the cluster."""
-    clone = finished.copy(folder)
-    clone.set_params(f"machine.ray_address='{cluster.address}'", f"machine.processes={processes}", *overrides)
-    for out in outs:
-        remove(clone.folder / out)
-    return clone
-
-
-def run(clone: Clone, stage: str) -> str:
-    """Run a stage to its good end; what it says on stderr."""
-    done = clone.run("python", "-m", f"pipelines.{stage}")
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
 
 
 OUTS = {

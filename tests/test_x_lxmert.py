@@ -9,7 +9,11 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+from cluster_clone import on_cluster
+from cluster_clone import run as run_stage
 from pipeline_clone import Clone
+from ray_nodes import cluster_of_nodes
+from test_resume import digest
 
 from diptych.features.errors import UserError
 from diptych.model.networks.config import read_config
@@ -91,6 +95,17 @@ def test_a_killed_pretraining_goes_on(answered: Clone, tmp_path: Path) -> None:
     assert clone.run(*command).returncode == 0
     loaded, _, _ = load_transformer(model.parent)
     assert loaded.config.regresses and loaded.config.object_classes > 1
+
+
+@pytest.mark.slow
+def test_a_cluster_answers_the_same(answered: Clone, tmp_path: Path) -> None:
+    """Questions and statements."""
+    outs = ["data/x_lxmert/answers.parquet", "metrics/x_lxmert.json"]
+    undisturbed = digest(answered, outs)
+    with cluster_of_nodes(2) as cluster:
+        clone = on_cluster(answered, tmp_path / "clone", cluster, outs, 1, TASKS)
+        run_stage(clone, "x_lxmert.evaluate")
+    assert digest(clone, outs) == undisturbed
 
 
 @pytest.mark.parametrize(

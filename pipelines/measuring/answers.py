@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,7 @@ from diptych.model.decoding.answer import answer_logits, equally_asked, rank_ans
 from diptych.model.decoding.caption import encode_images
 from diptych.model.image_features import caption_input, caption_rows
 from diptych.model.precision import autocast_context
-from pipelines.measuring.models import moved
-from pipelines.runner.spread import spread
+from pipelines.runner.spread import NetworkWork, spread
 from pipelines.runner.stage import Stage
 
 if TYPE_CHECKING:
@@ -55,8 +54,9 @@ def answered_rows(
     for row in questions:
         of_picture.setdefault(row["image_ids"][0], []).append(row)
     answering = Answering(
-        model, tokenizer, codebook, table, shards, length, str(codebook.device), stage.machine.precision
-    )
+        model, tokenizer, codebook, table, shards, length,
+        device=str(codebook.device), precision=stage.machine.precision,
+    )  # fmt: skip
     batches: list[AskedBatch] = []
     for split, dataset in shards.items():
         asked = [(index, of_picture[key]) for index, key in enumerate(dataset.keys) if key in of_picture]
@@ -74,8 +74,8 @@ AskedBatch = tuple[str, Sequence[int], Sequence[Sequence[Mapping[str, Any]]]]
 
 
 @dataclass(frozen=True)
-class Answering:
-    """Answers to the questions about a batch of pictures, as :func:`answered_rows` has them. device: of model and codebook."""
+class Answering(NetworkWork):
+    """Answers to the questions about a batch of pictures, as :func:`answered_rows` has them."""
 
     model: UnifiedTransformer
     tokenizer: CaptionTokenizer
@@ -83,12 +83,6 @@ class Answering:
     table: AnswerTable
     shards: Mapping[str, ShardDataset]
     length: int
-    device: str
-    precision: str
-
-    def on(self, device: str) -> Answering:
-        """The same on another device."""
-        return self if device == self.device else replace(moved(self, device), device=device)
 
     def __call__(self, batch: AskedBatch) -> list[dict[str, Any]]:
         import torch

@@ -61,8 +61,9 @@ class CaptionerModel:
         """It does not."""
         raise UserError("BUTD captions and does not paint")
 
-    def repaint(self, dataset: Any, indices: Sequence[int]) -> None:
+    def repaint(self, dataset: Any, indices: Sequence[int]) -> dict[str, Tensor]:
         """It has no tokens."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,9 @@ class GANModel:
             pixels = paint_pixels(self.painter.generator, self.painter.encoder, self.tokenizer, ids, seeds)
         return to_uint8(pixels.cpu()), [{} for _ in prompts]
 
-    def repaint(self, dataset: Any, indices: Sequence[int]) -> None:
+    def repaint(self, dataset: Any, indices: Sequence[int]) -> dict[str, Tensor]:
         """It has no tokens."""
+        return {}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -19,9 +19,8 @@ from pipelines.measuring.answers import QUESTIONS, answered_rows, answers_schema
 from pipelines.measuring.clips import read_clip
 from pipelines.measuring.drawn import draw
 from pipelines.measuring.generate_params import EvaluationSet, GenerateParams
-from pipelines.measuring.models import moved
 from pipelines.measuring.shards import shards_of
-from pipelines.runner.spread import spread
+from pipelines.runner.spread import NetworkWork, spread
 from pipelines.runner.stage import Stage
 
 if TYPE_CHECKING:
@@ -137,8 +136,8 @@ def generate(
         to_paint,
         params,
         stage.seed,
-        stage.device,
-        stage.machine.precision,
+        device=stage.device,
+        precision=stage.machine.precision,
     )
     batches = []
     for split, dataset in datasets.items():
@@ -150,9 +149,8 @@ def generate(
 
 
 @dataclass(frozen=True)
-class Making:
-    """Captions and paintings of a batch of pictures: of a split, those of these numbers. device: of `model` and `scorer`, the latter
-    where several samples are made."""
+class Making(NetworkWork):
+    """Captions and paintings of a batch of pictures: of a split, those of these numbers. scorer: where several samples are made."""
 
     model: GenerativeModel
     scorer: Clip | None
@@ -161,14 +159,6 @@ class Making:
     to_paint: set[str]
     params: GenerateParams
     seed: int
-    device: str
-    precision: str
-
-    def on(self, device: str) -> Making:
-        """The same on another device."""
-        if device == self.device:
-            return self
-        return replace(moved(self, device), model=moved(self.model, device), device=device)
 
     def __call__(self, batch: tuple[str, list[int]]) -> list[dict]:
         import torch
@@ -204,13 +194,13 @@ class Making:
         ids = self.model.tokenizer.encode(prompts, self.params.caption.length).to(self.device)
         seeds = self._seeds(indices)
         painted, paintings = self.model.paint(prompts, ids, self.params.paint, seeds, self.scorer)
-        reconstruction = self.model.repaint(dataset, indices)
+        again = self.model.repaint(dataset, indices)
         return [
             {
                 "prompt": prompt,
                 **paintings[row],
                 "painted": png(painted[row]),
-                "reconstruction": None if reconstruction is None else png(reconstruction[row]),
+                **{column: png(pictures[row]) for column, pictures in again.items()},
             }
             for row, prompt in enumerate(prompts)
         ]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from diptych.model.decoding.biart import caption_codes, paint_texts
 from diptych.model.decoding.clip_rerank import rerank_paintings
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from diptych.model.networks.unified import UnifiedTransformer
     from diptych.model.tokenizer import CaptionTokenizer
 
+RECONSTRUCTION = "reconstruction"
+
 
 class GenerativeModel(Protocol):
     """Captions and paints. Pictures are those of a dataset as its family reads them, by their places."""
@@ -49,25 +51,9 @@ class GenerativeModel(Protocol):
         """Pictures uint8 ``[n, 3, S, S]`` of captions, int64 ``[n, t]``, of several samples the one that the scorer likes best; and
         of each, for `generate`, how it came about."""
 
-    def repaint(self, dataset: Any, indices: Sequence[int]) -> Tensor | None:
-        """Reconstructions uint8 ``[n, 3, S, S]`` of real pictures: what would be made of a perfect painting. None where the model has
-        no image tokens."""
-
-
-Holder = TypeVar("Holder")
-
-
-def moved(holder: Holder, device: str) -> Holder:
-    """A dataclass with those of its fields that are networks or tensors on a device."""
-    import torch
-
-    held = {field.name: getattr(holder, field.name) for field in fields(holder)}  # type: ignore[arg-type]
-    on_device = {
-        name: value.to(device)
-        for name, value in held.items()
-        if isinstance(value, (torch.nn.Module, torch.Tensor))
-    }
-    return replace(holder, **on_device)  # type: ignore[type-var]
+    def repaint(self, dataset: Any, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Real pictures drawn again, uint8 ``[n, 3, S, S]``, by their columns for `generate`: `reconstruction` is what would be made of
+        a perfect painting. None where the model has no image tokens."""
 
 
 def read_unified(transformer: Path, image_generator: Path, device: str) -> GenerativeModel:
@@ -140,12 +126,12 @@ class CodeModel(UnifiedModel):
         ]
         return to_uint8(self._drawn(paintings.codes).cpu()), rows
 
-    def repaint(self, dataset: ShardDataset, indices: Sequence[int]) -> Tensor:
+    def repaint(self, dataset: ShardDataset, indices: Sequence[int]) -> dict[str, Tensor]:
         """From the codes of their features."""
         import torch
 
         codes = torch.from_numpy(dataset.codes(indices)).to(self.codebook.device)
-        return to_uint8(self._drawn(codes).cpu())
+        return {RECONSTRUCTION: to_uint8(self._drawn(codes).cpu())}
 
     def _drawn(self, codes: Tensor) -> Tensor:
         return self.generator(self.codebook[codes]).float()
@@ -161,12 +147,12 @@ class FeatureModel(UnifiedModel):
         features = paint_features(self.model, self.tokenizer, ids, options, seeds)
         return to_uint8(self.generator(features).float().cpu()), [{} for _ in prompts]
 
-    def repaint(self, dataset: ShardDataset, indices: Sequence[int]) -> Tensor:
+    def repaint(self, dataset: ShardDataset, indices: Sequence[int]) -> dict[str, Tensor]:
         """From their features."""
         import torch
 
         features = torch.from_numpy(dataset.grid(indices)).to(self.generator.feature_mean.device)
-        return to_uint8(self.generator(features.float()).float().cpu())
+        return {RECONSTRUCTION: to_uint8(self.generator(features.float()).float().cpu())}
 
 
 @dataclass(frozen=True)
@@ -196,9 +182,9 @@ class LVerseModel:
         rows = [{"codes": packed_codes(codes)} for codes in paintings.codes]
         return to_uint8(self._drawn(paintings.codes).cpu()), rows
 
-    def repaint(self, dataset: TokenizedPictures, indices: Sequence[int]) -> Tensor:
+    def repaint(self, dataset: TokenizedPictures, indices: Sequence[int]) -> dict[str, Tensor]:
         """From their codes."""
-        return to_uint8(self._drawn(self._codes(dataset, indices)).cpu())
+        return {RECONSTRUCTION: to_uint8(self._drawn(self._codes(dataset, indices)).cpu())}
 
     def _codes(self, dataset: TokenizedPictures, indices: Sequence[int]) -> Tensor:
         import torch

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from diptych.features.ray_cluster import Death, RayPool
 from diptych.model.errors import UserError
@@ -28,6 +28,36 @@ class Work(Protocol[Piece, Result]):  # type: ignore[misc]
 
     def on(self, device: str) -> Callable[[Piece], Result]:
         """The same with its networks on a device, ready to be called."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkWork:
+    """Work that networks do. Its fields that are networks or tensors, or dataclasses that hold some, lie on `device`; precision: of
+    the arithmetic there."""
+
+    device: str
+    precision: str
+
+    def on(self, device: str) -> Self:
+        """The same on another device."""
+        return self if device == self.device else replace(moved(self, device), device=device)
+
+
+Holder = TypeVar("Holder")
+
+
+def moved(holder: Holder, device: str) -> Holder:
+    """A dataclass with the networks and tensors that it, or a dataclass in it, holds on a device."""
+    import torch
+
+    changed = {}
+    for field in fields(holder):  # type: ignore[arg-type]
+        value = getattr(holder, field.name)
+        if isinstance(value, (torch.nn.Module, torch.Tensor)):
+            changed[field.name] = value.to(device)
+        elif is_dataclass(value) and not isinstance(value, type):
+            changed[field.name] = moved(value, device)
+    return replace(holder, **changed) if changed else holder  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from diptych.model.precision import autocast_context
 from diptych.model.pretrained import load_transformer
 from pipelines.measuring.answers import answered_rows, guesses_from_words, question_of
 from pipelines.measuring.shards import shards_of
+from pipelines.runner.spread import NetworkWork, spread
 from pipelines.runner.stage import Stage, run
 from pipelines.x_lxmert.params import (
     ANSWERED,
@@ -175,48 +176,52 @@ def answers_of(
     in eval mode, its tokenizer, codebook, both on the stage's device, and answer table."""
     model, tokenizer, codebook, answers = fine_tuned
     if answers is None:
-        judge = StatementJudge(stage, wanted, model, tokenizer, codebook, shards)
-        return judge.judged(asked, batch_size)
+        judging = Judging(
+            wanted, model, tokenizer, codebook, shards, device=stage.device, precision=stage.machine.precision
+        )
+        return judged_statements(stage, judging, asked, batch_size)
     options = wanted.length, batch_size
     batches = answered_rows(stage, model, tokenizer, codebook, answers, {SPLIT: shards}, asked, *options)
     return {row["question_id"]: row["answers"][0] for rows in batches for row in rows}
 
 
-@dataclass(frozen=True)
-class StatementJudge:
-    """A model that says whether statements about two pictures are true."""
+def judged_statements(
+    stage: Stage, judging: Judging, asked: Sequence[Mapping[str, Any]], batch_size: int
+) -> dict[str, str]:
+    """Of each statement, by its id, whether it is "true" or "false"."""
+    from tqdm import tqdm
 
-    stage: Stage
+    number = {key: index for index, key in enumerate(judging.shards.keys)}
+    statements = [(row["question"], [number[image] for image in row["image_ids"]]) for row in asked]
+    batches = [statements[start : start + batch_size] for start in range(0, len(asked), batch_size)]
+    judged = tqdm(
+        spread(stage, judging, batches), total=len(batches), desc="statements", unit="batch", mininterval=1
+    )
+    truths = (is_true for batch in judged for is_true in batch)
+    return {
+        row["question_id"]: "true" if is_true else "false" for row, is_true in zip(asked, truths, strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class Judging(NetworkWork):
+    """Whether statements are true, each with the numbers of its left and its right picture, a batch at a time."""
+
     wanted: FineTuneParams
     model: UnifiedTransformer
     tokenizer: CaptionTokenizer
     codebook: Tensor
     shards: ShardDataset
 
-    def judged(self, asked: Sequence[Mapping[str, Any]], batch_size: int) -> dict[str, str]:
-        """Of each statement, by its id, whether it is "true" or "false"."""
-        from tqdm import tqdm
-
-        number = {key: index for index, key in enumerate(self.shards.keys)}
-        read: Callable[[list[int]], Any] = caption_rows(self.model.config, self.shards)
-        found = {}
-        for start in tqdm(range(0, len(asked), batch_size), desc="statements", unit="batch", mininterval=1):
-            rows = asked[start : start + batch_size]
-            pictures = read([number[image] for row in rows for image in row["image_ids"]])
-            for row, is_true in zip(rows, self._true(rows, pictures), strict=True):
-                found[row["question_id"]] = "true" if is_true else "false"
-        return found
-
-    def _true(self, rows: Sequence[Mapping[str, Any]], pictures: Any) -> list[bool]:
-        """pictures: what the network sees of the left and the right one of each row, `[2 n, ...]`."""
+    def __call__(self, statements: Sequence[tuple[str, list[int]]]) -> list[bool]:
         import torch
 
-        device = self.codebook.device
-        ids = self.tokenizer.encode_questions([row["question"] for row in rows], self.wanted.length)
-        seen = torch.from_numpy(pictures).to(device)
-        with torch.inference_mode(), autocast_context(device, self.stage.machine.precision):
+        ids = self.tokenizer.encode_questions([text for text, _ in statements], self.wanted.length)
+        pictures = [index for _, pair in statements for index in pair]
+        seen = torch.from_numpy(caption_rows(self.model.config, self.shards)(pictures)).to(self.device)
+        with torch.inference_mode(), autocast_context(self.device, self.precision):
             images = encode_images(self.model, caption_input(self.model.config, self.codebook, seen))
-            logits = statement_logits(self.model, self.tokenizer, images, ids.to(device))
+            logits = statement_logits(self.model, self.tokenizer, images, ids.to(self.device))
         return (logits[:, 1] > logits[:, 0]).tolist()
 
 
