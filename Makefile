@@ -55,6 +55,7 @@ bench: $(VENV)/.complete-tools
 	python -m benchmarks.features
 	python -m benchmarks.model
 	python -m benchmarks.single_stream
+	python -m benchmarks.answering
 	python -m benchmarks.scst
 	python -m benchmarks.pretraining
 	python -m benchmarks.image_generator

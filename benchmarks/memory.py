@@ -273,7 +273,7 @@ def trainings() -> list[Training]:
         Training("pretraining (X-LXMERT)", 920, pretrained.pretraining),
         Training("image generator with the game", 96, generator_step),
         Training("BUTD, words", 20, butd_step),
-        Training("AugVAE", 16, autoencoder_step),
+        Training("AugVAE", 64, autoencoder_step),
         Training("BiART, caption", 64, lambda batch: biart_step(batch, 1.0)),
         Training("BiART, paint", 64, lambda batch: biart_step(batch, 0.0)),
     ]  # fmt: skip
