@@ -27,6 +27,7 @@ from waiting import HANG_SECONDS
 
 from diptych.model.errors import UserError
 from pipelines.runner.params import Machine, read_params, read_section
+from pipelines.runner.ray_processes import _find_ray_train, _reason
 from pipelines.runner.spread import spread
 from pipelines.runner.stage import Stage
 
@@ -39,6 +40,29 @@ def cluster() -> Iterator[Any]:
     """Of two nodes, which no test kills."""
     with cluster_of_nodes(2) as cluster:
         yield cluster
+
+
+def test_a_process_s_own_error_is_told_from_a_lost_process() -> None:
+    """By the classes of the Ray that is installed, which hand failures over."""
+    _find_ray_train()
+    from ray.exceptions import ActorDiedError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+    from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
+
+    def reason(*failures: Exception) -> str:
+        statuses = {rank: WorkerStatus(False, failure) for rank, failure in enumerate(failures)}
+        error = WorkerGroupPollStatus(statuses).get_worker_group_error()
+        return _reason(error.worker_failures, str(error))
+
+    def raised(error: Exception) -> Exception:
+        return UserExceptionWithTraceback(error, traceback_str=f"Traceback ...: {error}")
+
+    lost, peer = WorkerHealthCheckFailedError("no answer", ActorDiedError()), raised(RuntimeError("Connection closed by peer"))
+    assert reason(peer, lost) == "process 1 was lost" and reason(peer, peer) == "a process was lost"
+    with pytest.raises(UserError, match="^mend this$"):
+        reason(peer, raised(UserError("mend this")))
+    with pytest.raises(RuntimeError, match=r"(?s)process 1 failed.*Traceback \.\.\.: a defect"):
+        reason(peer, raised(ValueError("a defect")))
 
 
 OUTS = {

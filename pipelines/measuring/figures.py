@@ -339,10 +339,11 @@ class Embedding:
 
     def on(self, device: str) -> Callable[[tuple[str, int]], None]:
         encoders = self.networks.encoders(device)
+        settings = dataclasses.replace(self.settings, threads=1)  # a worker's core
 
         def work(piece: tuple[str, int]) -> None:
             kind, start = piece
-            embed(ChunkOf(self.kinds[kind], start), encoders, self.settings, self.store, kind)
+            embed(ChunkOf(self.kinds[kind], start), encoders, settings, self.store, kind)
 
         return work
 

@@ -53,7 +53,7 @@ class GenerativeModel(Protocol):
 
     def repaint(self, dataset: Any, indices: Sequence[int]) -> dict[str, Tensor]:
         """Real pictures drawn again, uint8 ``[n, 3, S, S]``, by their columns for `generate`: `reconstruction` is what would be made of
-        a perfect painting. None where the model has no image tokens."""
+        a perfect painting. Empty where the model has no image tokens."""
 
 
 def read_unified(transformer: Path, image_generator: Path, device: str) -> GenerativeModel:

@@ -23,4 +23,4 @@ def shards_of(split: str) -> ShardDataset:
         raise UserError(
             f"machine.shards: {machine.shards} has other shards than {index}; publish these there, or bring the index that belongs to them"
         )
-    return ShardDataset(machine.shards, split)
+    return ShardDataset(machine.shards, split, cache=Path(machine.shards_cache))

@@ -58,6 +58,8 @@ def measured_model(
     `generate.sets.test`. embeddings, kinds: as of `pipelines.measuring.figures.measure`.
     """
     stage, generation = stages.read_stage("generate", GenerateParams)
+    # models may be measured side by side, and each would ask for the whole cluster
+    stage = replace(stage, machine=replace(stage.machine, ray_address=None))
     evaluation = evaluation or stages.read_stage("evaluate", EvaluateParams)[1]
     if caption is not None:
         generation = replace(generation, caption=caption)

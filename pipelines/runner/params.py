@@ -40,6 +40,7 @@ class Machine:
     ray_address: of a running Ray cluster ("auto", "host:6379"), whose nodes see this folder under the same path: extraction,
         trainings, generation and the networks that look at pictures run there; null: on this machine.
     shards: address that shards are read from in the place of data/shards, such as s3://bucket/folder; null: they are here.
+    shards_cache: folder that keeps what was read from there; on a cluster one that each node has for itself.
     features_at: address that features which the store lacks are brought from, such as s3://bucket/features; null: they are extracted.
     compile: run the losses of token-level training through torch.compile; minutes at the start, no gain on CPUs.
     """
@@ -53,6 +54,7 @@ class Machine:
     processes: int | Literal["auto"] = 1
     ray_address: str | None = None
     shards: str | None = None
+    shards_cache: str = ".cache/shards"
     features_at: str | None = None
     compile: bool = False
 
@@ -61,6 +63,15 @@ class Machine:
             value = getattr(self, key)
             if value != "auto" and value < least:
                 raise ValueError(f"{key} must be at least {least} or auto, is {value}")
+        # its database cannot be shared by machines
+        if (
+            self.ray_address is not None
+            and self.shards is not None
+            and not Path(self.shards_cache).is_absolute()
+        ):
+            raise ValueError(
+                f"shards_cache must be an absolute path on each node's own disk where both ray_address and shards are set, is {self.shards_cache}"
+            )
 
 
 def at_least(section: Any, least: float, *names: str) -> None:

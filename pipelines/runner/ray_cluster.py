@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import TYPE_CHECKING
 
+from diptych.features.errors import UserError
 from diptych.features.ray_cluster import Cluster, connect
 from pipelines.runner.params import Machine, ParameterError
 
@@ -18,7 +21,7 @@ def cluster_of(machine: Machine) -> Cluster:
 
 def cluster_devices(machine: Machine) -> tuple[str, int]:
     """Connect to the cluster: the device of those who work there, `machine.device` or by "auto" "cuda" where there are GPUs; and how
-    many GPUs, or cores, it has for them."""
+    many GPUs, or cores, it has for them. Raises ParameterError where it has none."""
     room = connect(cluster_of(machine))
     if machine.device.startswith("cuda:"):
         raise ParameterError(
@@ -27,7 +30,25 @@ def cluster_devices(machine: Machine) -> tuple[str, int]:
     device = machine.device
     if device == "auto":
         device = "cuda" if room.get("GPU") else "cpu"
-    return device, int(room.get(kind_of(device), 0))
+    # a GPU's worker takes a core, too
+    count = int(min(room.get(kind_of(device), 0), room.get("CPU", 0)))
+    if not count:
+        raise ParameterError(
+            f"params.yaml: machine.device is {machine.device}, and the cluster of machine.ray_address has {room.get('GPU', 0):g} GPUs and "
+            f"{room.get('CPU', 0):g} CPUs; use auto or cpu, or start nodes that have some"
+        )
+    return device, count
+
+
+def enter_project(folder: str) -> None:
+    """Go to the project's folder, in a process on some node. Raises UserError where it is not there."""
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise UserError(
+            f"machine.ray_address: the node {socket.gethostname()} has no {folder} ({error.strerror}); all nodes need the project's folder "
+            "under the same path"
+        ) from None
 
 
 def kind_of(device: str) -> str:
@@ -41,4 +62,4 @@ def encoders_of(stage: Stage) -> tuple[int, str]:
     if stage.machine.ray_address is None or stage.machine.workers == 0:
         return stage.workers, stage.device
     device, count = cluster_devices(stage.machine)
-    return max(1, count) if stage.machine.workers == "auto" else stage.machine.workers, device
+    return count if stage.machine.workers == "auto" else stage.machine.workers, device

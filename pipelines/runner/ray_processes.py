@@ -12,6 +12,7 @@ import importlib
 import logging
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -22,11 +23,11 @@ from typing import Any
 
 from diptych.model.errors import UserError
 from pipelines.runner import stage as stages
-from pipelines.runner.errors import explain
+from pipelines.runner.errors import Mends, explain
 from pipelines.runner.params import Machine, ParameterError
-from pipelines.runner.ray_cluster import cluster_devices, kind_of
+from pipelines.runner.ray_cluster import cluster_devices, enter_project, kind_of
 from pipelines.runner.stage import Stage
-from pipelines.runner.threads import set_threads
+from pipelines.runner.threads import prepare_process
 
 # what Ray Train keeps of a run, and what process 0 prints
 FOLDER = Path(".cache/ray")
@@ -61,7 +62,9 @@ def process_count(machine: Machine, device: str, has: int) -> int:
     import ray
 
     if machine.processes == "auto":
-        return max(1, has if device == "cuda" else min(has, sum(node["Alive"] for node in ray.nodes())))
+        if device == "cuda":
+            return has
+        return min(has, sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()))
     if machine.processes > has:
         raise ParameterError(
             f"params.yaml: machine.processes is {machine.processes}, and the cluster of machine.ray_address has {has} {kind_of(device)}s; use auto"
@@ -80,8 +83,11 @@ def start_and_wait(
     _find_ray_train()
     device, has = cluster_devices(stage.machine)
     count = process_count(stage.machine, device, has)
-    folder = FOLDER / f"{stage.name.replace('/', '-').replace('@', '-')}-{os.getpid()}"
-    folder.mkdir(parents=True, exist_ok=True)
+    own = stage.name.replace("/", "-").replace("@", "-")
+    for left in FOLDER.glob(f"{own}-[0-9]*"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    folder = FOLDER / f"{own}-{os.getpid()}"
+    folder.mkdir(parents=True)
     work = Work(
         name,
         _place(kind, name),
@@ -95,7 +101,7 @@ def start_and_wait(
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong is said once, below
     try:
         with _shown(Path(work.prints)):
-            _run(work, count, device, folder.absolute())
+            _run(work, count, device, folder.absolute(), stages.mends_of(name.rpartition("/")[0]))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -116,63 +122,101 @@ def _find_ray_train() -> None:
         ) from None
 
 
-def _run(work: Work, count: int, device: str, folder: Path) -> None:
-    """Start `count` processes, as often as some are lost."""
+def _run(work: Work, wanted: int, device: str, folder: Path, mends: Mends | None) -> None:
+    """Start as many processes as are wanted, as often as some are lost."""
     from ray.exceptions import RayError
-    from ray.train import RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
     from diptych.model.training.processes import TIMEOUT
 
-    gpu = device == "cuda"
-    for losses in range(1, MOST_LOSSES + 1):
+    gpu, count, losses = device == "cuda", wanted, 0
+    while True:
         trainer = TorchTrainer(
             _work,
             train_loop_config={"work": work},
             scaling_config=ScalingConfig(
-                num_workers=count, use_gpu=gpu, resources_per_worker={"CPU": 1, **({"GPU": 1} if gpu else {})}
+                num_workers=count,
+                use_gpu=gpu,
+                resources_per_worker={"CPU": 1, **({"GPU": 1} if gpu else {})},
+                # GPUs of one node are near each other; cores of one node take each other's memory's speed
+                placement_strategy="PACK" if gpu else "SPREAD",
             ),
             torch_config=TorchConfig("nccl" if gpu else "gloo", timeout_s=int(TIMEOUT.total_seconds())),
-            run_config=RunConfig(name=f"run-{losses}", storage_path=str(folder)),
+            # by itself Ray Train would wait without end for a place that is not there
+            run_config=RunConfig(
+                name=f"run-{losses}",
+                storage_path=str(folder),
+                failure_config=FailureConfig(controller_failure_limit=0),
+            ),
         )
         try:
-            trainer.fit()
+            with _interruptible():
+                trainer.fit()
             return
         except WorkerGroupError as error:
-            reason = _reason(error.worker_failures)
+            reason = _reason(error.worker_failures, str(error))
         # what watches over the processes has a place on some node, too
         except (TrainingFailedError, RayError) as error:
-            reason = f"Ray Train was lost ({type(error).__name__})"
+            reason = f"Ray Train was lost ({_first_line(getattr(error, 'controller_failure', error))})"
+        losses += 1
+        go_on = f"`{mends.command if mends else 'dvc repro'}` goes on from the last checkpoint"
+        if losses == MOST_LOSSES:
+            raise UserError(
+                f"processes were lost {losses} times, the last time: {reason}; look at `ray status` and at the nodes' memory, then {go_on}"
+            )
         print(
-            f"{reason}; from the last checkpoint on ({losses} of {MOST_LOSSES} times)",
+            f"{reason}; from the last checkpoint on ({losses} of at most {MOST_LOSSES - 1} times)",
             file=sys.stderr,
             flush=True,
         )
         time.sleep(NOTICE_SECONDS)
-        count = _room(count, kind_of(device))
-    raise UserError(
-        f"processes were lost {MOST_LOSSES} times, the last time: {reason}; look at `ray status` and at the nodes' memory, then "
-        "`dvc repro` goes on from the last checkpoint"
-    )
+        count = _room(wanted, kind_of(device), go_on)
 
 
-def _room(count: int, kind: str) -> int:
-    """For how many of `count` processes the cluster still has a device of a kind. A node that was lost may be replaced soon."""
+def _room(wanted: int, kind: str, go_on: str) -> int:
+    """For how many of the wanted processes the cluster still has a device of a kind. A node that was lost may be replaced soon. Raises
+    UserError where there is none left."""
     import ray
 
     end = time.monotonic() + REPLACEMENT_SECONDS
-    while (left := int(ray.cluster_resources().get(kind, 0))) < count and time.monotonic() < end:
+    while (left := int(ray.cluster_resources().get(kind, 0))) < wanted and time.monotonic() < end:
         time.sleep(1.0)
-    if left < count:
-        print(f"the cluster has room for {left} of {count} processes", file=sys.stderr, flush=True)
-    return max(1, min(count, left))
+    if not left:
+        raise UserError(f"machine.ray_address: the cluster has no {kind} left; when it has, {go_on}")
+    if left < wanted:
+        print(f"the cluster has room for {left} of {wanted} processes", file=sys.stderr, flush=True)
+    return min(wanted, left)
 
 
-def _reason(failures: dict[int, Exception]) -> str:
-    """Why processes were lost. Raises what ends the run at once: UserError for a user's slip, RuntimeError for a defect."""
-    # Ray Train wraps what the work itself raises; all else is its own word on a process that is no more
-    raised = {rank: failure._base_exc for rank, failure in failures.items() if hasattr(failure, "_base_exc")}
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C be what it is elsewhere. Ray Train takes the signal, ends its run and then this process, with a status as if all were
+    well, and leaves its handler."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as end:
+        if end.code in (0, 1):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _reason(failures: dict[int, Exception], said: str) -> str:
+    """Why processes were lost. said: all that is known, with tracebacks. Raises what ends the run at once: UserError for a user's slip,
+    RuntimeError for a defect."""
+    from ray.exceptions import RayError
+    from ray.train.v2._internal.exceptions import RayTrainError
+
+    # these are Ray's words on a process that is no more; all else is what the work itself raised
+    raised = {
+        rank: failure
+        for rank, failure in failures.items()
+        if not isinstance(failure, (RayError, RayTrainError))
+    }
     for cause in raised.values():
         if isinstance(cause, UserError):
             raise UserError(str(cause)) from None
@@ -180,21 +224,27 @@ def _reason(failures: dict[int, Exception]) -> str:
         return f"process {min(lost)} was lost"
     for rank, cause in sorted(raised.items()):
         if not any(sign in str(cause) for sign in PEER_LOST):
-            raise RuntimeError(f"process {rank} failed:\n{failures[rank]}") from cause
+            raise RuntimeError(f"process {rank} failed:\n{said}") from cause
     return "a process was lost"
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says, in one line; of another process's, its last one, where the traceback ends."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if "Traceback" in str(error) else lines[0]
 
 
 def _work(config: dict[str, Work]) -> None:
     """What a process of the cluster does."""
     work, rank = config["work"], int(os.environ["RANK"])
-    os.chdir(work.folder)
+    enter_project(work.folder)
     sys.argv = [stages.module_of(work.stage), *work.arguments]
     kind, main = (getattr(importlib.import_module(module), name) for module, name in (work.kind, work.main))
     with _printed(Path(work.prints)) if rank == 0 else contextlib.nullcontext():
         try:
             stage, params = stages.read_stage(work.stage, kind, work.matrix)
             stage = replace(stage, machine=work.machine)
-            set_threads(max(1, stage.threads // int(os.environ["LOCAL_WORLD_SIZE"])))
+            prepare_process(max(1, stage.threads // int(os.environ["LOCAL_WORLD_SIZE"])))
             main(stage, params)
             if rank == 0:
                 stage.forget_training()

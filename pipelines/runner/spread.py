@@ -11,9 +11,9 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from diptych.features.ray_cluster import Death, RayPool
 from diptych.model.errors import UserError
-from pipelines.runner.ray_cluster import cluster_devices, cluster_of
+from pipelines.runner.ray_cluster import cluster_devices, cluster_of, enter_project
 from pipelines.runner.stage import Stage
-from pipelines.runner.threads import set_threads
+from pipelines.runner.threads import prepare_process
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -79,8 +79,9 @@ def spread(stage: Stage, work: Work[Piece, Result], pieces: Sequence[Piece]) -> 
     import ray
 
     workers = max(1, min(len(pieces), count))
-    # one copy for all; as bytes, since what it reads is found from the project's folder, where a worker first has to be
-    packed = ray.put(ray.cloudpickle.dumps(work))
+    # one copy for all; as bytes, since what it reads is found from the project's folder, where a worker first has to be. From the CPU,
+    # which every node has
+    packed = ray.put(ray.cloudpickle.dumps(work.on("cpu") if isinstance(work, NetworkWork) else work))
     load = partial(_prepared, os.getcwd(), packed, device)
     pool = RayPool(load, workers, device == "cuda", cluster_of(stage.machine))
     waiting = deque(Numbered(number, piece) for number, piece in enumerate(pieces))
@@ -113,7 +114,7 @@ def _prepared(folder: str, packed: Any, device: str) -> Callable[[Numbered[Any]]
     """The work as a worker does it, with a core of its own. packed: reference to its bytes."""
     import ray
 
-    os.chdir(folder)
-    set_threads(1)
+    enter_project(folder)
+    prepare_process(1)
     ready = ray.cloudpickle.loads(ray.get(packed)).on(device)
     return lambda task: ready(task.piece)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,7 +111,8 @@ def read_item(kind: str, table: Table, values: Mapping[str, str], params: Mappin
     stage = Stage(
         f"{table.folder}/{item.name}",
         seed,
-        read_section(Machine, "machine", params),
+        # several items run side by side, and each would ask for the whole cluster
+        replace(read_section(Machine, "machine", params), ray_address=None),
         listed_values(item, params),
         table.pipeline,
         item.values,

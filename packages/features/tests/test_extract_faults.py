@@ -20,8 +20,10 @@ import resource
 import shutil
 import subprocess
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -40,7 +42,7 @@ from diptych.features.extraction.encoder import DetectorLoader
 from diptych.features.extraction.extract import DEATHS_IN_A_ROW, _Plan
 from diptych.features.extraction.workers import EncodingWorker, WorkerConfig
 from diptych.features.manifest import read_manifest, write_manifest
-from diptych.features.ray_cluster import Death
+from diptych.features.ray_cluster import Death, RayPool
 from diptych.features.store import FeatureReader, FeatureStore
 
 COUNT = 60
@@ -83,19 +85,13 @@ def actors(parent: int) -> list[psutil.Process]:
     return found
 
 
-def test_a_killed_actor(manifest: Path, detector: Path, quiet: Path, tmp_path: Path) -> None:
+def test_a_killed_actor_and_one_out_of_memory(manifest: Path, detector: Path, quiet: Path, tmp_path: Path) -> None:
     process = start(manifest, detector, tmp_path / "store", tmp_path / "out", workers=2, hold=1)
-    actors(process.pid)[0].kill()
-    assert counts_of(process) == {"images": COUNT, "extracted": COUNT, "reused": 0, "failed": 0}
-    assert_same_rows(tmp_path / "store", quiet)
-
-
-def test_an_actor_out_of_memory(manifest: Path, detector: Path, quiet: Path, tmp_path: Path) -> None:
-    process = start(manifest, detector, tmp_path / "store", tmp_path / "out", workers=1, hold=1)
-    starved = actors(process.pid)[0]
+    killed, starved = actors(process.pid)
+    killed.kill()
     used = starved.memory_info().vms
     resource.prlimit(starved.pid, resource.RLIMIT_AS, (used, used))
-    assert counts_of(process)["extracted"] == COUNT
+    assert counts_of(process) == {"images": COUNT, "extracted": COUNT, "reused": 0, "failed": 0}
     assert not starved.is_running()  # it had to be replaced
     assert_same_rows(tmp_path / "store", quiet)
 
@@ -231,8 +227,28 @@ def test_a_picture_that_kills_workers_is_found(plan: _Plan, detector: Path) -> N
     assert plan.extracted == 49 and len(plan.store.known()) == 49 and deaths <= 6
 
 
+def test_a_task_that_may_kill_has_an_actor_for_itself() -> None:
+    """Or what dies beside it would be blamed as well."""
+
+    class Actor:
+        def __init__(self) -> None:
+            self.work = SimpleNamespace(remote=lambda task: task)
+
+    first, second = Actor(), Actor()
+    pool = RayPool.__new__(RayPool)  # without Ray: what it hands to whom
+    pool.at_once, pool.alone, pool.running, pool.lonely = 2, lambda task: task.startswith("suspect"), {}, deque()
+    pool.loads = {first: 1, second: 0}
+    pool.submit("suspect 1")
+    assert pool.running == {"suspect 1": ("suspect 1", second)} and pool.has_room, "the first has a place left"
+    pool.submit("suspect 2")
+    assert not pool.has_room and list(pool.lonely) == ["suspect 2"], "nobody gets more until it has begun"
+    pool.loads[first] = 0  # its task has ended
+    pool._begin_lonely()
+    assert pool.running["suspect 2"] == ("suspect 2", first) and pool.loads == {first: 2, second: 2}
+
+
 def test_workers_that_always_die_end_the_run(plan: _Plan) -> None:
-    with pytest.raises(UserError, match="workers died 13 times in a row .*lower machine.workers"):
+    with pytest.raises(UserError, match="13 tasks in a row died with their workers .*lower machine.workers"):
         for _ in range(DEATHS_IN_A_ROW + 1):
             task = plan.next_task()
             assert task is not None

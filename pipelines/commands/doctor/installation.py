@@ -115,11 +115,13 @@ def check_ray(
     workers: int | str = "auto", address: str | None = None, seconds: float = RAY_SECONDS, program: str = _RAY
 ) -> Finding:
     """A Ray instance starts (or the cluster at `address` answers) and runs a task, within `seconds`."""
-    if workers == 0:
+    if workers == 0 and address is None:
         return ok("not used: machine.workers is 0")
     if address is None and (long := _too_long_for_sockets()):
         return problem(long)
     instead = "set machine.workers to 0 in params.yaml to extract without Ray"
+    if address:
+        instead = "start it, or set machine.ray_address to null in params.yaml to work without Ray"
     what = f"the cluster at {address}" if address else "an instance"
     start = time.monotonic()
     process = subprocess.Popen(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -67,10 +68,12 @@ def connect(cluster: Cluster, cpus: int | None = None) -> dict[str, float]:
             **how,
         )
     except Exception as error:  # Ray raises all kinds, where the machine is too busy a plain one
-        where = f"{cluster.key} = {cluster.address}" if cluster.address else "on this machine"
+        where, mend = "on this machine", "Run it again when the machine is less busy"
+        if cluster.address:
+            where = f"{cluster.key} = {cluster.address}"
+            mend = "Start the cluster or mend the address, run it on a node of the cluster"
         raise UserError(
-            f"{cluster.section}: Ray does not start ({where}): {' '.join(str(error).split()).rstrip('.')}. Start the cluster or mend the "
-            f"address, run it again when the machine is less busy, or {cluster.instead} to work without Ray"
+            f"{cluster.section}: Ray does not start ({where}): {' '.join(str(error).split()).rstrip('.')}. {mend}, or {cluster.instead} to work without Ray"
         ) from error
     return dict(ray.cluster_resources())
 
@@ -96,6 +99,7 @@ class RayPool(Generic[Task]):
 
     load: makes a worker, in its actor. workers: so many actors, of a core each and, with `gpu`, a GPU that Ray deals out. at_once:
     tasks that an actor works on in threads of its own; it has no others, or one that only waits would be taken for what killed it.
+    alone: whether a task is to have an actor for itself, as one does that may kill it.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class RayPool(Generic[Task]):
         gpu: bool,
         cluster: Cluster,
         at_once: int = 1,
+        alone: Callable[[Task], bool] = lambda task: False,
     ) -> None:
         room = connect(cluster, workers)
         import ray
@@ -116,10 +121,11 @@ class RayPool(Generic[Task]):
                 f"{cluster.section}: {workers} workers need {workers} CPUs and {workers * gpu} GPUs, Ray has "
                 f"{room.get('CPU', 0):g} and {room.get('GPU', 0):g}; lower machine.workers"
             )
-        self.load, self.cluster, self.at_once = load, cluster, at_once
+        self.load, self.cluster, self.at_once, self.alone = load, cluster, at_once, alone
         self.actor_class = ray.remote(num_cpus=1, num_gpus=int(gpu), max_concurrency=at_once)(RayActor)
         self.starting: dict[Any, Any] = {}  # reference to its start -> actor
         self.running: dict[Any, tuple[Task, Any]] = {}  # reference to the outcome -> task, actor
+        self.lonely: deque[Task] = deque()  # tasks that wait for an actor without others
         self.loads: dict[Any, int] = {}  # actor -> tasks in flight
         self.refusal = "none has said why"  # the last actor's that did not start
         for _ in range(workers):
@@ -128,12 +134,25 @@ class RayPool(Generic[Task]):
 
     @property
     def has_room(self) -> bool:
-        return any(load < self.at_once for load in self.loads.values())
+        return not self.lonely and any(load < self.at_once for load in self.loads.values())
 
     def submit(self, task: Task) -> None:
-        actor = min(self.loads, key=self.loads.__getitem__)
-        self.loads[actor] += 1
+        if self.alone(task):
+            self.lonely.append(task)
+            self._begin_lonely()
+        else:
+            self._begin(task, min(self.loads, key=self.loads.__getitem__))
+
+    def _begin_lonely(self) -> None:
+        for actor in [actor for actor, load in self.loads.items() if not load][: len(self.lonely)]:
+            self._begin(self.lonely.popleft(), actor)
+
+    def _begin(self, task: Task, actor: Any) -> None:
+        self.loads[actor] += self._places(task)
         self.running[actor.work.remote(task)] = (task, actor)
+
+    def _places(self, task: Task) -> int:
+        return self.at_once if self.alone(task) else 1
 
     def collect(self, seconds: float) -> list[tuple[Task, Any]]:
         """What has finished; waits at most about so long for something to finish."""
@@ -158,8 +177,9 @@ class RayPool(Generic[Task]):
                     outcomes.append((task, Death(_reason(error))))
                     outcomes += self._give_up(actor, _reason(error))
                 else:
-                    self.loads[actor] -= 1
+                    self.loads[actor] -= self._places(task)
                     outcomes.append((task, outcome))
+        self._begin_lonely()
         if outcomes:
             self.last_sign_of_life = time.monotonic()
         elif not self.loads and time.monotonic() - self.last_sign_of_life > ACTOR_START_SECONDS:
@@ -193,6 +213,11 @@ class RayPool(Generic[Task]):
             raise cause from error
         except ray.exceptions.RayError as error:
             self.refusal = _reason(error)
+            if getattr(error, "actor_init_failed", False):  # what fails there fails in every actor: an import
+                raise UserError(
+                    f"{self.cluster.section}: a Ray worker does not start ({str(error).strip().splitlines()[-1].strip()}); all nodes need "
+                    "the project's folder under the same path, and the same .venv"
+                ) from error
             self._start_actor()
         else:
             self.loads[actor] = 0
@@ -208,6 +233,17 @@ class RayPool(Generic[Task]):
         lost = [reference for reference, (_, owner) in self.running.items() if owner == actor]
         self._start_actor()
         return [(self.running.pop(reference)[0], Death(reason)) for reference in lost]
+
+
+def actor_cores() -> int:
+    """Cores for the actor that asks: the one that it has, or where it has a GPU, its share of its node's."""
+    import ray
+
+    context = ray.get_runtime_context()
+    if not context.get_accelerator_ids()["GPU"]:
+        return 1
+    node = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    return max(1, int(node.get("CPU", 1) / node["GPU"]))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,7 +15,15 @@ from tqdm import tqdm
 from diptych.features.errors import UserError
 from diptych.features.extraction.claims import Claims
 from diptych.features.extraction.encoder import DetectorLoader, EncoderLoader, ImageEncoder
-from diptych.features.extraction.workers import Encoded, Image, Outcome, Task, WorkerConfig, open_pool
+from diptych.features.extraction.workers import (
+    IN_FLIGHT,
+    Encoded,
+    Image,
+    Outcome,
+    Task,
+    WorkerConfig,
+    open_pool,
+)
 from diptych.features.manifest import resolve_image
 from diptych.features.precision import resolved_precision
 from diptych.features.ray_cluster import Death
@@ -30,9 +38,9 @@ Failure = dict[str, str]  # sha256, kind, message
 # What is wrong with the bytes themselves stays wrong. Other failures (a missing file, one that may not be read) are
 # somebody's to mend, and tried again by every run.
 LASTING = ("empty", "not_an_image", "truncated", "too_large", "kills_workers")
-DEATHS_IN_A_ROW = (
-    12  # workers that die while nobody finishes anything: the machine's fault and not a picture's
-)
+# tasks that die with their workers while none is finished, besides those that the workers of one lost node can take with them: the
+# machine's fault and not a picture's
+DEATHS_IN_A_ROW = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +109,7 @@ def encode_images(
 ) -> dict[str, int]:
     """Encode what the store does not know yet and link the dataset's rows into `out`.
 
-    load: the encoder. workers: Ray actors, each with its share of `threads`; 0 works in this process. Images that cannot be
+    load: the encoder. workers: Ray actors, each with its share of `threads`, or on a cluster of its node's cores; 0 works in this process. Images that cannot be
     read are left out and listed in `out`/failures.parquet. Returns counts: images, extracted (by this run),
     reused, failed. Several runs may work on one store at once; each image is encoded by one of them. section: of the
     parameters that `config` is, for messages. elsewhere: address of published parts (`diptych.features.store_elsewhere`), from where
@@ -121,7 +129,7 @@ def encode_images(
         if elsewhere is not None:
             wanted = [row["sha256"] for row in rows if row["sha256"] not in remembered]
             brought = {"brought": bring_parts(store, elsewhere, wanted)}
-        plan = _Plan(rows, table_path, store, claims, config, set(remembered), encoder, section)
+        plan = _Plan(rows, table_path, store, claims, config, set(remembered), encoder, section, workers)
         if not plan.finished:
             images = plan.images_left
             del encoder  # the workers have their own
@@ -129,7 +137,7 @@ def encode_images(
             worker_config = WorkerConfig(
                 load=load,
                 device=device,
-                threads=max(1, threads // max(workers, 1)),
+                threads=None if workers and config.ray_address else max(1, threads // max(workers, 1)),
                 precision=precision,
                 section=section,
             )
@@ -210,6 +218,7 @@ class _Plan:
         skipped: set[str],
         encoder: ImageEncoder,
         section: str = "extract",
+        workers: int = 0,
     ) -> None:
         self.store, self.claims, self.batch_size, self.section = store, claims, config.batch_size, section
         self.failed: dict[str, Failure] = {}  # by sha256
@@ -234,7 +243,7 @@ class _Plan:
         self._open: dict[int, _Part] = {}
         self._tasks: deque[Task] = deque()
         self._parts_begun = 0
-        self._deaths_in_a_row = 0
+        self._deaths_in_a_row, self._most_deaths = 0, DEATHS_IN_A_ROW + IN_FLIGHT * workers
 
     @property
     def finished(self) -> bool:
@@ -295,9 +304,9 @@ class _Plan:
     def _settle_death(self, task: Task, death: Death) -> None:
         """Try a task again; one that kills twice is halved until the picture that kills is alone."""
         self._deaths_in_a_row += 1
-        if self._deaths_in_a_row > DEATHS_IN_A_ROW:
+        if self._deaths_in_a_row > self._most_deaths:
             raise UserError(
-                f"{self.section}: workers died {self._deaths_in_a_row} times in a row ({death.reason}); lower machine.workers "
+                f"{self.section}: {self._deaths_in_a_row} tasks in a row died with their workers ({death.reason}); lower machine.workers "
                 f"or {self.section}.batch_size if memory ran out. What was extracted is kept; run again to go on"
             )
         deaths = task.deaths + 1

@@ -22,7 +22,7 @@ from diptych.features.errors import UserError
 from diptych.features.extraction.encoder import EncoderLoader
 from diptych.features.images import ImageError, read_content, read_image
 from diptych.features.precision import autocast_context
-from diptych.features.ray_cluster import Cluster, Death, RayPool, is_out_of_memory
+from diptych.features.ray_cluster import Cluster, Death, RayPool, actor_cores, is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -64,12 +64,12 @@ Outcome = Encoded | Death
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What a worker needs to start. `load`: its encoder; `threads`: of one worker; `precision`: see `autocast_context`; `section`:
-    of the parameters, for messages."""
+    """What a worker needs to start. `load`: its encoder; `threads`: of one worker, null: an actor's share of its node; `precision`: see
+    `autocast_context`; `section`: of the parameters, for messages."""
 
     load: EncoderLoader
     device: str
-    threads: int
+    threads: int | None
     precision: str
     section: str
 
@@ -82,8 +82,9 @@ class EncodingWorker:
 
         # On a GPU the cores are there to decode; on a CPU the encoder needs them.
         on_gpu = config.device.startswith("cuda")
-        torch.set_num_threads(1 if on_gpu else config.threads)
-        self.decoders = ThreadPoolExecutor(config.threads if on_gpu else 1)
+        threads = actor_cores() if config.threads is None else config.threads
+        torch.set_num_threads(1 if on_gpu else threads)
+        self.decoders = ThreadPoolExecutor(threads if on_gpu else 1)
         self.config = config
         self.encoder = config.load(config.device)
         self.encoding = Lock()
@@ -217,5 +218,10 @@ def open_pool(config: WorkerConfig, workers: int, address: str | None) -> Pool:
     # Ray deals out the GPUs for "cuda"; who names one ("cuda:1") gets that one in every actor. One task decodes while the other is
     # in the encoder.
     return RayPool(
-        partial(EncodingWorker, config), workers, config.device == "cuda", cluster, at_once=IN_FLIGHT
+        partial(EncodingWorker, config),
+        workers,
+        config.device == "cuda",
+        cluster,
+        at_once=IN_FLIGHT,
+        alone=lambda task: task.deaths > 0,
     )

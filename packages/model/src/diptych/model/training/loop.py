@@ -66,6 +66,8 @@ def run_training(
     if checkpoints:
         state.load(checkpoints, started_from)
     start, end, figures = state.step, config.steps, state.figures
+    if processes.rank:
+        figures.saved_step = None
     processes.agree("start of the run", f"{started_from} {start}")
 
     if stopping and state.record.evaluations and stopping.ends(state.record.evaluations):
@@ -93,7 +95,7 @@ def run_training(
             evaluating = evaluation is not None and ((step + 1) % evaluation.every == 0 or last)
             logging = (step + 1) % HISTORY_STEPS == 0 or last
             saving = checkpoints is not None and (
-                time.monotonic() - saved_at > config.checkpoint_seconds or last
+                last or (processes.rank == 0 and time.monotonic() - saved_at > config.checkpoint_seconds)
             )
             # Looking at a number waits for a GPU. So a step that is not finite may be found some steps later, but
             # before anything is made of the weights that it left.

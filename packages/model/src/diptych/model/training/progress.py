@@ -18,7 +18,7 @@ class Figures:
     def __init__(self, name: str) -> None:
         self.name = name
         self.sums: dict[str, list[float]] = {}  # figure: total and count
-        self.saved_step = 0
+        self.saved_step: int | None = 0  # None: another process's to know
         self._recent: list[tuple[int, Tensor, dict[str, Tensor]]] = []
 
     def add(self, step: int, loss: Tensor, figures: dict[str, Tensor]) -> None:
@@ -49,6 +49,8 @@ class Figures:
 
     def last_good(self) -> str:
         """Say which checkpoint a run can go on from."""
+        if self.saved_step is None:
+            return "what is saved is good"
         if not self.saved_step:
             return "there is no checkpoint yet"
         return f"the last good checkpoint is of step {self.saved_step}"
