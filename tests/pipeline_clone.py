@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -69,10 +70,16 @@ class Clone:
         assert done.returncode == 0, f"dvc repro failed:\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
         return re.findall(r"^Running stage '(\w+)'", done.stdout, re.MULTILINE)
 
-    def repro_of(self, pipeline: str) -> list[str]:
-        """`dvc repro` of a further pipeline's file, which must succeed; its stages that ran, in order. Not `code`: the lock file that
-        DVC writes lies among the code, whose digests stay the same."""
-        done = self.run("dvc", "repro", pipeline)
+    def stale(self, pipeline: str = "dvc.yaml") -> set[str]:
+        """Stages that `dvc repro` would run first: those of which something has changed. What only they reach is not among them."""
+        done = self.run("dvc", "status", "--json", pipeline)
+        assert done.returncode == 0, done.stderr[-6000:]
+        return {name.rpartition(":")[2] for name in json.loads(done.stdout)}
+
+    def repro_of(self, pipeline: str, *stages: str) -> list[str]:
+        """`dvc repro` of a further pipeline's file, or of stages in it, which must succeed; its stages that ran, in order. Not `code`: the
+        lock file that DVC writes lies among the code, whose digests stay the same."""
+        done = self.run("dvc", "repro", *([f"{pipeline}:{stage}" for stage in stages] or [pipeline]))
         assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
         ran = re.findall(rf"^Running stage '(?:{pipeline}:)?([\w@-]+)'", done.stdout, re.MULTILINE)
         return [name for name in ran if name != "code"]

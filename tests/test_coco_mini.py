@@ -46,11 +46,13 @@ needs_coco = pytest.mark.skipif(not COCO.is_dir(), reason=f"{COCO} is not on thi
 
 
 @needs_coco
-def test_photographs_become_shards(tmp_path: Path) -> None:
+def test_photographs_become_shards(tmp_path: Path, module_here) -> None:
     """All that the pipeline does with photographs before it trains on shards as on any others."""
     clone = make_clone(tmp_path / "clone")
     clone.set_params(*overrides())
-    assert clone.repro("shard") == ["code", "dataset", "detector", "extract", "cluster", "shard"]
+    for stage in ("dataset", "detector", "extract", "cluster", "shard"):
+        done = module_here(clone.folder, f"pipelines.{stage}")
+        assert done.status == 0, done.stderr[-3000:]
     counts = {}
     for split in ("train", "val", "test"):
         dataset = ShardDataset(clone.folder / "data/shards", split)

@@ -118,12 +118,12 @@ def test_the_judge_is_not_the_scorer(profile: str, tmp_path: Path) -> None:
     assert params["scorer"]["network"] != params["judge"]["network"]
 
 
-def test_a_stage_says_what_is_wrong_in_one_line(clone: Clone) -> None:
+def test_a_stage_says_what_is_wrong_in_one_line(clone: Clone, module_here) -> None:
     params = (clone.folder / "params.yaml").read_text()
     assert "negatives:" in params
     (clone.folder / "params.yaml").write_text(params.replace("negatives:", "negativs:"))
-    done = clone.run("python", "-m", "pipelines.evaluate")
-    assert done.returncode == 1
+    done = module_here(clone.folder, "pipelines.evaluate")
+    assert done.status == 1
     assert "Traceback" not in done.stderr
     assert (
         done.stderr.strip()
@@ -132,9 +132,9 @@ def test_a_stage_says_what_is_wrong_in_one_line(clone: Clone) -> None:
     )
 
 
-def test_a_stage_without_its_input_says_how_to_make_it(clone: Clone) -> None:
-    done = clone.run("python", "-m", "pipelines.detector")
-    assert done.returncode == 1
+def test_a_stage_without_its_input_says_how_to_make_it(clone: Clone, module_here) -> None:
+    done = module_here(clone.folder, "pipelines.detector")
+    assert done.status == 1
     assert "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert "data/dataset/scenes.parquet" in last and "dvc repro" in last

@@ -24,12 +24,12 @@ def losses(clone: Clone) -> list[dict[str, float]]:
         return [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
 
 
-def test_two_processes_are_one_stage(finished_clone: Clone, tmp_path: Path) -> None:
+def test_two_processes_are_one_stage(finished_clone: Clone, tmp_path: Path, module_here) -> None:
     alone, shared = (finished_clone.copy(tmp_path / name) for name in ("alone", "shared"))
     steps = "train_token.training.steps=16"
     alone.set_params(steps, "machine.precision=float32")
-    done = alone.run("python", "-m", "pipelines.train_token")
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = module_here(alone.folder, "pipelines.train_token")
+    assert done.status == 0, done.stderr[-3000:]
 
     settings = (steps, "machine.precision=float32", "machine.processes=2")
     shared.set_params(*settings, "machine.checkpoint_seconds=0")

@@ -41,7 +41,7 @@ LONG = ("detector", "judge")
 @pytest.mark.parametrize(
     "stage", [pytest.param(stage, marks=pytest.mark.slow) if stage in LONG else stage for stage in CASES]
 )
-def test_a_killed_training_goes_on(stage: str, finished_clone: Clone, tmp_path: Path) -> None:
+def test_a_killed_training_goes_on(stage: str, finished_clone: Clone, tmp_path: Path, module_here) -> None:
     outs, killed = CASES[stage], finished_clone.copy(tmp_path / "killed")
     killed.set_params("machine.checkpoint_seconds=0")
     undisturbed = digest(finished_clone, outs)
@@ -52,7 +52,7 @@ def test_a_killed_training_goes_on(stage: str, finished_clone: Clone, tmp_path: 
     # so that what is compared in the end is what the resumed run wrote
     for out in outs:
         remove(killed.folder / out)
-    resumed = killed.run("python", "-m", f"pipelines.{stage}")
-    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    resumed = module_here(killed.folder, f"pipelines.{stage}")
+    assert resumed.status == 0, resumed.stderr[-3000:]
     assert digest(killed, outs) == undisturbed
     assert list(store.rglob("*.pt")) == []

@@ -130,11 +130,14 @@ def test_a_wrong_section_is_named(tmp_path: Path) -> None:
         read_section(TABLE.section, "table2", params, provided=provided)
 
 
-def test_systems_are_trained_measured_and_compared(finished_clone: Clone, tmp_path: Path, run_here) -> None:
+def test_systems_are_trained_measured_and_compared(
+    finished_clone: Clone, tmp_path: Path, run_here, module_here, request: pytest.FixtureRequest
+) -> None:
     """All but L-Verse, whose item tests/test_l_verse.py runs; a copy of ours stands in for it here."""
     clone = finished_clone.copy(tmp_path / "clone")
-    done = clone.run("dvc", "repro", "pipelines/x_lxmert/dvc.yaml:questions")
-    assert done.returncode == 0, done.stderr[-2000:]
+    clone.set_params("machine.workers=0")  # regions; Ray extracts elsewhere
+    done = module_here(clone.folder, "pipelines.x_lxmert.questions")
+    assert done.status == 0, done.stderr[-2000:]
     outputs = clone.folder / TABLE.folder
 
     def do(module, keys: tuple[str, ...], *values: str, table: str = TABLE.name) -> None:
@@ -155,6 +158,8 @@ def test_systems_are_trained_measured_and_compared(finished_clone: Clone, tmp_pa
     for system in DATA.SYSTEMS:
         if system != "l_verse":
             do(compared, ("system", "seed"), system, "0")
+        if system == "ours":  # what the others cost is measured without a process for each
+            request.getfixturevalue("costs_here")
     do(answers, ("model", "seed"), "ours", "0")
     do(answered, ("row", "task", "seed"), "x_lxmert", "vqa", "0")
 

@@ -319,7 +319,7 @@ def test_types_of_links() -> None:
         ("elsewhere", "run this where dvc.yaml is"),
     ],
 )
-def test_what_must_be_mended_is_one_line(case: str, words: str, clone: Clone, tmp_path: Path) -> None:
+def test_what_must_be_mended_is_one_line(case: str, words: str, clone: Clone, tmp_path: Path, run_here) -> None:
     folder, options, process = tmp_path / "shared", [], None
     (clone.folder / ".dvc/tmp").mkdir(exist_ok=True)
     if case == "inside":
@@ -346,11 +346,11 @@ def test_what_must_be_mended_is_one_line(case: str, words: str, clone: Clone, tm
         (clone.folder / ".dvc/config").write_text("[nothing]\n    of = this\n")
     else:
         shutil.rmtree(clone.folder / ".dvc")
-    failed = clone.run("python", "-m", "pipelines.commands.team_cache", str(folder), *options)
+    failed = run_here(clone.folder, team_cache.main, str(folder), *options)
     if process:
         process.kill()
         process.wait()
-    assert failed.returncode == 1
+    assert failed.status == 1
     assert words in failed.stderr and failed.stderr.count("\n") == 1, failed.stderr
     assert (
         not (clone.folder / ".dvc/config.local").exists() and not (clone.folder / ".cache/features").exists()

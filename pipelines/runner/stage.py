@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import functools
 import hashlib
 import json
 import math
@@ -94,7 +95,7 @@ class Stage:
         It grows in `.cache/unfinished/<stage>/<key>`, the key being that of everything the result follows from, and
         moves to `path` when the block ends without an error. What runs with other inputs left there goes then, too.
         """
-        final, folder = Path(path), UNFINISHED_STORE / self.name / _key_of_inputs(self)
+        final, folder = Path(path), UNFINISHED_STORE / self.name / self._key
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +149,12 @@ class Stage:
     @property
     def training_folder(self) -> Path:
         """`.cache/training/<stage>/<key>`."""
-        return self.training_store / _key_of_inputs(self)
+        return self.training_store / self._key
+
+    @functools.cached_property
+    def _key(self) -> str:
+        """Of the inputs as they are when it is first asked for."""
+        return _key_of_inputs(self)
 
     def forget_training(self) -> None:
         """Remove the state of a training that has ended well."""

@@ -90,11 +90,17 @@ def test_resumed_training_ends_with_equal_weights(config: ClipConfig, drawn, cra
     assert train_clip(TRAINING, fresh, lambda chosen: 1 / 0, captions, crash) == history
 
 
-def test_learns_what_drawn_pictures_show(drawn, drawn_test) -> None:
+@pytest.fixture(scope="module")
+def trained(drawn) -> tuple[Clip, list[dict[str, float]]]:
+    """A CLIP that has learned, and how it did."""
     pictures, captions, _ = drawn
     clip = build_clip(RESNET, captions, seed=0)
     config = dataclasses.replace(TRAINING, steps=100)
-    history = train_clip(config, clip, lambda chosen: pictures[chosen], captions)
+    return clip, train_clip(config, clip, lambda chosen: pictures[chosen], captions)
+
+
+def test_learns_what_drawn_pictures_show(trained, drawn_test) -> None:
+    clip, history = trained
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
     test_pictures, test_captions, _ = drawn_test
     images = clip.encode_images(test_pictures.float() / 255)
@@ -130,24 +136,25 @@ def test_training_refuses_swapped_captions_and_repeats_itself(drawn, drawn_words
     assert second == third
 
 
-def test_a_clip_that_learned_with_noise_minds_it_less(drawn, drawn_test) -> None:
+def test_a_clip_that_learned_with_noise_minds_it_less(trained, drawn, drawn_test) -> None:
     pictures, captions, _ = drawn
     test_pictures, test_captions, _ = drawn_test
     clean = test_pictures.float() / 255
     noisy = (clean + 0.15 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
 
-    def lost(noise: float) -> float:
+    hardened = build_clip(RESNET, captions, seed=0)
+    config = dataclasses.replace(TRAINING, steps=100, noise=0.15)
+    train_clip(config, hardened, lambda chosen: pictures[chosen], captions)
+
+    def lost(clip: Clip) -> float:
         """By how much the mean cosine of pictures and their captions falls once there is noise."""
-        clip = build_clip(RESNET, captions, seed=0)
-        config = dataclasses.replace(TRAINING, steps=100, noise=noise)
-        train_clip(config, clip, lambda chosen: pictures[chosen], captions)
         own = [texts[0] for texts in test_captions]
         with torch.no_grad():
             texts = clip.encode_texts(own)
             found = [float((texts * clip.encode_images(images)).sum(-1).mean()) for images in (clean, noisy)]
         return found[0] - found[1]
 
-    assert lost(0.15) < 0.7 * lost(0.0)
+    assert lost(hardened) < 0.7 * lost(trained[0])
 
 
 def test_swapped_texts_differ_in_a_word_of_a_category_that_is_there(drawn_words) -> None:

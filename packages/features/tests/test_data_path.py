@@ -195,6 +195,7 @@ def test_features_do_not_depend_on_batches_and_parts(
     )
 
 
+@pytest.mark.slow  # test_extract_faults.py compares actors with one process
 def test_ray_actors_give_the_same_features(
     features: Path, manifest: Path, detector: Path, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ def test_the_longest_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_room_for_sockets()
 
 
+@pytest.mark.slow
 def test_ray_really_starts_in_the_longest_and_is_not_asked_to_in_a_longer_one(
     root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ from diptych.model.pretrained import load_transformer
 TEXTS = ["a red kite floats.", "two blue boats rest on the sea.", "a green house."]
 
 
-@pytest.mark.parametrize("parts", ["prefix", "masked", "discrete", "single_stream"], indirect=True, scope="session")
+@pytest.mark.parametrize("parts", ["prefix", "masked", pytest.param("discrete", marks=pytest.mark.slow), "single_stream"], indirect=True, scope="session")
 def test_programs_agree_with_the_decoders(parts, tmp_path: Path) -> None:
     """For other numbers of rows than those they were exported with, one among them."""
     torch.manual_seed(5)
