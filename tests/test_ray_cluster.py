@@ -5,12 +5,14 @@ meanwhile changes nothing.
 | --- | --- |
 | test_a_training_outlives_a_node | a node of a training: its raylet, SIGKILL |
 | test_a_training_outlives_a_process | a process of a training, as the system does where memory runs out |
+| test_ctrl_c_ends_a_training_as_anywhere | a training, by its user |
 | test_generation_outlives_a_node | a node while pictures are captioned and painted |
 | test_a_killed_head | the whole cluster: then another one goes on |
 """
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -136,6 +138,24 @@ def test_a_training_outlives_a_process(
     two_processes: dict[str, str], finished_clone: Clone, tmp_path: Path
 ) -> None:
     assert "was lost" in disturbed(lambda _: workers()[0].kill(), two_processes, finished_clone, tmp_path)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_training_as_anywhere(
+    two_processes: dict[str, str], finished_clone: Clone, cluster: Any, tmp_path: Path
+) -> None:
+    clone = on_cluster(
+        finished_clone, tmp_path / "clone", cluster, TRAINED, 2, "machine.checkpoint_seconds=0"
+    )
+    store, log = clone.folder / ".cache/training/train_token", tmp_path / "said"
+    with log.open("w") as said:
+        process = clone.start_held(3, store, "python", "-m", "pipelines.train_token", said=said)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(HANG_SECONDS) == 130
+    assert "train_token: interrupted: the same command goes on" in log.read_text() and "Traceback" not in log.read_text()
+    assert list((clone.folder / ".cache").glob("ray/*")) == []
+    run(clone, "train_token")
+    assert digest(clone, TRAINED) == two_processes
 
 
 def workers() -> list[psutil.Process]:
