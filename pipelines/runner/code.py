@@ -8,9 +8,11 @@ stage of dvc.yaml, writes this down for all stages (docs/house.md).
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 # written by the stage `code`, a JSON file for each entry
@@ -37,6 +39,26 @@ _PIPELINE_FILES = ("dvc.yaml", "dvc.lock")
 _NO_MEANING = frozenset(("ctx", "kind", "type_comment", "type_ignores"))
 
 
+@dataclass(frozen=True)
+class _Module:
+    """What counts of a module. digest: of its statements; None where it has none."""
+
+    digest: str | None
+    imports: tuple[ast.Import | ast.ImportFrom, ...]
+
+
+@functools.cache
+def _parsed(source: bytes, file: str) -> _Module:
+    """A module of which no comment, docstring and nothing for type checkers counts. A process that asks again does not parse again."""
+    tree = ast.parse(source, file)
+    for node in ast.walk(tree):
+        for name, value in ast.iter_fields(node):
+            if name in ("body", "orelse", "finalbody") and isinstance(value, list):
+                setattr(node, name, list(_that_run(value, name, node)))
+    imports = tuple(node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom))
+    return _Module(hashlib.sha256(_canonical(tree).encode()).hexdigest() if tree.body else None, imports)
+
+
 class Code:
     """The modules below a repository's root; each is looked up, parsed and searched for imports once.
 
@@ -46,9 +68,8 @@ class Code:
     def __init__(self, root: Path = Path()) -> None:
         self._root = root
         self._files: dict[str, Path | None] = {}
-        self._trees: dict[str, ast.Module] = {}
+        self._modules: dict[str, _Module] = {}
         self._imported: dict[str, list[str]] = {}
-        self._digests: dict[str, str | None] = {}
 
     def of(self, entry: str) -> dict[str, str]:
         """Digests by name of the modules that `python -m ENTRY` runs, imports inside functions included, and of the files
@@ -60,7 +81,7 @@ class Code:
         found: dict[str, str] = {}
         without = () if entry in BY_SOURCE else BY_SOURCE
         for module in sorted(self._run_by(entry, without)):
-            if (digest := self._digest(module)) is not None:
+            if (digest := self._module(module).digest) is not None:
                 found[module] = digest
             for path in self._beside(module):
                 found[f"{module}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -98,17 +119,12 @@ class Code:
                     return file
         return None
 
-    def _tree(self, module: str) -> ast.Module:
-        if module not in self._trees:
+    def _module(self, module: str) -> _Module:
+        if module not in self._modules:
             file = self._file(module)
             assert file is not None
-            tree = ast.parse(file.read_bytes(), str(file))
-            for node in ast.walk(tree):
-                for name, value in ast.iter_fields(node):
-                    if name in ("body", "orelse", "finalbody") and isinstance(value, list):
-                        setattr(node, name, list(_that_run(value, name, node)))
-            self._trees[module] = tree
-        return self._trees[module]
+            self._modules[module] = _parsed(file.read_bytes(), str(file))
+        return self._modules[module]
 
     def _imports(self, module: str) -> list[str]:
         """Our modules that this one imports."""
@@ -119,24 +135,16 @@ class Code:
     def _find_imports(self, module: str) -> Iterator[str]:
         file = self._file(module)
         package = module if file and file.name == "__init__.py" else module.rpartition(".")[0]
-        for node in ast.walk(self._tree(module)):
+        for node in self._module(module).imports:
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names if self._file(alias.name))
-            elif isinstance(node, ast.ImportFrom):
+            else:
                 above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
                 source = ".".join([*above, *([node.module] if node.module else [])])
                 for alias in node.names:
                     name = next((n for n in (f"{source}.{alias.name}", source) if self._file(n)), None)
                     if name:
                         yield name
-
-    def _digest(self, module: str) -> str | None:
-        """None for a module without a statement."""
-        if module not in self._digests:
-            tree = self._tree(module)
-            text = _canonical(tree).encode() if tree.body else b""
-            self._digests[module] = hashlib.sha256(text).hexdigest() if text else None
-        return self._digests[module]
 
     def _beside(self, module: str) -> list[Path]:
         """Of a package: the files beside its modules, which they read."""
