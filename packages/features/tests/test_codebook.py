@@ -294,7 +294,7 @@ def test_peak_memory_is_the_sample_and_little_more(tmp_path: Path) -> None:
     sample = cells * 2048 * 4
     assert cells == 96 * 900
     assert 3.7 * cells < 10 * 500 * 64
-    assert sample < grown < 1.15 * sample
+    assert sample < grown < 1.25 * sample
 
 
 # What the cells may be like

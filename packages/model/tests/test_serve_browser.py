@@ -93,7 +93,8 @@ def test_the_commands_of_the_docs(package: Path, pictures, tmp_path: Path) -> No
     serves = [command for command in commands if command.startswith("diptych serve")]
     asks = [command for command in commands if command.startswith("curl")]
     assert len(serves) >= 1 and len(asks) >= 4
-    assert set(commands) == {*serves, *asks, "pip install 'diptych-model[use,serve]'"}
+    installs = 'pip install packages/features packages/eval "packages/model[use,serve]"'
+    assert set(commands) == {*serves, *asks, installs}
     pictures[0].resize((300, 200)).save(tmp_path / "photo.jpg")
     for serve in serves:
         arguments = serve.replace("models/package", str(package)).removeprefix("diptych serve ")
