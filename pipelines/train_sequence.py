@@ -17,7 +17,7 @@ from diptych.model.networks.image_generator import load_image_generator
 from diptych.model.pixels import unit_to_uint8
 from diptych.model.pretrained import load_transformer, save_transformer
 from diptych.model.training.processes import current_processes
-from diptych.model.training.questions import QuestionTable
+from diptych.model.training.questions import QuestionTable, tell_left_out
 from diptych.model.training.scst import reference_words
 from diptych.model.training.sequence import SequenceTrainingConfig, train_sequence
 from diptych.model.training.sequence_evaluation import SequenceEvaluation
@@ -102,6 +102,7 @@ def train(
             )
         asked = questions_of(read_questions(QUESTIONS), ["train"], QUESTIONS)
         questions = QuestionTable(asked, train.keys, tokenizer, table, config.question_length)
+        tell_left_out(questions, len(asked), "train")
     record = train_sequence(
         config,
         model,

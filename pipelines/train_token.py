@@ -15,7 +15,7 @@ from diptych.model.answer_table import AnswerTable, build_answer_table, load_ans
 from diptych.model.pretrained import save_transformer
 from diptych.model.training.initial import initial_transformer, random_transformer, with_heads
 from diptych.model.training.processes import current_processes
-from diptych.model.training.questions import QuestionTable
+from diptych.model.training.questions import QuestionTable, tell_left_out
 from diptych.model.training.token import TokenTrainingConfig, train_token
 from pipelines.measuring.samples import write_samples
 from pipelines.measuring.shards import shards_of
@@ -138,6 +138,9 @@ def train(
         else None
         for split, shards in (("train", train), ("val", val))
     )
+    for split, made in (("train", questions), ("val", val_questions)):
+        if asked and made:
+            tell_left_out(made, len(asked[split]), split)
     record = train_token(
         params.training,
         model,

@@ -25,6 +25,11 @@ BLACK_PNG = bytes.fromhex(
 def write_equal(table: Table, folder: Path, better: dict[str, dict[str, float]]) -> None:
     """Measurements of any table, of seeds 0 to 2, in which all models are equal but for what one is `better` by in a column."""
     generator = np.random.default_rng(1)
+    if table.texts is not None:
+        for seed in range(3):
+            texts = folder / table.folder / table.texts.file.format(seed=seed)
+            texts.parent.mkdir(parents=True, exist_ok=True)
+            texts.touch()
     for model in table.models:
         for seed in range(3):
             measured = folder / table.measured / f"{model}-{seed}"

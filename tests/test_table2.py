@@ -117,6 +117,11 @@ def test_what_the_rows_lack_is_said_before_anything_is_trained(tmp_path: Path) -
     with pytest.raises(ParameterError, match=r"BUTD's regions need a detector.*need train_token.training.questions"):
         section.check("table2", TABLE.pipeline, params)
     params = read_params(REPOSITORY / "params.yaml")
+    params["train_token"]["architecture"] = "single_stream"
+    section = replace(read_section(TABLE.section, "table2", params, provided=provided), java=False)
+    with pytest.raises(ParameterError, match="X-LXMERT-FT starts from its pretraining: .* two_streams"):
+        section.check("table2", TABLE.pipeline, params)
+    params = read_params(REPOSITORY / "params.yaml")
     section = replace(read_section(TABLE.section, "table2", params, provided=provided), seeds=(0, 9))
     with pytest.raises(ParameterError, match=r"seeds \[9\] are not among table_x_lxmert.seeds"):
         section.check("table2", TABLE.pipeline, params)
@@ -187,7 +192,7 @@ def test_systems_are_trained_measured_and_compared(
     study = clone.run("python", "-m", "pipelines.tables.study", "table2", "study.db", "--questions", "semantics", "--items", "2")
     assert study.returncode == 0, study.stderr
     assert "6 of 6 captions have a picture of every system" in study.stdout
-    missing = clone.run("python", "-m", "pipelines.tables.study", "table2", "study.db", "--seed", "7")
+    missing = clone.run("python", "-m", "pipelines.tables.study", "table2", "study.db", "--training-seed", "7")
     assert missing.returncode and "seed 7 has not run" in missing.stderr and "Traceback" not in missing.stderr
     text = (clone.folder / TABLE.page).read_text()
     assert "X-LXMERT-FT" in text and "training to paint, minutes" in text

@@ -21,7 +21,7 @@ from pipelines.tables.items import table_items
 from pipelines.tables.params import x_lxmert_params
 from pipelines.tables.pretrained import pretraining_params
 from pipelines.tables.table import data_of, read_table
-from pipelines.tables.verdicts import results_of
+from pipelines.tables.verdicts import measured_seeds, results_of
 from pipelines.x_lxmert.params import Params
 
 TABLE = read_table("table_x_lxmert")
@@ -104,6 +104,15 @@ def test_claims_hold_and_fail_in_their_own_direction(tmp_path: Path, monkeypatch
     assert verdicts(tmp_path / "mixed", monkeypatch, mixed)["paints"] == "fails"
 
 
+def test_a_seed_without_its_texts_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page shows them."""
+    write_equal(TABLE, tmp_path, {})
+    monkeypatch.chdir(tmp_path)
+    assert measured_seeds(TABLE, (0, 1, 2)) == [0, 1, 2]
+    (Path(TABLE.folder) / TABLE.texts.file.format(seed=0)).unlink()
+    assert measured_seeds(TABLE, (0, 1, 2)) == [1, 2]
+
+
 def test_a_task_without_data_is_named_before_anything_is_trained() -> None:
     params = read_params(REPOSITORY / "params.yaml")
     section = read_section(TABLE.section, TABLE.name, params)
@@ -111,6 +120,8 @@ def test_a_task_without_data_is_named_before_anything_is_trained() -> None:
     params["x_lxmert"]["tasks"] = ["vqa", "gqa"]
     with pytest.raises(ParameterError, match="table_x_lxmert fine-tunes on nlvr2: give it in x_lxmert.tasks"):
         section.check(TABLE.name, TABLE.pipeline, params)
+    with pytest.raises(ParameterError, match="table_x_lxmert.fine_tuning.vqa2: no such task"):
+        replace(section, fine_tuning={"vqa2": {}}).check(TABLE.name, TABLE.pipeline, params)
 
 
 def test_trainings_of_the_table_are_changed_where_its_section_says(section: Params) -> None:

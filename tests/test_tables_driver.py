@@ -166,10 +166,17 @@ def test_stale_seeds_stay_out_of_the_table(stand_in: Path, capsys) -> None:
         leave_out_if_stale(TABLE, planned_of_three(seed), seed)
     assert measured_seeds(TABLE, (0, 1, 2)) == [0, 2]
     assert capsys.readouterr().out.count("seed 1 is left out") == 1
+    # one of whose measurements something is missing is asked about, too
+    shutil.rmtree(TABLE.measured / f"{next(iter(TABLE.models))}-2")
+    (stand_in / "stale-2").touch()
+    leave_out_if_stale(TABLE, planned_of_three(2), 2)
+    assert not list(TABLE.measured.glob("*-2"))
+    (stand_in / "stale-2").unlink()
+    write_measured({}, 3)
     (stand_in / "broken-2").touch()
     with pytest.raises(ParameterError, match="seed 2: ERROR: unreadable dvc.lock"):
         leave_out_if_stale(TABLE, planned_of_three(2), 2)
-    assert measured_seeds(TABLE, (0, 1, 2)) == [0, 2], "nothing is removed where nobody knows"
+    assert measured_seeds(TABLE, (0, 1, 2)) == [0, 1, 2], "nothing is removed where nobody knows"
 
 
 def planned_of_three(seed: int) -> TableItems:

@@ -15,14 +15,16 @@ from pipeline_clone import Clone
 from ray_nodes import cluster_of_nodes
 from test_resume import digest
 
+from diptych.eval.answers.questions import Question
 from diptych.features.errors import UserError
 from diptych.model.networks.config import read_config
 from pipelines.runner import check
 from pipelines.runner.stage import run
 from pipelines.runner.writing import remove
 from pipelines.x_lxmert import fine_tune
-from pipelines.x_lxmert.evaluate import about_pictures_of
+from pipelines.x_lxmert.evaluate import MeasuredTask, about_pictures_of
 from pipelines.x_lxmert.params import Params
+from pipelines.x_lxmert.questions import balanced_to_train
 
 PIPELINE = "pipelines/x_lxmert/dvc.yaml"
 TASKS = "x_lxmert.tasks=[gqa,nlvr2]"
@@ -133,3 +135,35 @@ def test_questions_about_pictures_without_features_are_left_out_and_told(capsys:
     assert "nlvr2: 1 of 3 questions are about pictures without features" in capsys.readouterr().out
     with pytest.raises(UserError, match="no question of the split test is about a picture of data/shards"):
         about_pictures_of(shards, rows[1:2], "nlvr2")
+    # VQA's accuracy is of several people's answers; one that has one, such as Visual Genome's, would end the measuring
+    answered = [{"image_ids": ["a"], "answers": answers} for answers in (["red"] * 10, ["red"], [])]
+    assert about_pictures_of(shards, answered, "vqa") == answered[:1]
+    assert "vqa: 2 of 3 questions have fewer than two answers, left out" in capsys.readouterr().out
+
+
+def test_gqa_s_answers_are_measured_as_they_are_written() -> None:
+    """A model says what VQA's normalisation leaves of them."""
+    training = [{"answers": [answer]} for answer in ("t shirt", "t-shirt", "t-shirt", "none")]
+    questions = [Question("1", ("t-shirt",), image_ids=("a",)), Question("2", ("none",), image_ids=("b",))]
+    measured = MeasuredTask("gqa", questions, 0, training)
+    assert measured.add({"1": "t shirt", "2": "0"}, "") == {"1": 1.0, "2": 1.0}
+
+
+def test_the_gain_on_statements_is_drawn_by_sentences() -> None:
+    """Its four pairs are not independent."""
+    questions = [
+        Question(f"test-1-{pair}-{sentence}", (truth,), image_ids=(f"{pair}l", f"{pair}r"))
+        for sentence in range(2) for pair, truth in enumerate(("true", "true", "false", "false"))
+    ]  # fmt: skip
+    measured = MeasuredTask("nlvr2", questions, 0)
+    for prefix in ("", "random."):
+        measured.add({one.question_id: "true" for one in questions}, prefix)
+    (gain,) = measured.gains()
+    assert gain.value == 0 and "interval over 2 sentences" in gain.detail
+
+
+def test_unbalanced_questions_are_not_trained_on() -> None:
+    rows = [
+        {"split": split, "balanced": balanced} for split in ("train", "test") for balanced in (True, False, None)
+    ]
+    assert list(balanced_to_train(rows)) == [rows[0], rows[2], *rows[3:]]

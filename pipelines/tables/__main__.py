@@ -72,8 +72,8 @@ def leave_out_if_stale(table: Table, plan: TableItems, seed: int) -> None:
     table has rows of one making only. DVC removes them, too, before it makes them again. Raises
     ParameterError where DVC cannot say."""
     measured = [item for item in plan.work if item.seed == seed and plan.shown(item)]
-    paths = [Path(path) for item in measured for path in plan.shown(item)]
-    if not paths or not all(path.exists() for path in paths):
+    paths = [path for item in measured for path in map(Path, plan.shown(item)) if path.exists()]
+    if not paths:
         return
     asked = [*DVC, "status", "--json", "--with-deps", *(item.target for item in measured)]
     done = subprocess.run(asked, check=False, capture_output=True, text=True)

@@ -48,7 +48,7 @@ def main(item: TableItem, section: TableParams) -> None:
     shards = shards_of(SPLIT)
     asked = about_pictures_of(shards, questions_in(task, SPLIT), task)
     questions = [question_of(each) for each in asked]
-    measured = MeasuredTask(task, questions, stage.seed)
+    measured = MeasuredTask(task, questions, stage.seed, questions_in(task, "train"))
     right = measured.add(answers_of(stage, wanted, fine_tuned, shards, asked, params.batch_size), "")
     with stage.write(f"{item.table.measured}/{row}_{task}-{stage.seed}") as folder:
         write_measured(folder, measured.figures, model)

@@ -89,8 +89,7 @@ def main(item: TableItem, section: SystemsTableParams) -> None:
             paint=running.paint,
             pictures=section.pictures,
             evaluation=replace(read_stage("evaluate", EvaluateParams)[1], java=section.java),
-            # other families draw other reconstructions
-            embeddings=embeddings(item.table) / system.family,
+            embeddings=embeddings(item.table),
             kinds=[kind for kind in KINDS if kind != "reconstruction" or system.family != "dm_gan"],
         ) as measured,
         item.stage.write(f"{item.table.measured}/{name}-{item.stage.seed}") as folder,

@@ -53,8 +53,7 @@ def mends(table: str) -> Mends:
 
 
 def embeddings(table: Table) -> Path:
-    """What networks made of pictures, shared by all items: real pictures and reconstructions are the same for
-    all models."""
+    """What networks made of pictures, by the pictures' content, shared by all items."""
     return UNFINISHED_STORE / table.folder / "embeddings"
 
 

@@ -74,6 +74,12 @@ class PretrainingTableParams(TableParams):
 
     def check(self, name: str, pipeline: Path, params: Mapping[str, Any]) -> None:
         """The trainings' settings are some, and every task that the table fine-tunes on has data."""
+        from pipelines.x_lxmert.params import TASKS
+
+        if unknown := sorted(set(self.fine_tuning) - set(TASKS)):
+            raise ParameterError(
+                f"params.yaml: {name}.fine_tuning.{unknown[0]}: no such task (known: {', '.join(TASKS)})"
+            )
         x_lxmert_params(self, name, params)
         wanted = {item.values["task"] for item in read_items(pipeline, params) if "task" in item.values}
         section = params["x_lxmert"]

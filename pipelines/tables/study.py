@@ -1,6 +1,6 @@
 """A human study of a table's paintings (UMT, figure 3): `make study-table2`.
 
-    python -m pipelines.tables.study table2 STUDY [--seed 0] [options of `diptych-study create`]
+    python -m pipelines.tables.study table2 STUDY [--training-seed 0] [options of `diptych-study create`]
 
 Every row that paints gives the pictures that the items of one seed have kept; ours comes first and is compared with each of the others.
 """
@@ -25,11 +25,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.tables.study", description=__doc__)
     parser.add_argument("table", help="a folder of pipelines/tables, such as table2")
     parser.add_argument("study", type=Path, help="the file to write, such as study.db")
-    parser.add_argument("--seed", type=int, default=0, help="of the table's trainings (default: 0)")
+    parser.add_argument("--training-seed", type=int, default=0, help="of the table's (default: 0)")
     arguments, others = parser.parse_known_args()
     with one_line_errors(arguments.table, mends(arguments.table)), tempfile.TemporaryDirectory() as folder:
         table = read_table(arguments.table)
-        captions, systems = write_pictures(table, arguments.seed, Path(folder))
+        captions, systems = write_pictures(table, arguments.training_seed, Path(folder))
         options = [part for name, path in systems.items() for part in ("--system", f"{name}={path}")]
         sys.exit(create(["create", str(arguments.study), "--captions", str(captions), *options, *others]))
 

@@ -77,6 +77,12 @@ class SystemsTableParams(TableParams):
             missing.append("answers of ours need train_token.training.questions")
         if "vqa" not in set(params["x_lxmert"]["tasks"]) & set(params["x_lxmert"]["fine_tuning"]):
             missing.append("answers of X-LXMERT need vqa in x_lxmert.tasks and x_lxmert.fine_tuning")
+        started, own = params["x_lxmert"], params["train_token"]
+        if (own["network"], own["architecture"]) != (started["network"], "two_streams"):
+            missing.append(
+                "X-LXMERT-FT starts from its pretraining: train_token.network must be x_lxmert.network, and train_token.architecture "
+                "two_streams"
+            )
         if others := sorted(set(self.seeds) - set(params["table_x_lxmert"]["seeds"])):
             missing.append(
                 f"seeds {others} are not among table_x_lxmert.seeds, which X-LXMERT is pretrained with"

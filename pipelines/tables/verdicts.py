@@ -107,12 +107,15 @@ def results_of(table: Table, wanted: Sequence[int]) -> Results:
 
 
 def measured_seeds(table: Table, wanted: Sequence[int]) -> list[int]:
-    """The seeds of which all models are measured. Raises ParameterError where there is none."""
-    found = [
-        seed
-        for seed in wanted
-        if all((table.measured / f"{model}-{seed}" / "figures.json").is_file() for model in table.models)
-    ]
+    """The seeds of which all that the page shows is there. Raises ParameterError where there is none."""
+
+    def whole(seed: int) -> bool:
+        files = [table.measured / f"{model}-{seed}" / "figures.json" for model in table.models]
+        if table.texts is not None:
+            files.append(Path(table.folder) / table.texts.file.format(seed=seed))
+        return all(file.is_file() for file in files)
+
+    found = [seed for seed in wanted if whole(seed)]
     if not found:
         raise ParameterError(
             f"{table.measured}: no seed of {list(wanted)} has all its rows: run `{table.command}`"

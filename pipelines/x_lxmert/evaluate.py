@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from diptych.eval.answers.gqa import measure_gqa
-from diptych.eval.answers.nlvr2 import measure_nlvr2, truth
+from diptych.eval.answers.nlvr2 import measure_nlvr2, statement_group, truth
+from diptych.eval.answers.normalisation import normalise_answer
 from diptych.eval.answers.questions import Measuring, Question, Settings, units_of
 from diptych.eval.answers.vqa import measure_vqa
 from diptych.eval.figures import Figure, flat_values, table, write_figures
@@ -57,7 +59,8 @@ def main(stage: Stage, params: Params) -> None:
     shards = shards_of(SPLIT)
     for task in params.tasks:
         asked = about_pictures_of(shards, questions_in(task, SPLIT), task)
-        measured = MeasuredTask(task, [question_of(row) for row in asked], stage.seed)
+        training = questions_in(task, "train")
+        measured = MeasuredTask(task, [question_of(row) for row in asked], stage.seed, training)
         for start in params.starts:
             folder, wanted = model_folder(task, start), params.fine_tuning[task]
             model, tokenizer, codebook = load_transformer(folder, stage.device)
@@ -79,7 +82,7 @@ def main(stage: Stage, params: Params) -> None:
                 }
                 for row in asked
             ]
-        guesses = guesses_from_words(questions_in(task, "train"), asked)
+        guesses = guesses_from_words(training, asked)
         ids = [row["question_id"] for row in asked]
         measured.add(dict(zip(ids, guesses, strict=True)), "words_alone.")
         figures += measured.figures
@@ -114,10 +117,13 @@ def answered_schema() -> pa.Schema:
 
 
 class MeasuredTask:
-    """The figures of a task, of one system's answers after the other's."""
+    """The figures of a task, of one system's answers after the other's. training: rows of the questions that models learned from."""
 
-    def __init__(self, task: Task, questions: Sequence[Question], seed: int) -> None:
+    def __init__(
+        self, task: Task, questions: Sequence[Question], seed: int, training: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         self.task, self.questions = task, questions
+        self.spelled = spellings(training) if task == "gqa" else {}
         self.settings = Settings(
             split=SPLIT, seed=seed, predictions="the answers", questions=str(questions_file(task))
         )
@@ -128,6 +134,7 @@ class MeasuredTask:
         """Measure answers by question id. prefix: of the figures' names, before that of the task. Returns how right each is,
         0..1, by question id."""
         settings = replace(self.settings, prefix=f"{prefix}{self.task}")
+        answers = {name: self.spelled.get(answer, answer) for name, answer in answers.items()}
         if self.task == "nlvr2":
             judged = {name: bool(truth(answer)) for name, answer in answers.items()}
             self.figures += measure_nlvr2(judged, self.questions, settings, self.each)
@@ -144,22 +151,36 @@ class MeasuredTask:
         differences = [pretrained[one.question_id] - random[one.question_id] for one in questions]
         settings = replace(self.settings, prefix=f"gain.{self.task}")
         measuring = Measuring.of("gain", questions, settings, "as the two figures'")
-        return [measuring.mean("accuracy", differences, *units_of(questions), "one training of each")]
+        units, unit = units_of(questions)
+        if self.task == "nlvr2":  # whose pairs of one sentence are not independent
+            units, unit = [statement_group(one) or one.question_id for one in questions], "sentences"
+        return [measuring.mean("accuracy", differences, units, unit, "one training of each")]
+
+
+def spellings(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """How answers are written, by what normalisation makes of them: a model says the latter, and GQA compares what is written. Of
+    several the most frequent."""
+    counted = Counter(answer for row in rows for answer in row["answers"])
+    return {normalise_answer(answer): answer for answer, _ in reversed(counted.most_common())}
 
 
 def about_pictures_of(
     shards: ShardDataset, rows: Sequence[dict[str, Any]], task: Task
 ) -> list[dict[str, Any]]:
-    """The questions whose pictures have features; how many others there are is told. Raises UserError where none has."""
+    """The questions whose pictures have features, and of VQA's those that several people have answered, which its accuracy needs; how
+    many others there are is told. Raises UserError where none has."""
     there = set(shards.keys)
     kept = [row for row in rows if there.issuperset(row["image_ids"])]
-    if not kept:
-        raise UserError(
-            f"{questions_file(task)}: no question of the split {SPLIT} is about a picture of {shards.folder}"
-        )
     if len(kept) < len(rows):
         print(
             f"{task}: {len(rows) - len(kept)} of {len(rows)} questions are about pictures without features, left out"
+        )
+    if task == "vqa" and (alone := sum(len(row["answers"]) < 2 for row in kept)):
+        kept = [row for row in kept if len(row["answers"]) >= 2]
+        print(f"vqa: {alone} of {len(rows)} questions have fewer than two answers, left out")
+    if not kept:
+        raise UserError(
+            f"{questions_file(task)}: no question of the split {SPLIT} is about a picture of {shards.folder}"
         )
     return kept
 

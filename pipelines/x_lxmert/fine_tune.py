@@ -11,7 +11,7 @@ from diptych.model.pretrained import load_transformer, save_transformer
 from diptych.model.training.fine_tuning import StatementTable, fine_tune
 from diptych.model.training.initial import with_heads
 from diptych.model.training.processes import current_processes
-from diptych.model.training.questions import QuestionTable
+from diptych.model.training.questions import QuestionTable, tell_left_out
 from pipelines.measuring.shards import shards_of
 from pipelines.runner.processes import run, training_device
 from pipelines.runner.stage import Stage
@@ -54,6 +54,7 @@ def train(
         questions = StatementTable(asked, shards.keys, tokenizer, params.length)
     else:
         questions = QuestionTable(asked, shards.keys, tokenizer, table, params.length)
+    tell_left_out(questions, len(asked), task)
     record = fine_tune(
         params.training,
         model,

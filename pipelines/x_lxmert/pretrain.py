@@ -14,7 +14,7 @@ from diptych.model.pretrained import save_transformer
 from diptych.model.training.initial import random_transformer
 from diptych.model.training.pretraining import pretrain
 from diptych.model.training.processes import current_processes
-from diptych.model.training.questions import QuestionTable
+from diptych.model.training.questions import QuestionTable, tell_left_out
 from pipelines.measuring.shards import shards_of
 from pipelines.runner.processes import run, training_device
 from pipelines.runner.stage import Stage
@@ -71,6 +71,7 @@ def train(
         object_classes=objects(codebook[:1].to(device)).shape[-1] if objects else 0,
     )
     questions = QuestionTable(asked, shards.keys, tokenizer, table, wanted.training.text_length)
+    tell_left_out(questions, len(asked), "pretraining")
     record = pretrain(
         wanted.training,
         model,

@@ -34,13 +34,22 @@ def asked(
     """The tables: their names and rows. pictures: image_id to split."""
     wanted = params.questions
     if wanted.files is not None:
-        return questions_of_files(wanted.files, pictures)
+        read = questions_of_files(wanted.files, pictures)
+        return ((task, balanced_to_train(rows) if task == "gqa" else rows) for task, rows in read)
     drawn = read_section(DatasetParams, "dataset", read_params()).toybox
     if drawn is None:
         raise UserError(
             "x_lxmert.questions.toybox asks about pictures that dataset.toybox draws, and that is null; give files instead"
         )
     return toybox_questions(replace(drawn, questions=wanted.toybox), stage.seed)
+
+
+def balanced_to_train(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """GQA's, without the unbalanced ones about training pictures: these are there for the consistency of others' answers, and LXMERT
+    does not train on them."""
+    for row in rows:
+        if row["split"] != "train" or row["balanced"] is not False:
+            yield row
 
 
 if __name__ == "__main__":

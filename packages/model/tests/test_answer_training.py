@@ -18,7 +18,7 @@ from diptych.model.errors import UserError
 from diptych.model.objectives.answers import answer_loss, answer_score_loss
 from diptych.model.training.initial import with_heads
 from diptych.model.training.optimisation import add_gradients
-from diptych.model.training.questions import QuestionSettings, QuestionTable
+from diptych.model.training.questions import QuestionSettings, QuestionTable, tell_left_out
 from diptych.model.training.token import TokenSteps, TokenTrainingConfig, train_token
 
 TABLE = AnswerTable(["red", "blue", "green", "2", "1"])
@@ -90,7 +90,7 @@ def test_the_table_holds_what_questions_are_answered_with(tmp_path) -> None:
         load_answer_table(tmp_path, 2)
 
 
-def test_questions_about_other_pictures_and_with_unknown_answers_are_left_out(tiny) -> None:
+def test_questions_about_other_pictures_and_with_unknown_answers_are_left_out(tiny, capsys) -> None:
     some = rows(tiny.train.keys)
     some += [
         {"question_id": "x", "image_ids": ["elsewhere"], "question": "what is it?", "answers": ["red"]},
@@ -104,6 +104,8 @@ def test_questions_about_other_pictures_and_with_unknown_answers_are_left_out(ti
     ]
     table = QuestionTable(some, tiny.train.keys, tiny.tokenizer, TABLE, LENGTH)
     assert table.left_out == 3
+    tell_left_out(table, 4, "vqa")
+    assert "vqa: 3 of 4 questions left out" in capsys.readouterr().out
     assert table.images == list(range(len(tiny.train) - 1))
     with pytest.raises(UserError, match="no question about the training images"):
         QuestionTable(some[-3:], tiny.train.keys, tiny.tokenizer, TABLE, LENGTH)

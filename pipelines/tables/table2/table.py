@@ -116,7 +116,8 @@ TABLE = Table(
     note=(
         "Ours is the default run's recipe. X-LXMERT captions from the word A by Gibbs sampling and is fine-tuned for VQA; X-LXMERT-FT "
         "is it, fine-tuned one direction at a time in the steps that ours has for it. L-Verse paints the best of several by the "
-        "scorer, and its minutes count both autoencoders; they do not count detector, codebook, image generator and CLIPs. Time and "
+        "scorer, and its minutes count both autoencoders; they do not count detector, codebook, image generator and CLIPs. Ours, "
+        "X-LXMERT-FT and L-Verse paint with the guidance of `generate.paint` and `l_verse.generate`, the others have none. Time and "
         "memory of one caption or painting at a time, from features or tokens. A difference of VQA is between means over pictures. "
         "Turbo-RL has no code: its paper says CIDEr-D 74.8."
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from diptych.model.tokenizer import CaptionTokenizer
 from diptych.model.training.config import check_at_least_one
 from diptych.model.training.contracts import Piece
 from diptych.model.training.data import on_device
+from diptych.model.training.processes import current_processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,21 @@ class QuestionSettings:
             )
         if not self.weight > 0:
             raise UserError(f"questions.weight must be above 0, is {self.weight}")
+
+
+class LeavesOut(Protocol):
+    """Questions or statements to train on."""
+
+    left_out: int
+
+
+def tell_left_out(table: LeavesOut, asked: int, name: str) -> None:
+    """Say how many of the questions that are ``asked`` are not trained on, once for all processes."""
+    if table.left_out and current_processes().rank == 0:
+        print(
+            f"{name}: {table.left_out:,} of {asked:,} questions left out: their pictures or answers are not known",
+            flush=True,
+        )
 
 
 class QuestionTable:
