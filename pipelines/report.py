@@ -10,6 +10,7 @@ from typing import Any
 
 from diptych.eval.report.page import ReportInputs, write_report
 from diptych.eval.report.sheet import contact_sheet
+from diptych.eval.report.tables import check_targets
 from diptych.features.codebook.reading import load_cluster_sizes, read_codes
 from pipelines.reporting.answers import answer_galleries
 from pipelines.reporting.failures import failures, lost_pictures, shares_by_class
@@ -57,6 +58,7 @@ class ReportParams:
     def __post_init__(self) -> None:
         at_least(self, 1, "captions", "pictures", "evaluations")
         at_least(self, 0, "steps", "clusters")
+        check_targets(self.targets or {})
 
 
 def main(stage: Stage, params: ReportParams) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -53,3 +54,13 @@ def test_what_an_earlier_run_has_finished_is_not_trained_again(
     assert load_image_generator(tmp_path / "comparison" / "adversarial" / "model").config == named_config(
         "smoke"
     )
+
+
+def test_a_stale_network_is_not_compared(
+    params: ImageGeneratorParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_here
+) -> None:
+    monkeypatch.setattr(compare_image_generators, "is_current", lambda stage: False)
+    monkeypatch.setattr(compare_image_generators, "compare", lambda *_: pytest.fail("compared"))
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    ended = run_here(tmp_path, compare_image_generators.main)
+    assert ended.status == 1 and "run `dvc repro image_generator` first" in ended.stderr

@@ -158,6 +158,13 @@ def test_a_change_counts_for_those_that_run_it(small: Path) -> None:
     assert changed(small, "pipelines/runner/stage.py", "RUN = 2\n") == []
 
 
+@pytest.mark.parametrize("name", [".a.py.swp", ".DS_Store", ".#a.py", "#a.py#", "a.py~", "a.py.orig", "words.json.rej"])
+def test_what_editors_leave_beside_modules_is_no_code(small: Path, name: str) -> None:
+    before = Code(small).of("pipelines.one")
+    (small / A).with_name(name).write_text("left")
+    assert Code(small).of("pipelines.one") == before
+
+
 def test_data_of_packages_counts_or_is_named(code: Code) -> None:
     """Files in folders below a package, which are no packages, are none of its code: no stage may read such a file that
     its pipeline does not name."""

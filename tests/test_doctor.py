@@ -19,6 +19,7 @@ from pipeline_clone import REPOSITORY, Clone, make_clone
 from waiting import HANG_SECONDS, PATIENT_RAY, RAY_ENVIRONMENT, wait_until
 
 from pipelines.commands import team_cache
+from pipelines.commands.doctor import __main__ as doctor
 from pipelines.commands.doctor.clone import check_git, check_leftovers, check_locks, check_params
 from pipelines.commands.doctor.finding import Finding, guarded, ok
 from pipelines.commands.doctor.installation import (
@@ -187,14 +188,21 @@ def test_ray_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expect(
-        check_java("java-that-is-not-there"), "note", "missing", "apt-get install default-jre-headless"
-    )
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    expect(check_java(), "note", "not found", "apt-get install default-jre-headless")
+    expect(check_java(wanted=True), "problem", "not found", "evaluate.java to false")
     broken = tmp_path / "java"
     broken.write_text("#!/bin/sh\necho 'libjvm.so: cannot open shared object file' >&2; exit 127\n")
     broken.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     expect(check_java(), "note", str(broken), "libjvm.so", "apt-get install")
+    (tmp_path / "home/bin").mkdir(parents=True)
+    java = tmp_path / "home/bin/java"
+    java.write_text("#!/bin/sh\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "home"))
+    expect(check_java(wanted=True), "ok", str(java))
 
 
 def test_encoding() -> None:
@@ -227,6 +235,8 @@ def test_parameters(clone: Clone) -> None:
     expect(check_params(clone.folder), "problem", "params.yaml", "part_sice")
     params.write_text(right.replace("source: code/sources/toybox.json", "source: nowhere/"))
     expect(check_params(clone.folder), "problem", "nowhere/", "dataset.source")
+    params.write_text(right.replace("initial: null", "initial: models/nowhere"))
+    expect(check_params(clone.folder), "problem", "models/nowhere", "train_token.initial")
     params.write_text("a: [")
     expect(check_params(clone.folder), "problem", "params.yaml", "not valid YAML")
 
@@ -332,12 +342,13 @@ def test_remote(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_space(tmp_path: Path) -> None:
-    places = {"a": (tmp_path / "not/yet", 3e9), "b": (tmp_path, 2e9)}
-    expect(check_space(places, free=lambda _: 6 * 10**9), "ok", "5.0 GB to be written, 6.0 GB free")
+    places = {"a": (tmp_path / "not/yet", 2e9, 3e9), "b": (tmp_path, 1e9, 2e9)}
+    expect(check_space(places, free=lambda _: 6 * 10**9), "ok", "up to 5.0 GB to be written, 6.0 GB free")
+    expect(check_space(places, free=lambda _: 4 * 10**9), "note", "5.0 GB", "4.0 GB free", "make room, unless")
     expect(
-        check_space(places, free=lambda _: 4 * 10**9), "problem", "5.0 GB", "4.0 GB free", "make room"
+        check_space(places, free=lambda _: 2 * 10**9), "problem", "5.0 GB", "2.0 GB free", "make room"
     )
-    expect(check_space({"a": (tmp_path, 10**15)}), "problem", "1000000.0 GB to be written")
+    expect(check_space({"a": (tmp_path, 10**15, 10**15)}), "problem", "1000000.0 GB to be written")
 
 
 def test_space_of_coco_is_the_papers_arithmetic(tmp_path: Path) -> None:
@@ -348,13 +359,13 @@ def test_space_of_coco_is_the_papers_arithmetic(tmp_path: Path) -> None:
     (store / "key/part").write_bytes(bytes(10**6))
     places = space_needed(params, tmp_path, cache, store, linked=True)
     features = 123_287 * 256 * 1024
-    assert places["feature store"] == (store, features - 10**6), "what is there needs no room"
+    assert places["feature store"] == (store, features - 10**6, features), "what is there may be another detector's"
     networks = pytest.approx(0.1 * 2**30)
-    assert places["DVC's cache"][1] - features == networks, "the shards; features are linked from the store"
-    assert places["this clone"] == (tmp_path, 0)
+    assert places["DVC's cache"][2] - features == networks, "the shards; features are linked from the store"
+    assert places["this clone"] == (tmp_path, 0, 0)
     copied = space_needed(params, tmp_path, cache, store, linked=False)
-    assert copied["DVC's cache"][1] - 2 * features == networks
-    assert copied["this clone"][1] - features == networks, "the shards; features are linked from the store"
+    assert copied["DVC's cache"][2] - 2 * features == networks
+    assert copied["this clone"][2] - features == networks, "the shards; features are linked from the store"
     toybox = {"dataset": {"toybox": {"train": 10, "val": 2, "test": 2, "compositional": 1, "ablation": 1}}}
     assert image_count(toybox, tmp_path) == 16
 
@@ -381,6 +392,7 @@ def test_leftovers(tmp_path: Path) -> None:
         "note",
         "train_token",
         "dvc repro",
+        "where parameters, inputs and code are those again",
         "rm -r .cache/training",
         ".partial-",
     )
@@ -452,6 +464,16 @@ def test_a_hardlink_lock_of_a_killed_command(sleeper: Clone) -> None:
         f"process {process.pid}",
         f"rm {lock}",
     )
+
+
+def test_sections_that_are_none_are_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other checks go on."""
+    for name in ("check_packages", "check_torch", "check_ray"):
+        monkeypatch.setattr(doctor, name, lambda *_: ok(""))
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / "params.yaml").write_text("machine: foo\nseed: 0\nevaluate: 1\n")
+    found = dict(doctor.examine(tmp_path))
+    assert found["parameters"].level == "problem" and {"ray", "java", "dvc"} <= found.keys()
 
 
 # --- all of it ------------------------------------------------------------------------------------------------------

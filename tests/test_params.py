@@ -9,8 +9,8 @@ from typing import Any, Literal
 import pytest
 from pipeline_clone import REPOSITORY, Clone
 
-from pipelines.runner.check import check_params, stages_with_sections
-from pipelines.runner.params import ParameterError, read_params, read_section
+from pipelines.runner.check import check_params, check_sources, stages_with_sections
+from pipelines.runner.params import Machine, ParameterError, read_params, read_section
 from pipelines.runner.profile import profiles, write_profile
 
 STAGES = stages_with_sections(REPOSITORY / "dvc.yaml")
@@ -109,6 +109,62 @@ def test_every_profile_fits_the_stages(profile: str, tmp_path: Path) -> None:
         wrong = {**params, section: {**params.get(section, {}), key: value}}
         with pytest.raises(ParameterError, match=message):
             check_params(wrong, STAGES, composed)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dataset.source", "data/none"),
+        ("scorer.network", {"model_name": "RN50", "checkpoint": "data/none"}),
+        ("judge.network", {"model_name": "RN50", "checkpoint": "data/none"}),
+        ("train_token.initial", "data/none"),
+    ],
+)
+def test_files_of_others_are_looked_for_before_anything_runs(key: str, value: Any) -> None:
+    params = read_params(REPOSITORY / "params.yaml")
+    check_sources(params, REPOSITORY)
+    section, _, name = key.partition(".")
+    named = f"{key}.checkpoint" if isinstance(value, dict) else key
+    with pytest.raises(ParameterError, match=f"data/none: no such file or folder; .* set {named} in"):
+        check_sources({**params, section: {**params[section], name: value}}, REPOSITORY)
+
+
+def test_a_model_to_start_from_may_be_another_pipelines(tmp_path: Path) -> None:
+    params = read_params(REPOSITORY / "params.yaml")
+    params["train_token"]["initial"] = "models/x_lxmert/pretrained"
+    check_sources(params, REPOSITORY)
+    with pytest.raises(ParameterError, match="models/x_lxmert/pretrained"):
+        check_sources(params, tmp_path)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:10"])
+def test_devices_of_torch_are_known(device: str) -> None:
+    assert Machine(1, 1, device, "float32", 30.0, ".cache/features").device == device
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda1", "CPU", ""])
+def test_other_devices_are_refused(device: str) -> None:
+    with pytest.raises(ValueError, match=f"device must be auto, cpu, mps, cuda or cuda:N, is {device}"):
+        Machine(1, 1, device, "float32", 30.0, ".cache/features")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("report.targets", {"cider_d": 1.0}, "report: targets: 'cider_d' is no name of a figure"),
+        ("report.targets", {"evaluate.painted.main_object": "0.7"}, "report: targets: .* is '0.7'; write a number or"),
+        (
+            "generate.sets",
+            {"test": {"caption": {"splits": [], "limit": None}, "paint": {"splits": ["test"], "limit": None}}},
+            "generate.sets.test.caption: splits: name at least one",
+        ),
+    ],
+)
+def test_what_would_end_a_run_at_its_end_is_found_before(key: str, value: Any, message: str) -> None:
+    params = read_params(REPOSITORY / "params.yaml")
+    section, _, name = key.partition(".")
+    with pytest.raises(ParameterError, match=message):
+        check_params({**params, section: {**params[section], name: value}}, STAGES)
 
 
 @pytest.mark.parametrize("profile", profiles())

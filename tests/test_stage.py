@@ -94,6 +94,16 @@ def test_success_removes_the_training_state_and_failure_keeps_it(work: Path) -> 
     }
 
 
+def test_a_training_is_kept_until_its_costs_are_written(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Stage, "write_metrics", full)
+    with pytest.raises(SystemExit):
+        stages.run("train", int, lambda stage, _: stage.checkpoints().save({"step": 1}))
+    assert stage().checkpoints().load() == {"step": 1}
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -105,6 +115,8 @@ def test_success_removes_the_training_state_and_failure_keeps_it(work: Path) -> 
             FileNotFoundError(2, "No such file", "data/shards/index.json"),
             "data/shards/index.json is missing: `dvc repro`",
         ),
+        (PermissionError(errno.EACCES, "Permission denied", "data/shards"), "data/shards: permission denied"),
+        (OSError(errno.EROFS, "Read-only file system", "data/shards"), "data/shards: its file system is read-only"),
         (KeyboardInterrupt(), "interrupted"),
     ],
 )

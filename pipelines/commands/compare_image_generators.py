@@ -1,10 +1,10 @@
 """Compare two trainings of the image generator: with the adversarial game, and by reconstruction alone.
 
 `python -m pipelines.commands.compare_image_generators [--steps N]` is no stage: it reads what the stages up to `judge` have made
-and the `image_generator` section of params.yaml. The stage's own network is one side; the other is trained here, from the
-same weights, on the same batches, for equally many steps. Another number of steps trains both. Both are measured on
-the val split. It writes comparison/ (a page and two contact sheets) and metrics/compare_image_generators.json. Stopped,
-it goes on where it stood.
+and the `image_generator` section of params.yaml. The stage's own network, which has to be up to date, is one side; the other is
+trained here, from the same weights, on the same batches, for equally many steps. Another number of steps trains both. Both
+are measured on the val split. It writes comparison/ (a page and two contact sheets) and
+metrics/compare_image_generators.json. Stopped, it goes on where it stood.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from diptych.eval.scorers.inspector import load_inspector
 from diptych.model.decoding.clip_rerank import embed_captions, embed_pictures
 from diptych.model.networks.image_generator import load_image_generator, save_image_generator
 from diptych.model.pixels import png
+from pipelines.commands.current import is_current
 from pipelines.image_generator import ImageGeneratorParams, reconstruct, train, val_metrics
 from pipelines.measuring.clips import read_clip
 from pipelines.measuring.shards import shards_of
@@ -60,9 +61,14 @@ def main() -> None:
             raise ParameterError(
                 f"params.yaml: {NAME}.training.game: expected a section to compare with, found null"
             )
-        prepare_process(stage.threads)
         length = steps or params.training.steps
-        compare(stage, with_steps(params, length), own=length == params.training.steps)
+        own = length == params.training.steps
+        if own and not is_current(NAME):
+            raise ParameterError(
+                f"models/{NAME} is not of the present parameters and inputs: run `dvc repro {NAME}` first"
+            )
+        prepare_process(stage.threads)
+        compare(stage, with_steps(params, length), own)
 
 
 def with_steps(params: ImageGeneratorParams, steps: int) -> ImageGeneratorParams:

@@ -3,7 +3,7 @@
 `python -m pipelines.commands.compare_training_stages [--seeds 0 1 2]` is no stage: it reads what the stages up to `train_token`
 have made and the sections `train_sequence`, `generate` and `evaluate` of params.yaml, trains models/token further once
 for each seed, and measures all on the test set as `evaluate` does. With the pipeline's own seed the stage `train_sequence`
-has trained it already, if it has run. It writes metrics/compare_training_stages.json: every figure of the token-level model,
+has trained it already, if it is up to date. It writes metrics/compare_training_stages.json: every figure of the token-level model,
 and mean, standard deviation and gain of the sequence-level ones. Stopped, it goes on where it stood.
 """
 
@@ -18,18 +18,28 @@ from pathlib import Path
 
 from diptych.eval.figures import flat_values
 from diptych.model.pretrained import save_transformer
+from pipelines.commands.current import is_current
 from pipelines.measuring.figures import EMBEDDINGS
 from pipelines.measuring.generation import IMAGE_GENERATOR
 from pipelines.measuring.models import read_unified
 from pipelines.measuring.test_set import measured_model
 from pipelines.runner import stage as stages
 from pipelines.runner.errors import one_line_errors
-from pipelines.runner.stage import Stage
+from pipelines.runner.params import read_params
+from pipelines.runner.stage import Stage, key_of
 from pipelines.runner.threads import prepare_process
 from pipelines.train_sequence import TrainSequenceParams, train
 
 NAME = "compare_training_stages"
 STAGE_S_OWN = Path("models/sequence")
+# what decides figures of a model, and not its training, under whose key they are kept
+MEASURING = (
+    "models/judge",
+    "models/inspector",
+    "data/dataset/manifest.parquet",
+    "code/generate.json",
+    "code/evaluate.json",
+)
 
 
 def main() -> None:
@@ -46,13 +56,16 @@ def main() -> None:
 def compare(stage: Stage, params: TrainSequenceParams, seeds: list[int]) -> None:
     """Train and measure one seed after the other; what is finished is kept."""
     folder = stage.training_folder / "comparison"
-    token = measured(folder / "token.json", Path("models/token"), stage.device)
+    raw = read_params()
+    measuring = key_of([raw["generate"], raw["evaluate"]], MEASURING)[:8]
+    own_is_current = stage.seed in seeds and is_current("train_sequence")
+    token = measured(folder / f"token-{measuring}.json", Path("models/token"), stage.device)
     rows = []
     for seed in seeds:
         seeded = dataclasses.replace(stage, seed=seed)
         training = dataclasses.replace(params.training, seed=seed)
         model = folder / f"model-{seed}"
-        if seed == stage.seed and STAGE_S_OWN.is_dir():
+        if seed == stage.seed and own_is_current:
             model = STAGE_S_OWN
         if not model.is_dir():
             result, _ = train(
@@ -61,7 +74,7 @@ def compare(stage: Stage, params: TrainSequenceParams, seeds: list[int]) -> None
             unfinished = folder / f"unfinished-{seed}"
             save_transformer(unfinished, *result)
             unfinished.replace(model)
-        rows.append(measured(folder / f"{seed}.json", model, stage.device))
+        rows.append(measured(folder / f"{seed}-{measuring}.json", model, stage.device))
     figures: dict[str, float] = {"seeds": len(seeds)}
     print("| figure | token-level | sequence-level | gain |\n| --- | --- | --- | --- |")
     for name, before in token.items():

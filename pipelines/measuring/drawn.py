@@ -19,6 +19,8 @@ class Sample:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "limit")
+        if not self.splits:
+            raise ValueError("splits: name at least one")
 
 
 def draw(sample: Sample, keys: Mapping[str, Sequence[str]], seed: int) -> set[str]:

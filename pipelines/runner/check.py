@@ -14,7 +14,8 @@ from typing import Any, get_type_hints
 from diptych.eval.captions.java import NotRun, find_java
 from diptych.features.errors import UserError
 from diptych.features.ray_sockets import check_room_for_sockets
-from pipelines.runner.code import NAMED_AS_SOURCE
+from pipelines.runner.code import NAMED_AS_SOURCE, PIPELINES
+from pipelines.runner.items import read_items
 from pipelines.runner.params import (
     PARAMS_FILE,
     Machine,
@@ -68,19 +69,32 @@ def check_params(params: Mapping[str, Any], stages: list[str], path: Path = PARA
         read_section(section, name, params, path, provided)
 
 
-def check_sources(params: Mapping[str, Any]) -> None:
-    """Raise ParameterError for the first thing from others that is not there and that no stage makes: a file, a folder,
-    or Java where the parameters want it."""
-    named = [(stage, "source") for stage in ("dataset", "detector", "extract", "cluster")]
-    others = (("image_generator", "perceptual_encoder"), ("evaluate", "corenlp"), ("evaluate", "inception"))
-    for stage, key in (*named, *others):
-        source = params[stage][key]
-        if source is not None and source not in MADE_BY_STAGES and not Path(source).exists():
-            raise ParameterError(
-                f"{source}: no such file or folder; put it there or set {stage}.{key} in {PARAMS_FILE}"
-            )
-    if params["evaluate"]["java"]:
-        check_java("evaluate.java", "false")
+def check_sources(params: Mapping[str, Any], clone: Path = Path()) -> None:
+    """Raise ParameterError for the first file or folder from others that is not there and that no stage makes."""
+    named = {
+        f"{stage}.source": params[stage]["source"] for stage in ("dataset", "detector", "extract", "cluster")
+    }
+    others = {
+        "image_generator.perceptual_encoder": params["image_generator"]["perceptual_encoder"],
+        # of a pretrained CLIP
+        "scorer.network.checkpoint": params["scorer"]["network"].get("checkpoint"),
+        "judge.network.checkpoint": params["judge"]["network"].get("checkpoint"),
+        "train_token.initial": params["train_token"]["initial"],
+        "evaluate.corenlp": params["evaluate"]["corenlp"],
+        "evaluate.inception": params["evaluate"]["inception"],
+    }
+    for key, source in {**named, **others}.items():
+        if source is None or source in MADE_BY_STAGES or (clone / source).exists():
+            continue
+        if key == "train_token.initial" and _is_made(source, params, clone):
+            continue
+        raise ParameterError(f"{source}: no such file or folder; put it there or set {key} in {PARAMS_FILE}")
+
+
+def _is_made(path: str, params: Mapping[str, Any], clone: Path) -> bool:
+    """Whether a stage of any pipeline makes `path`."""
+    files = (file for pattern in PIPELINES for file in clone.glob(pattern))
+    return any(item.makes(path) for file in files for item in read_items(file, params))
 
 
 def check_ray(params: Mapping[str, Any]) -> None:
@@ -108,6 +122,8 @@ def main() -> None:
         params = read_params()
         check_params(params, stages_with_sections())
         check_sources(params)
+        if params["evaluate"]["java"]:
+            check_java("evaluate.java", "false")
         check_places()
         check_ray(params)
     except ParameterError as error:

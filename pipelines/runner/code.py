@@ -13,6 +13,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 # written by the stage `code`, a JSON file for each entry
@@ -33,8 +34,9 @@ OURS = ("pipelines", "diptych")
 # a batch is divided decides the last bits of what is computed, and the noise of some trainings.
 RUNNERS = ("pipelines.runner", "pipelines.tables.item")
 COUNTED = "pipelines.runner.processes"
-# beside modules, and none of what they read
+# files beside modules that are none of what they read
 _PIPELINE_FILES = ("dvc.yaml", "dvc.lock")
+_OF_EDITORS = (".*", "#*", "*~", "*.orig", "*.rej")
 # fields of syntax that change no result, or that only some versions of Python have
 _NO_MEANING = frozenset(("ctx", "kind", "type_comment", "type_ignores"))
 
@@ -151,10 +153,9 @@ class Code:
         file = self._file(module)
         if file is None or file.name != "__init__.py":
             return []
-        files = (
-            path for path in file.parent.iterdir() if path.is_file() and path.name not in _PIPELINE_FILES
-        )
-        return sorted(path for path in files if path.suffix not in (".py", ".pyc"))
+        left_out = (*_PIPELINE_FILES, *_OF_EDITORS, "*.py", "*.pyc")
+        files = (path for path in file.parent.iterdir() if path.is_file())
+        return sorted(path for path in files if not any(fnmatchcase(path.name, name) for name in left_out))
 
 
 def entries() -> dict[str, str]:

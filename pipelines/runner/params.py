@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ class Machine:
 
     threads: threads of this process for tensor work; "auto" takes every core this process may use.
     workers: Ray actors of the extract stage; "auto" takes one a core or GPU; 0 works in the stage's process.
-    device: "cpu", "cuda", "cuda:1", ...; "auto" takes CUDA where there is a device.
+    device: "cpu", "mps", "cuda", "cuda:1", ...; "auto" takes CUDA where there is a device.
     precision: "float32", "bfloat16"; "auto" takes bfloat16 where the hardware multiplies it natively.
     checkpoint_seconds: wall time between two savings of a training's state.
     feature_store: folder that keeps extracted features by key; share it between clones to extract once.
@@ -63,6 +64,8 @@ class Machine:
             value = getattr(self, key)
             if value != "auto" and value < least:
                 raise ValueError(f"{key} must be at least {least} or auto, is {value}")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise ValueError(f"device must be auto, cpu, mps, cuda or cuda:N, is {self.device}")
         # its database cannot be shared by machines
         if (
             self.ray_address is not None

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -175,8 +175,8 @@ def run(name: str, kind: type[T], main: Callable[[Stage, T], None], matrix: tupl
         prepare_process(stage.threads)
         print(announcement(stage.name, stage.pipeline, read_params()), flush=True)
         main(stage, params)
-        stage.forget_training()
         stage.write_metrics(f"metrics/stages/{stage.name.replace('@', '_')}.json", cost_so_far())
+        stage.forget_training()  # last: the same command goes on from it where a write fails
 
 
 def read_stage(name: str, kind: type[T], matrix: tuple[str, ...] = ()) -> tuple[Stage, T]:
@@ -239,12 +239,16 @@ def cost_so_far() -> dict[str, float]:
 
 
 def _key_of_inputs(stage: Stage) -> str:
-    """sha256 over the stage's parameters and the content of every dependency that its pipeline file lists for it."""
-    settings = [stage.params, stage.machine.precision, stage.device]
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    """Of the stage's parameters and of every dependency that its pipeline file lists for it."""
     name = stage.name.rpartition("/")[2]
     (item,) = (item for item in read_items(stage.pipeline, read_params()) if item.name == name)
-    for dep in item.deps:
+    return key_of([stage.params, stage.machine.precision, stage.device], item.deps)
+
+
+def key_of(settings: Any, deps: Iterable[str]) -> str:
+    """The start of the sha256 over `settings` and the content of `deps`: files, folders, and `code/<stage>.json`."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for dep in deps:
         if dep.startswith(
             f"{code.FOLDER}/"
         ):  # of the code that runs, also where nobody has asked for the stage `code`

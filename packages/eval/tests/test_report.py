@@ -294,6 +294,8 @@ def test_empty_sections_are_left_out_and_bad_targets_named(inputs: ReportInputs,
     assert re.findall(r"<h2>(.*?)</h2>", page) == ["What ran"] and "<a href" in page
     with pytest.raises(UserError, match="'detector.map50' is 'much'"):
         write_report(dataclasses.replace(inputs, targets={"detector.map50": "much"}), tmp_path / "other.html")
+    with pytest.raises(UserError, match="'map50' is no name of a figure"):
+        write_report(dataclasses.replace(inputs, targets={"map50": 0.9}), tmp_path / "other.html")
     assert not (tmp_path / "other.html").exists()
 
 
@@ -317,6 +319,9 @@ def test_figures_are_held_against_the_real_pictures_ones(tmp_path: Path) -> None
         ("caption.vocabulary", 68.0, "68"),
         ("cluster.k", 512, "512"),
         ("painted.fid", None, "–"),
+        ("painted.counts_right", 0.25, "25.0 %"),
+        ("painted.counts_said", 0.25, "25.0 %"),
+        ("some_count", 0.25, "0.25"),
     ],
 )
 def test_numbers_read_as_expected(name: str, value: float | None, text: str) -> None:
@@ -333,6 +338,7 @@ def test_names_and_intervals_read_as_expected() -> None:
         label("painted.frechet_judge_blur_4")
         == "Painted pictures · Fréchet distance, blurred by 4 px, by the judge"
     )
+    assert label("caption.unique") == "Different captions, share"
     assert label("something.else") == "something.else"
     assert bounds("main_object", 0.5, 1.0) == "50.0 to 100.0" and bounds("main_object", None, None) == ""
 

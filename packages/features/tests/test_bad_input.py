@@ -1,5 +1,6 @@
 """Input and surroundings that are not as they should be: what is refused, in which words, and what survives."""
 
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from extraction import CONFIG
@@ -262,6 +264,68 @@ def test_a_part_that_a_crash_damaged_is_set_aside(tmp_path: Path) -> None:
     part = store.append(["x"], ["s"], np.zeros((1, 64, 4), np.float16))
     part.write_bytes(part.read_bytes()[:100])
     assert store.known() == {} and part.with_suffix(".damaged").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EIO, "Input/output error"), PermissionError(errno.EACCES, "Permission denied")],
+    ids=["disk", "mode"],
+)
+def test_a_part_that_cannot_be_read_now_stays(error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FeatureStore(tmp_path, {"feature_dim": 4})
+    part = store.append(["x"], ["s"], np.zeros((1, 64, 4), np.float16))
+
+    def refused(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pyarrow.parquet.read_table", refused)
+    with pytest.raises(type(error)) as caught:
+        store.known()
+    assert part.exists() and caught.value.filename == str(part)
+
+
+@pytest.mark.parametrize("damage", [FileNotFoundError("gone before"), pa.ArrowInvalid("damaged")], ids=["gone", "damaged"])
+def test_a_part_that_another_run_sets_aside_meanwhile_is_left_out(
+    damage: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FeatureStore(tmp_path, {"feature_dim": 4})
+    store.append(["x"], ["s"], np.zeros((1, 64, 4), np.float16))
+
+    def read_too_late(part: Path, **_: object) -> None:
+        part.rename(part.with_suffix(".damaged"))
+        raise damage
+
+    monkeypatch.setattr("pyarrow.parquet.read_table", read_too_late)
+    assert store.known() == {}
+
+
+def test_pyarrow_has_no_number_for_its_own_errors(tmp_path: Path) -> None:
+    """By which a damaged part is told from a disk that fails."""
+    file = tmp_path / "part.parquet"
+    pq.write_table(pa.table({"sha256": ["s"] * 1000}), file)
+    whole = file.read_bytes()
+    for content in (whole[:100], whole[:4] + bytes([255] * 4) + whole[8:], whole[:-8] + bytes(4) + whole[-4:]):
+        file.write_bytes(content)
+        with pytest.raises((pa.ArrowInvalid, OSError)) as caught:
+            pq.read_table(file, columns=["sha256"])
+        assert getattr(caught.value, "errno", None) is None
+
+
+def test_a_store_whose_disk_is_not_mounted_is_named(tmp_path: Path) -> None:
+    (tmp_path / "features").symlink_to(tmp_path / "disk/features")
+    with pytest.raises(UserError, match=r"/features: a link to /.*/disk/features, which is not there: is its disk"):
+        FeatureStore(tmp_path / "features", {"feature_dim": 4})
+
+
+def test_two_runs_may_begin_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mkdir = Path.mkdir
+
+    def beaten(folder: Path, *arguments: bool, **options: bool) -> None:
+        mkdir(folder, parents=True, exist_ok=True)
+        mkdir(folder, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", beaten)
+    assert (FeatureStore(tmp_path / "new", {"feature_dim": 4}).folder / "_meta.json").is_file()
 
 
 def test_features_that_are_not_finite_are_refused(dataset: Path) -> None:

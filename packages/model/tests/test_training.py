@@ -368,6 +368,14 @@ def test_a_fall_is_named_and_ends_after_patience():
     assert STOPPING.ends(rows(0.3, 0.6, 0.5, 0.5)), "measured from the best"
 
 
+def test_what_is_not_finite_has_fallen():
+    nan = float("nan")
+    assert STOPPING.fallen(rows(0.5, nan)) == ["val_main_object from 0.5 to nan"]
+    assert STOPPING.fallen(rows(nan)) == ["val_main_object from nan to nan"]
+    assert STOPPING.fallen(rows(nan, float("inf"), 0.5)) == [], "the best is the best that is finite"
+    assert STOPPING.fallen(rows(nan, 0.5, 0.4)) == ["val_main_object from 0.5 to 0.4"]
+
+
 class FallingInspection:
     """Paintings that get worse from the third evaluation on."""
 
@@ -425,5 +433,12 @@ def test_a_killed_training_keeps_the_same_weights(tiny, tmp_path):
 def test_what_cannot_be_watched_is_named(tiny):
     with pytest.raises(UserError, match="val_main_object cannot be measured here"):
         train_watched(tiny, None, None)
+    with pytest.raises(UserError, match="val_hue cannot be measured here; known are val_cider_d, val_clip_score, val_main"):
+        Stopping(watched=("val_hue",), tolerance=0.0, patience=1).fallen(rows(0.5))
+    with pytest.raises(UserError, match="val_clip_score is what the training raises"):
+        SequenceEvaluationConfig(
+            every=2, images=3, mask_predict_steps=2, guidance=1.0,
+            stopping=Stopping(watched=("val_clip_score",), tolerance=0.0, patience=1),
+        )  # fmt: skip
     with pytest.raises(UserError, match="patience must be at least 1"):
         Stopping(watched=(), tolerance=0.0, patience=0)

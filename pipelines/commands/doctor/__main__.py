@@ -42,7 +42,7 @@ def examine(clone: Path) -> Iterable[tuple[str, Finding]]:
     yield "torch", guarded(check_torch)
     yield "parameters", guarded(lambda: check_params(clone))
     params = _read_leniently(clone)
-    machine = params.get("machine") or {}
+    machine = _section(params, "machine")
     threads, workers, device = (machine.get(key, "auto") for key in ("threads", "workers", "device"))
 
     def processor() -> Finding:
@@ -60,8 +60,8 @@ def examine(clone: Path) -> Iterable[tuple[str, Finding]]:
 
     yield "memory", guarded(machine_memory)
     yield "gpu", guarded(lambda: check_gpu(str(device), *find_gpus()))
-    yield "ray", guarded(lambda: check_ray(workers, (params.get("machine") or {}).get("ray_address")))
-    yield "java", guarded(check_java)
+    yield "ray", guarded(lambda: check_ray(workers, machine.get("ray_address")))
+    yield "java", guarded(lambda: check_java(_section(params, "evaluate").get("java") is True))
     yield "encoding", check_encoding()
     yield "git", guarded(lambda: check_git(clone))
     yield "places", guarded(lambda: check_places(clone))
@@ -101,6 +101,12 @@ def _read_leniently(clone: Path) -> Mapping[str, Any]:
     except Exception:  # noqa: BLE001
         return {}
     return params if isinstance(params, dict) else {}
+
+
+def _section(params: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A section, empty where it is missing or none."""
+    section = params.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def main() -> None:

@@ -32,21 +32,17 @@ def check_git(clone: Path) -> Finding:
 
 
 def check_params(clone: Path) -> Finding:
-    """params.yaml is right, section by section, and the dataset is where it says."""
-    from pipelines.runner.check import MADE_BY_STAGES, stages_with_sections
+    """params.yaml is right, section by section, and the files of others are where it says."""
     from pipelines.runner.check import check_params as check_sections
+    from pipelines.runner.check import check_sources, stages_with_sections
     from pipelines.runner.params import ParameterError, read_params
 
     try:
         params = read_params(clone / "params.yaml")
         check_sections(params, stages_with_sections(clone / "dvc.yaml"), clone / "params.yaml")
+        check_sources(params, clone)
     except ParameterError as error:
         return problem(str(error))
-    source = params["dataset"]["source"]
-    if source not in MADE_BY_STAGES and not (clone / source).exists():
-        return problem(
-            f"{source}: no such dataset folder: put the data there or set dataset.source in params.yaml"
-        )
     return ok(f"params.yaml is right (profile {profile_of(params)})")
 
 
@@ -90,8 +86,8 @@ def check_leftovers(clone: Path) -> Finding:
         stages = ", ".join(sorted({path.parent.name for path in states}))
         findings.append(
             note(
-                f"stopped runs of {stages} ({spelled_size(sum(map(used_bytes, states)))}) go on with `dvc repro`; to forget them: "
-                "rm -r .cache/training .cache/unfinished"
+                f"stopped runs of {stages} ({spelled_size(sum(map(used_bytes, states)))}) go on with `dvc repro`, "
+                "where parameters, inputs and code are those again; to forget them: rm -r .cache/training .cache/unfinished"
             )
         )
     return together(findings or [ok("none")])

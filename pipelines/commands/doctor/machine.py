@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import locale
 import re
-import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,21 +74,17 @@ def find_gpus() -> tuple[list[str], str | None, str | None]:
     return names, torch.version.cuda, driver
 
 
-def check_java(command: str = "java") -> Finding:
-    """Only some caption metrics of other projects need Java; never a problem."""
-    path = shutil.which(command)
+def check_java(wanted: bool = False) -> Finding:
+    """Only some caption metrics of other projects need Java. wanted: the parameters do (`evaluate.java`)."""
+    from diptych.eval.captions.java import NotRun, find_java
+
     uses = "METEOR and SPICE of pycocoevalcap need it, nothing else"
-    if path is None:
-        return note(f"missing ({uses}): apt-get install default-jre-headless")
     try:
-        done = subprocess.run([path, "-version"], capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return note(
-            f"{path} does not start ({one_line(error)}; {uses}): apt-get install default-jre-headless"
-        )
-    if done.returncode:
-        return note(f"{path} fails ({one_line(done.stderr)}; {uses}): apt-get install default-jre-headless")
-    return ok(f"{(done.stderr or done.stdout).splitlines()[0]} ({uses})")
+        return ok(f"{find_java()} ({uses})")
+    except NotRun as error:
+        if wanted:
+            return problem(f"{one_line(error)}; or set evaluate.java to false in params.yaml")
+        return note(f"{one_line(error)} ({uses})")
 
 
 def check_encoding(preferred: str | None = None) -> Finding:

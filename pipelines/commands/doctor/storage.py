@@ -111,36 +111,37 @@ def check_remote(name: str | None, url: str | None) -> Finding:
 
 
 def check_space(
-    places: Mapping[str, tuple[Path, float]], free: Callable[[Path], int] | None = None
+    places: Mapping[str, tuple[Path, float, float]], free: Callable[[Path], int] | None = None
 ) -> Finding:
-    """Each file system has room for what the profile still has to write on it.
+    """Each file system has room for what the profile may still have to write on it.
 
-    places: what -> (folder, bytes); those of one file system are added up.
+    places: what -> (folder, bytes at least, bytes at most); those of one file system are added up.
     """
     free = free or (lambda path: shutil.disk_usage(path).free)
-    needs: dict[int, tuple[Path, float]] = {}
-    for folder, size in places.values():
+    needs: dict[int, tuple[Path, float, float]] = {}
+    for folder, least, most in places.values():
         while not folder.exists():
             folder = folder.parent
-        device = folder.stat().st_dev
-        needs[device] = (
-            needs[device][0] if device in needs else folder,
-            needs.get(device, (folder, 0.0))[1] + size,
-        )
+        first, least_before, most_before = needs.get(folder.stat().st_dev, (folder, 0.0, 0.0))
+        needs[folder.stat().st_dev] = first, least_before + least, most_before + most
     findings = []
-    for folder, size in needs.values():
+    for folder, least, most in needs.values():
         room = free(folder)
-        said = f"{folder}: about {spelled_size(size)} to be written, {spelled_size(room)} free"
-        findings.append(
-            ok(said) if room >= size else problem(f"{said}: make room, or share a cache (docs/team-cache.md)")
-        )
+        said = f"{folder}: up to {spelled_size(most)} to be written, {spelled_size(room)} free"
+        if room < least:
+            findings.append(problem(f"{said}: make room, or share a cache (docs/team-cache.md)"))
+        elif room < most:
+            findings.append(note(f"{said}: make room, unless what lies there is of these parameters"))
+        else:
+            findings.append(ok(said))
     return together(findings)
 
 
 def space_needed(
     params: Mapping[str, Any], clone: Path, cache: Path, store: Path, linked: bool
-) -> dict[str, tuple[Path, float]]:
-    """Where a run of `params` writes how many bytes, for check_space, less what lies there already.
+) -> dict[str, tuple[Path, float, float]]:
+    """Where a run of `params` writes how many bytes, for check_space: at least, if all that lies there already is this run's,
+    and at most, if nothing is, but of other parameters, pictures or detectors.
 
     Features dominate: 64 cells x D x 2 bytes an image, once in the store, once as DVC's output (none where that is
     linked from the store), once more in the shards. linked: DVC links from its cache; else the clone holds copies.
@@ -154,9 +155,9 @@ def space_needed(
     else:
         in_clone = features + networks + (0 if near_store else features)
     return {
-        "feature store": (store, max(0.0, features - used_bytes(store))),
-        "DVC's cache": (cache, max(0.0, cached - used_bytes(cache))),
-        "this clone": (clone, max(0.0, in_clone - used_bytes(clone / "data"))),
+        "feature store": (store, max(0.0, features - used_bytes(store)), features),
+        "DVC's cache": (cache, max(0.0, cached - used_bytes(cache)), cached),
+        "this clone": (clone, max(0.0, in_clone - used_bytes(clone / "data")), in_clone),
     }
 
 

@@ -13,6 +13,7 @@ detector only, not on how many runs or workers made the parts.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
@@ -116,7 +117,8 @@ def cut_into_parts(sha256s: Sequence[str], part_size: int) -> list[slice]:
 
 class FeatureStore:
     """The parts of one key. `meta` is a JSON-able mapping that names everything that determines a row;
-    it must hold `feature_dim`, or `cells` where the rows are codes."""
+    it must hold `feature_dim`, or `cells` where the rows are codes. Raises UserError where the store is a link to a disk that is
+    not there."""
 
     def __init__(self, root: Path, meta: Mapping[str, Any]) -> None:
         self.meta = {"feature_version": FEATURE_VERSION, **meta}
@@ -126,9 +128,12 @@ class FeatureStore:
         self._places: dict[str, tuple[Path, int]] = {}
         self._seen: set[Path] = set()
         if not (self.folder / "_meta.json").exists():
-            if not self.folder.exists():
+            try:
                 self.folder.mkdir(parents=True)
                 shutil.copymode(root, self.folder)  # a shared store is its group's, whatever the umask
+            except FileExistsError:  # of another run, or a link to what is not there stands in the way
+                if not self.folder.is_dir():
+                    raise _not_mounted(self.folder) from None
             with atomic_path(self.folder / "_meta.json") as path:
                 path.write_text(json.dumps(self.meta, indent=2, sort_keys=True) + "\n")
 
@@ -140,8 +145,14 @@ class FeatureStore:
         for part in sorted(set(self.folder.glob("part-*.parquet")) - self._seen):
             try:
                 keys = pq.read_table(part, columns=["sha256"])["sha256"].to_pylist()
-            except (pa.ArrowInvalid, OSError):
-                part.rename(part.with_suffix(".damaged"))
+            except FileNotFoundError:  # another run has set it aside
+                continue
+            except (pa.ArrowInvalid, OSError) as error:
+                # the disk's fault or the system's, and not the part's
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise OSError(error.errno, os.strerror(error.errno), str(part)) from None
+                with contextlib.suppress(FileNotFoundError):
+                    part.rename(part.with_suffix(".damaged"))
                 continue
             self._seen.add(part)
             for row, sha256 in enumerate(keys):
@@ -194,6 +205,16 @@ class FeatureStore:
         # Last, because a folder without it is not a feature folder.
         with atomic_path(out / "_meta.json") as temporary:
             shutil.copyfile(self.folder / "_meta.json", temporary)
+
+
+def _not_mounted(folder: Path) -> UserError:
+    """What stands in the place of a store's folder or of one above it."""
+    for path in (folder, *folder.parents):
+        if path.is_symlink() and not path.exists():
+            return UserError(
+                f"{path}: a link to {os.readlink(path)}, which is not there: is its disk mounted?"
+            )
+    return UserError(f"{folder}: not a folder, and the feature store needs one there")
 
 
 class FeatureReader:

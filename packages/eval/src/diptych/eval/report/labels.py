@@ -26,7 +26,7 @@ _LABELS = {
     "caption.length_mean": "Words per caption, mean",
     "caption.length_deviation": "Words per caption, standard deviation",
     "caption.vocabulary": "Different words, count",
-    "caption.unique": "Captions that occur once",
+    "caption.unique": "Different captions, share",
     "caption.div_1": "Div-1: different words per word",
     "caption.div_2": "Div-2: different pairs of words per pair",
     "caption.repeated_words": "Words that repeat one of their caption",
@@ -58,9 +58,9 @@ _PATTERNS = (
     (r"fid_blur_(\d+)", "FID, blurred by {0} px"),
     (r"fid_pytorch_blur_(\d+)", "FID as by pytorch-fid, blurred by {0} px"),
 )
-# Known not to be fractions: shown as plain numbers.
+# Known not to be fractions: shown as plain numbers. (`counts_right` and `counts_said` are shares.)
 _PLAIN = re.compile(
-    r"cider|loss|fid|inception|frechet|distance|count|length|vocabulary|steps|minutes|seconds|gib|images|"
+    r"cider|loss|fid|inception|frechet|distance|count(?!s_)|length|vocabulary|steps|minutes|seconds|gib|images|"
     r"learning_rate|perplexity"
 )
 

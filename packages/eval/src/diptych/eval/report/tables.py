@@ -42,13 +42,27 @@ _TITLES = {
 }
 
 
+def check_targets(targets: Mapping[str, float | str]) -> None:
+    """Raise UserError for a target that no stage's figure can have, or that is neither a number nor a share such as "x0.7"."""
+    for name, target in targets.items():
+        if "." not in name:
+            raise UserError(
+                f"targets: '{name}' is no name of a figure: write STAGE.FIGURE, evaluate.caption.cider_d"
+            )
+        if isinstance(target, str) and not re.fullmatch(r"x\d*\.?\d+", target):
+            raise UserError(
+                f"targets: '{name}' is '{target}'; write a number or a share of the real figure: x0.7"
+            )
+
+
 def headline(
     metrics: Mapping[str, Any],
     records: Records,
     targets: Mapping[str, float | str],
     ceilings: Mapping[str, float],
 ) -> list[dict[str, Any]]:
-    """A row per target. Raises UserError for a target that is neither a number nor a share such as "x0.7"."""
+    """A row per target. Raises UserError as :func:`check_targets`."""
+    check_targets(targets)
     rows = []
     for name, target in targets.items():
         value = metrics.get(name)
@@ -57,10 +71,6 @@ def headline(
         real = metrics.get(f"{stage}.real.{metric.removeprefix(view + '.')}") if view in VIEWS[1:] else None
         ceiling = ceilings.get(name, real)
         if isinstance(target, str):
-            if not re.fullmatch(r"x\d*\.?\d+", target):
-                raise UserError(
-                    f"targets: '{name}' is '{target}'; write a number or a share of the real figure: x0.7"
-                )
             least = float(target[1:]) * real if real is not None else None
             wanted = f"{float(target[1:]):.0%} of real"
         else:

@@ -73,6 +73,10 @@ class SequenceEvaluationConfig(WatchConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(self, "mask_predict_steps", section="evaluation.")
+        if self.stopping and "val_clip_score" in self.stopping.watched:
+            raise UserError(
+                "evaluation.stopping.watched: val_clip_score is what the training raises; leave it out"
+            )
 
 
 class SequenceEvaluation:

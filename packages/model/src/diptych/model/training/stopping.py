@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,14 +30,22 @@ class Stopping:
             raise UserError(f"stopping.patience must be at least 1, is {self.patience}")
 
     def fallen(self, evaluations: Sequence[Mapping[str, float]]) -> list[str]:
-        """Return what has fallen in the last of ``evaluations``: "name from its best value to this"."""
+        """Return what has fallen in the last of ``evaluations``: "name from its best value to this".
+
+        What is not finite has fallen, and is the best of nothing. Raises UserError for a watched figure that is not there.
+        """
         last = evaluations[-1]
-        best = {name: max(row[name] for row in evaluations) for name in self.watched}
-        return [
-            f"{name} from {best[name]:.4g} to {last[name]:.4g}"
-            for name in self.watched
-            if last[name] < best[name] - self.tolerance * abs(best[name])
-        ]
+        if unknown := [name for name in self.watched if name not in last]:
+            known = ", ".join(name for name in last if name != "step")
+            raise UserError(
+                f"stopping.watched: {', '.join(unknown)} cannot be measured here; known are {known}"
+            )
+        fallen = []
+        for name in self.watched:
+            best = max((row[name] for row in evaluations if math.isfinite(row[name])), default=math.nan)
+            if not math.isfinite(last[name]) or last[name] < best - self.tolerance * abs(best):
+                fallen.append(f"{name} from {best:.4g} to {last[name]:.4g}")
+        return fallen
 
     def ends(self, evaluations: Sequence[Mapping[str, float]]) -> bool:
         """Whether each of the last ``patience`` evaluations had fallen."""
