@@ -207,6 +207,12 @@ def test_other_mistakes(answering: Diptych, diptych: Diptych, pictures) -> None:
         answering.answer([], QUESTIONS[0])
     with pytest.raises(UserError, match="at least 1"):
         answering.answer(pictures[0], QUESTIONS[0], most=0)
+    for call in (
+        lambda: answering.answer(pictures[0], QUESTIONS[0], batch_size=0),
+        lambda: answering.verify((pictures[0], pictures[1]), "a red kite.", batch_size=-1),
+    ):
+        with pytest.raises(UserError, match="batch_size: .*at least 1"):
+            call()
     assert answering.can_answer and answering.can_verify
     assert not diptych.can_answer and not diptych.can_verify
     for call in (

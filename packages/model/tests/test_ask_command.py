@@ -218,6 +218,8 @@ def test_what_fails_alone(run, photos) -> None:
             "none of the 1 questions has its picture here: picture 9.png",
         ),
         (["-q", "elsewhere.json"], 1, "picture 9.png is not in the folder of elsewhere.json"),
+        (["-q", "long.json"], 1, "is not in the folder of long.json"),
+        (["photos", "other", "a" * 300, "-q", "same.json"], 1, "picture 0.png may be other/0.png"),
         (["-", "-q", "elsewhere.json"], 2, "give their folder instead of -"),
         (["photos", "other", "-q", "same.json"], 1, "picture 0.png may be other/0.png or photos/0.png"),
     ],
@@ -242,6 +244,7 @@ def test_what_is_wrong_is_one_line(run, photos, arguments: list[str], status: in
         "strange.json": [{**row, "question_id": [5]}],
         "elsewhere.json": [{**row, "image": "9.png"}],
         "same.json": [row],
+        "long.json": [{**row, "image": "a" * 300}],
     }.items():
         write(name, content)
     found, lines, err = run("ask", *arguments)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from waiting import HANG_SECONDS
 
-from diptych.model import Diptych
+from diptych.model import Caption, Diptych
 from diptych.model.command import app, doctor
 from diptych.model.errors import UserError
 from diptych.model.importers.detect import detect_format
@@ -117,6 +117,25 @@ def test_paintings(run, diptych: Diptych) -> None:
     ]
 
 
+def test_paintings_and_text_that_is_no_utf8(package: Path, tmp_path: Path) -> None:
+    try:
+        (tmp_path / os.fsdecode(b"caf\xe9")).touch()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    command = [sys.executable, "-m", "diptych.model.command.app", "paint", "-", "--model", str(package)]
+    command += ["--json", "-o", os.fsdecode(b"caf\xe9.png")]
+    done = subprocess.run(
+        command, input=b"a red kite caf\xe9.\n\xe9\na boat.\n", capture_output=True, cwd=tmp_path, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    first, wrong, last = map(json.loads, done.stdout.decode("ascii").splitlines())
+    assert done.returncode == 1 and b"Traceback" not in done.stderr
+    assert first["caption"] == "a red kite caf\ufffd." and last["caption"] == "a boat."
+    assert wrong["caption"] == "\ufffd" and "has no word" in wrong["error"]
+    assert (first["file"], last["file"]) == ("caf\ufffd-1.png", "caf\ufffd-2.png")
+    assert (tmp_path / os.fsdecode(bytes.fromhex(last["file_bytes"]))).is_file()
+
+
 def test_steps_sizes_and_stdin(run) -> None:
     status, lines, _ = run(
         "paint", "a kite.", "-o", "out.jpg", "--save-steps", "--steps", "2", "--size", "40"
@@ -134,6 +153,9 @@ def test_steps_sizes_and_stdin(run) -> None:
         (["caption", "x.png", "--model", "nowhere"], 1, "nowhere: no such folder"),
         (["caption", "x.png", "--model", ""], 1, "no model is named"),
         (["caption"], 2, "Missing argument"),
+        (["caption", "x.png", "--model", "~nobody-of-this-name/x"], 1, "no such folder"),
+        (["caption", "a" * 300 + ".png"], 1, "cannot be read"),
+        (["paint", "a kite", "-o", "a" * 300 + "/out.png"], 1, "no such folder; make it first"),
         (["caption", "."], 1, "no picture below this folder"),
         (["paint", "a kite", "--steps", "0"], 1, "steps must be at least 1"),
         (["paint", "a kite", "--stepz", "1"], 2, "No such option"),
@@ -202,6 +224,15 @@ def test_doctor(run, package: Path, answering_package: Path, tmp_path: Path) -> 
     assert status == 1 and last["state"] == "problem" and "model.safetensors: its sha256" in last["message"]
     status, lines, _ = run("doctor", "--model", "")
     assert status == 0 and "none is named" in lines[-1]
+
+
+def test_doctor_where_the_caption_has_no_word(run, monkeypatch) -> None:
+    painted: list[str] = []
+    own = Diptych.paint
+    monkeypatch.setattr(Diptych, "caption", lambda self, image: [Caption("", 0.0, 0)])
+    monkeypatch.setattr(Diptych, "paint", lambda self, text: painted.append(text) or own(self, text))
+    status, lines, _ = run("doctor", "--device", "cpu")
+    assert (status, painted) == (0, ["a"]) and "paints in" in lines[-1]
 
 
 def test_doctor_without_packages(monkeypatch) -> None:

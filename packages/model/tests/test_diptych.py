@@ -166,6 +166,21 @@ def test_steps_end_in_the_painting(diptych: Diptych) -> None:
     assert diptych.paint(TEXTS[0])[0].steps == ()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": 5},
+        {"method": "rows"},
+        {"method": "easiest"},
+        {"method": "random", "extra_steps": 7},
+        {"method": "gibbs", "sweeps": 2, "cells_at_once": 10},
+    ],
+)
+def test_the_number_of_steps_is_known_before(diptych: Diptych, changes) -> None:
+    painting = diptych.paint(TEXTS[0], return_steps=True, **changes)[0]
+    assert diptych.parts.paintings.step_count(diptych.paint_options(**changes)) == len(painting.steps)
+
+
 def test_locked_cells_stay_and_others_are_painted_anew(diptych: Diptych) -> None:
     before = diptych.paint(TEXTS[0])[0]
     cells = [0, 9, 63]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -241,7 +242,22 @@ def test_a_folder_comes_before_the_hub(copy: Path, tmp_path: Path, monkeypatch) 
             Diptych.from_pretrained(name, device="cpu")
     with pytest.raises(UserError, match="README.md: a file; give the folder"):
         Diptych.from_pretrained(copy / "README.md", device="cpu")
+    with pytest.raises(UserError, match="a folder, which has no revisions; leave out revision 'v1'"):
+        Diptych.from_pretrained("somebody/model", device="cpu", revision="v1")
+    for name in ("a" * 300, "~nobody-of-this-name/x", "./" + "a" * 300):
+        with pytest.raises(UserError, match="no such folder; give that of a packaged model"):
+            Diptych.from_pretrained(name, device="cpu")
     assert len(asked) == 1
+
+
+def no_connection() -> Exception:
+    """What the library under huggingface_hub, whichever it is, raises without a network: no OSError."""
+    from huggingface_hub import errors
+
+    library = importlib.import_module(errors.HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
+    error = library.ConnectError("no network\nand more")
+    assert not isinstance(error, OSError)
+    return error
 
 
 def test_what_the_hub_refuses_is_one_message(monkeypatch) -> None:
@@ -254,6 +270,8 @@ def test_what_the_hub_refuses_is_one_message(monkeypatch) -> None:
         errors.GatedRepoError("no", response=response): "asks for consent",
         errors.LocalEntryNotFoundError("offline"): "cannot be downloaded",
         OSError("no route"): "cannot be downloaded .no route",
+        OSError(): "cannot be downloaded .OSError.",
+        no_connection(): "cannot be downloaded .no network",
     }
     for error, message in cases.items():
 
@@ -290,6 +308,20 @@ def test_push_to_hub_uploads_the_package_and_nothing_else(copy: Path, monkeypatc
     with pytest.raises(UserError, match="its sha256"):
         diptych.push_to_hub("team/kites")
     assert len(calls) == 3
+
+
+def test_an_upload_that_fails_is_one_message(diptych: Diptych, monkeypatch) -> None:
+    for error, message in ((no_connection(), "no network"), (OSError(), "OSError")):
+
+        class Api:
+            def __init__(self, token: str | None = None) -> None: ...
+
+            def create_repo(self, name: str, error=error, **options) -> None:
+                raise error
+
+        monkeypatch.setattr("huggingface_hub.HfApi", Api)
+        with pytest.raises(UserError, match=rf"team/kites: cannot be uploaded \({message}\)"):
+            diptych.push_to_hub("team/kites")
 
 
 def test_examples_are_the_nearest_cells(tmp_path: Path) -> None:

@@ -104,7 +104,10 @@ def test_captioning(greys, tmp_path: Path) -> None:
     assert [caption.sample for caption in found] == [0, 1] * 3
     assert all(caption.attention is not None and caption.score is None for caption in found)
     assert part.changed(None, {"beams": 3}).method == "beam"
-    assert len(part.attention(greys, ["dark"] * 3)) == 3 and part.attention([], []) == []
+    seen: list[int] = []
+    part.decoder.see = lambda images: seen.append(len(images)) or part.decoder.greys.features(images)
+    assert len(part.attention(greys, ["dark"] * 3, 2)) == 3 and part.attention([], [], 2) == []
+    assert seen == [2, 1]
     with pytest.raises(UserError, match="has no scorer"):
         part.captions(greys, 2, True, 0, False, 2, {})
 
@@ -126,6 +129,87 @@ def test_painting(tmp_path: Path) -> None:
     assert part.changed(3, {}).temperature == 1 and part.changed(None, {}).temperature == 0
     with pytest.raises(UserError, match="has no scorer"):
         part.paintings("dark", 2, True, 0, False, None, None, None, 1, {})
+
+
+@pytest.mark.parametrize(
+    ("own", "samples", "changes", "temperature", "made"),
+    [
+        ({}, None, {}, 0, 1),
+        ({}, 2, {}, 1, 2),
+        ({}, 2, {"method": "random"}, 0, 2),
+        ({}, 2, {"confidence_noise": 2.0}, 0, 2),
+        ({}, 1, {"top_k": 3}, 1, 1),
+        ({}, None, {"method": "gibbs"}, 1, 1),
+        # chance that the package has by itself is enough for several
+        ({"confidence_noise": 4.5}, 4, {}, 0, 4),
+        ({"method": "random"}, 4, {}, 0, 4),
+        ({"method": "random"}, 4, {"method": "rows"}, 1, 4),
+        # and without any its own several would all be the same
+        ({"method": "rows", "temperature": 0.7, "samples": 16}, None, {}, 0.7, 16),
+        ({"method": "rows", "temperature": 0.7, "samples": 16}, None, {"temperature": 0}, 0, 1),
+        ({"method": "rows", "temperature": 0.7, "samples": 16}, 3, {}, 0.7, 3),
+    ],
+)
+def test_several_paintings_come_of_chance(tmp_path, own, samples, changes, temperature, made) -> None:
+    part = PaintingPart(Shader(), Greys(), PaintOptions(**own), ScoringPart(tmp_path, MACHINE), MACHINE)
+    options = part.changed(samples, changes)
+    assert (options.temperature, options.samples) == (temperature, made)
+    with pytest.raises(UserError, match="paints the same every time"):
+        part.changed(2, {"method": "rows", "temperature": 0})
+
+
+def test_one_sample_needs_no_scorer(greys, tmp_path: Path) -> None:
+    tokenizer, scoring = build_tokenizer(["dark bright."], min_count=1), ScoringPart(tmp_path, MACHINE)
+    several = CaptionOptions(length=6, method="sample", samples=4)
+    captioning = CaptioningPart(Namer(Greys(), tokenizer), tokenizer, several, scoring, MACHINE)
+    assert len(captioning.captions(greys, None, None, 0, False, 2, {"method": "greedy"})) == 3
+    own = PaintOptions(method="rows", temperature=0.7, samples=4)
+    painting = PaintingPart(Shader(), Greys(), own, scoring, MACHINE)
+    wanted = {"temperature": 0.0}
+    assert len(painting.paintings("dark", None, None, 0, False, None, None, None, 1, wanted)) == 1
+    for call in (
+        lambda: captioning.captions(greys, None, None, 0, False, 2, {}),
+        lambda: painting.paintings("dark", None, None, 0, False, None, None, None, 1, {}),
+    ):
+        with pytest.raises(UserError, match="has no scorer"):
+            call()
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_batches_have_at_least_one(greys, tmp_path: Path, size: int) -> None:
+    tokenizer, scoring = build_tokenizer(["dark bright."], min_count=1), ScoringPart(tmp_path, MACHINE)
+    captioning = CaptioningPart(
+        Namer(Greys(), tokenizer), tokenizer, CaptionOptions(length=6), scoring, MACHINE
+    )
+    painting = PaintingPart(Shader(), Greys(), PaintOptions(), scoring, MACHINE)
+    seeing = SeeingPart(Greys(), MACHINE)
+    for call in (
+        lambda: captioning.captions(greys, None, None, 0, False, size, {}),
+        lambda: captioning.attention(greys, ["dark"] * 3, size),
+        lambda: painting.paintings("dark", None, None, 0, False, None, None, None, size, {}),
+        lambda: seeing.codes(greys, size),
+        lambda: seeing.draw([[0] * 4], size),
+        lambda: scoring.score(greys, ["dark"] * 3, size),
+    ):
+        with pytest.raises(UserError, match=f"batch_size: {size} at a time; at least 1"):
+            call()
+
+
+def test_what_is_no_array_of_whole_numbers_is_said(tmp_path: Path) -> None:
+    part = PaintingPart(Shader(), Greys(), PaintOptions(), ScoringPart(tmp_path, MACHINE), MACHINE)
+
+    def paint(codes, **cells):
+        given = cells.get("locked"), cells.get("repaint")
+        return part.paintings("dark", None, None, 0, False, codes, *given, 1, {})
+
+    for wrong in ("abc", [[1], [2, 3]], [None], ["a"], [1j], object()):
+        with pytest.raises(UserError, match="^codes: .*whole numbers"):
+            paint(wrong, locked=[1])
+        for name in ("locked", "repaint"):
+            with pytest.raises(UserError, match=f"^{name}: .*whole numbers"):
+                paint([0] * 4, **{name: wrong})
+    for cells in (np.array([1], np.uint16), [], np.zeros(4, bool)):
+        assert len(paint(np.zeros(4, np.uint16), locked=cells)) == 1
 
 
 def test_the_scorer_chooses_for_any_family(greys, package: Path) -> None:

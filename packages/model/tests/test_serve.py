@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gc
 import io
@@ -9,6 +10,7 @@ import json
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -21,7 +23,9 @@ pytest.importorskip("fastapi", reason="the extra is missing: pip install 'diptyc
 from starlette.testclient import TestClient
 
 from diptych.model import Diptych
+from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.errors import UserError
+from diptych.model.packaged.machine import Machine
 from diptych.model.serve.app import ServeOptions, make_app
 
 pytestmark = pytest.mark.parametrize("parts", ["prefix"], indirect=True)
@@ -183,7 +187,7 @@ def test_the_model_and_its_codes(client: TestClient, diptych: Diptych) -> None:
         ({"caption": CAPTION, "codes": [0] * 64, "locked": [1], "repaint": [1]}, "codes together with"),
         ({"caption": CAPTION, "codes": [0] * 63, "locked": [1]}, "codes: "),
         ({"caption": CAPTION, "codes": [16] * 64, "locked": [1]}, "codes: from 0 to 15"),
-        ({"caption": CAPTION, "codes": [0] * 64, "locked": [64]}, "cells: "),
+        ({"caption": CAPTION, "codes": [0] * 64, "locked": [64]}, "locked: "),
         ({"caption": CAPTION, "codes": [2**70] * 64, "locked": [1]}, "codes.0: "),
         ([], "object"),
         ("text", "object"),
@@ -282,6 +286,60 @@ def test_an_upload_without_announced_length_is_cut_off(diptych: Diptych) -> None
 
     reply = client.post("/api/caption", content=parts(), headers={"Content-Type": "image/png"})
     assert reply.status_code == 413 and "MiB" in error_of(reply)
+
+
+def test_an_upload_that_breaks_off_is_no_failure(diptych: Diptych) -> None:
+    app, sent = make_app(diptych), []
+    kind = (b"content-type", b"image/png")
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": "/api/caption", "raw_path": b"/api/caption", "query_string": b"", "root_path": "", "headers": [kind],
+    }  # fmt: skip
+    messages = iter([{"type": "http.request", "body": b"half", "more_body": True}])
+
+    async def receive() -> dict:
+        return next(messages, {"type": "http.disconnect"})
+
+    async def send_on(message: dict) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send_on))  # raises what goes to the log
+    assert sent[0]["status"] == 499
+
+
+def with_options(diptych: Diptych, captioning: CaptionOptions, painting: PaintOptions) -> Diptych:
+    """The packaged model with other options of its own."""
+    config = replace(diptych.config, captioning=captioning, painting=painting)
+    return Diptych(diptych.folder, config, diptych.parts, Machine(diptych.device, diptych.precision))
+
+
+def test_what_is_left_out_is_as_the_package_says(diptych: Diptych, pictures) -> None:
+    several = CaptionOptions(length=12, method="sample", temperature=2.0, samples=4)
+    own = with_options(diptych, several, PaintOptions(steps=2, temperature=1.5, samples=4))
+    client = client_of(own)
+    [found] = client.post("/api/paint", json={"caption": CAPTION, "seed": 3}).json()["paintings"]
+    [expected] = own.paint(CAPTION, seed=3)
+    assert found["codes"] == expected.codes.tolist() and found["score"] == pytest.approx(expected.score)
+    [found] = send(client, encoded(pictures[0]), "?seed=3").json()["captions"]
+    [expected] = own.caption(encoded(pictures[0]), seed=3)
+    assert (found["text"], found["sample"]) == (expected.text, expected.sample) and found["score"] is not None
+    # what the page sends
+    one = client.post("/api/paint", json={"caption": CAPTION, "seed": 3, "samples": 1}).json()["paintings"]
+    assert len(one) == 1 and one[0]["score"] is None
+    every = client.post("/api/paint", json={"caption": CAPTION, "rerank": False}).json()["paintings"]
+    assert len(every) == 4
+
+
+def test_a_reply_is_bounded_whatever_the_method(diptych: Diptych) -> None:
+    gibbs = PaintOptions(method="gibbs", sweeps=3, temperature=1.0)
+    client = client_of(with_options(diptych, diptych.config.captioning, gibbs))
+    wanted = {"caption": CAPTION, "return_steps": True}
+    reply = client.post("/api/paint", json=wanted)
+    assert reply.status_code == 422 and "1 paintings with 192 steps are over 128 pictures" in error_of(reply)
+    reply = client.post("/api/paint", json={**wanted, "steps": 3, "samples": 8, "rerank": True})
+    assert [len(one["steps"]) for one in reply.json()["paintings"]] == [3]
+    assert client.post("/api/paint", json={**wanted, "steps": 64, "samples": 2}).status_code == 422
+    assert client.post("/api/paint", json={**wanted, "steps": 64}).status_code == 200
 
 
 class Held:

@@ -90,6 +90,29 @@ def test_who_has_gone_is_skipped() -> None:
     assert done == ["first", "last"]
 
 
+def test_who_goes_while_it_works_keeps_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_queue, "LOOK_FOR_CLIENT", 0.01)
+    queue, begun, free = ModelQueue(0), threading.Event(), threading.Event()
+
+    async def gone() -> bool:
+        return begun.is_set()
+
+    async def asking() -> bool:
+        with queue.place():
+            return await queue.run(lambda: begun.set() or free.wait(HANG_SECONDS), gone)
+
+    async def all_of_it() -> None:
+        task = asyncio.create_task(asking())
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)  # several looks
+        taken = queue.taken
+        free.set()
+        assert await task is True and (taken, queue.taken) == (1, 0)
+
+    asyncio.run(all_of_it())
+
+
 def test_failures_are_those_of_the_work() -> None:
     queue = ModelQueue(0)
 

@@ -153,7 +153,7 @@ def by_picture(
     Raises:
         UserError: none of the pictures is there.
     """
-    files = PictureFiles(filter(None, sources), filter(lambda name: Path(name).is_dir(), arguments))
+    files = PictureFiles(filter(None, sources), filter(os.path.isdir, arguments))
     asked = Asked(())
     for question in questions:
         try:

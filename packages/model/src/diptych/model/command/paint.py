@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diptych.features.text_files import whole_characters
 from diptych.model.command.options import Device, Json, Model, Precision, Seed, given, load_model
-from diptych.model.command.pictures import stdin_lines
+from diptych.model.command.pictures import (
+    Line,
+    as_their_bytes,
+    json_line,
+    named,
+    readable_name,
+    stdin_lines,
+)
 from diptych.model.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,6 +63,7 @@ def paint(
 
     Where captions come from stdin, one that cannot be painted is reported and the others are painted; the status is then 1.
     """
+    as_their_bytes()
     check_ending(output)
     live = "-" in captions
     d = load_model(model, device, precision)
@@ -75,10 +84,11 @@ def paint(
             if not live:
                 raise
             failed = True
-            message = (
-                json.dumps({"caption": caption, "error": str(error)}) if as_json else f"diptych: {error}"
+            say(
+                json_line({"caption": whole_characters(caption), "error": str(error)})
+                if as_json
+                else (f"diptych: {error}", sys.stderr)
             )
-            typer.echo(message, err=not as_json)
             continue
         several = live or len(captions) > 1 or len(paintings) > 1
         for painting in paintings:
@@ -92,16 +102,16 @@ def paint(
             if as_json:
                 answer = given(
                     caption=painting.caption,
-                    file=str(file),
+                    **named(str(file), "file"),
                     seed=painting.seed,
                     sample=painting.sample,
                     score=painting.score,
                     codes=painting.codes.tolist(),
-                    steps=step_files or None,
+                    steps=[readable_name(name) for name in step_files] or None,
                 )
-                typer.echo(json.dumps(answer, ensure_ascii=False))
+                say(json_line(answer))
             else:
-                typer.echo(str(file))
+                say((str(file), sys.stdout))
     if failed:
         raise typer.Exit(1)
 
@@ -115,6 +125,12 @@ def texts(captions: list[str]) -> Iterator[str]:
             yield caption
 
 
+def say(line: Line) -> None:
+    """Print a line where it belongs, at once."""
+    text, stream = line
+    print(text, file=stream, flush=True)
+
+
 def check_ending(output: Path) -> None:
     """Raise a UserError unless a picture can be written to ``output``."""
     from PIL import Image
@@ -122,7 +138,7 @@ def check_ending(output: Path) -> None:
     known = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE}
     if output.suffix.lower() not in known:
         raise UserError(f"{output}: no ending of a picture; write to a .png, .jpg or .webp file")
-    if not output.parent.is_dir():
+    if not os.path.isdir(output.parent):
         raise UserError(f"{output.parent}: no such folder; make it first")
 
 

@@ -86,10 +86,10 @@ def json_line(content: dict[str, Any]) -> Line:
     return json.dumps(content, ensure_ascii=not utf8), sys.stdout
 
 
-def named(name: str) -> dict[str, str]:
+def named(name: str, key: str = "image") -> dict[str, str]:
     """A picture's name in JSON, which is text; where that is not what the file system calls it, its bytes too."""
     text = readable_name(name)
-    return {"image": text} if text == name else {"image": text, "image_bytes": os.fsencode(name).hex()}
+    return {key: text} if text == name else {key: text, f"{key}_bytes": os.fsencode(name).hex()}
 
 
 def as_their_bytes() -> None:
@@ -120,7 +120,7 @@ def found(names: list[str]) -> Iterator[str | None]:
         folder = Path(name)
         if name == "-":
             yield None
-        elif folder.is_dir():
+        elif os.path.isdir(name):  # what has too long a name, or may not be looked at, fails when it is read
             pictures = find_pictures(folder)
             if not pictures.files:
                 also = f"; {pictures.remark}" if pictures.remark else ""

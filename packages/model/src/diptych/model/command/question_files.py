@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ class PictureFiles:
             UserError: there is none.
         """
         path = file.parent / image
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError(f"picture {image} is not in the folder of {file}; name the folder that has it")
         return str(path)
 

@@ -17,7 +17,13 @@ from diptych.model.errors import UserError
 from diptych.model.packaged.arguments import listed_captions
 from diptych.model.packaged.attention import WordAttention
 from diptych.model.packaged.machine import Machine
-from diptych.model.packaged.pictures import Picture, Pictures, listed, read_pictures
+from diptych.model.packaged.pictures import (
+    Picture,
+    Pictures,
+    check_batch_size,
+    listed,
+    read_pictures,
+)
 from diptych.model.tokenizer import CaptionTokenizer
 
 QUESTIONS_AT_ONCE = 256
@@ -121,6 +127,7 @@ class AnsweringPart:
         self._check_head()
         if most < 1:
             raise UserError(f"most: {most} answers; at least 1")
+        check_batch_size(batch_size)
         asked = self._asked(listed(pictures), questions)
         for text in {text for _, texts in asked for text in texts}:
             self._check(text)
@@ -148,6 +155,7 @@ class AnsweringPart:
             raise UserError(
                 f"{len(statements)} statements for {len(pairs)} pairs; give one statement for each"
             )
+        check_batch_size(batch_size)
         for text in set(statements):
             self._check(text, "statement")
         found = []

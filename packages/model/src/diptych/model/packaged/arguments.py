@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,21 @@ def seed_list(seed: int | Sequence[int] | None, count: int) -> list[int]:
     return seeds
 
 
+def whole_numbers(values: Any, what: str) -> Tensor:
+    """Return an array of whole numbers as int64, one of bools as it is.
+
+    Raises:
+        UserError: it is something else; the message calls it ``what``.
+    """
+    try:
+        array = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(f"{what}: not an array of whole numbers ({error})") from None
+    if array.numel() and (array.is_floating_point() or array.is_complex()):  # an empty list is one of floats
+        raise UserError(f"{what}: whole numbers are wanted, these are {array.dtype} {list(array.shape)}")
+    return array if array.dtype == torch.bool else array.long()
+
+
 def code_rows(
     codes: Tensor | Sequence[Sequence[int]], cells: int, codebook_size: int, least: int = 0
 ) -> Tensor:
@@ -63,11 +79,8 @@ def code_rows(
     Raises:
         UserError: another shape or type, or a code that is not from ``least`` to ``codebook_size`` - 1.
     """
-    try:
-        rows = torch.as_tensor(codes)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"codes: not an array of whole numbers ({error})") from None
-    if rows.ndim != 2 or rows.shape[1] != cells or rows.is_floating_point() or rows.dtype == torch.bool:
+    rows = whole_numbers(codes, "codes")
+    if rows.ndim != 2 or rows.shape[1] != cells or rows.dtype != torch.int64:
         raise UserError(
             f"codes: whole numbers of shape [n, {cells}] ({cells} of one painting), "
             f"these are {rows.dtype} {list(rows.shape)}"
@@ -76,27 +89,27 @@ def code_rows(
         raise UserError(
             f"codes: from {least} to {codebook_size - 1}, these are {int(rows.min())} to {int(rows.max())}"
         )
-    return rows.long()
+    return rows
 
 
-def cell_mask(cells: Sequence[int] | Tensor | None, count: int) -> Tensor:
+def cell_mask(cells: Sequence[int] | Tensor | None, count: int, what: str) -> Tensor:
     """Return cells, given by number or as bool ``[count]``, as bool ``[count]``.
 
     Raises:
-        UserError: there is no such cell.
+        UserError: there is no such cell, or they are something else, called ``what``.
     """
-    chosen = torch.as_tensor(cells)
+    chosen = whole_numbers(cells, what)
     if chosen.dtype == torch.bool:
         if chosen.shape != (count,):
-            raise UserError(f"cells: a mask of shape {list(chosen.shape)}, the grid has {count} cells")
+            raise UserError(f"{what}: a mask of shape {list(chosen.shape)}, the grid has {count} cells")
         return chosen.cpu()
     mask = torch.zeros(count, dtype=torch.bool)
     if chosen.numel():
-        if chosen.ndim != 1 or chosen.is_floating_point():
-            raise UserError("cells: a list of whole numbers, or a mask of bool")
+        if chosen.ndim != 1:
+            raise UserError(f"{what}: a list of whole numbers, or a mask of bool")
         if not 0 <= int(chosen.min()) <= int(chosen.max()) < count:
             raise UserError(
-                f"cells: from 0 (top left) to {count - 1}, "
+                f"{what}: from 0 (top left) to {count - 1}, "
                 f"these are {int(chosen.min())} to {int(chosen.max())}"
             )
         mask[chosen.cpu()] = True

@@ -15,7 +15,7 @@ from diptych.model.decoding.options import CaptionOptions, with_changes
 from diptych.model.packaged.arguments import pairs, seed_list
 from diptych.model.packaged.attention import WordAttention
 from diptych.model.packaged.machine import Machine
-from diptych.model.packaged.pictures import Pictures, listed, read_batches, read_pictures
+from diptych.model.packaged.pictures import Pictures, listed, read_batches
 from diptych.model.packaged.scoring import ScoringPart, chooses
 from diptych.model.tokenizer import CaptionTokenizer
 
@@ -100,22 +100,24 @@ class CaptioningPart:
         """See :meth:`diptych.model.Diptych.caption`."""
         items = listed(pictures)
         options = self.changed(samples, changes)
-        rerank = chooses(rerank, samples, self.options.samples)
+        rerank = chooses(rerank, samples, options.samples)
         seeds = seed_list(seed, len(items))
         found: list[Caption] = []
         for part, images in read_batches(items, batch_size):
             found += self._batch(images, options, seeds[part], rerank, return_attention)
         return found
 
-    def attention(self, pictures: Pictures, captions: str | Sequence[str]) -> list[WordAttention]:
+    def attention(
+        self, pictures: Pictures, captions: str | Sequence[str], batch_size: int
+    ) -> list[WordAttention]:
         """See :meth:`diptych.model.Diptych.attention`."""
         items, texts = pairs(pictures, captions)
-        if not items:
-            return []
-        images = read_pictures(items)
         ids = self.tokenizer.encode(texts, self.options.length).to(self.machine.device)
-        with self.machine.inference():
-            return self.decoder.attention(self.decoder.see(images), ids)
+        found: list[WordAttention] = []
+        for part, images in read_batches(items, batch_size):
+            with self.machine.inference():
+                found += self.decoder.attention(self.decoder.see(images), ids[part])
+        return found
 
     def changed(self, samples: int | None, changes: CaptionChanges) -> CaptionOptions:
         """The package's options with those of a call, which may imply the method.

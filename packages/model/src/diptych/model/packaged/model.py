@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diptych.model.decoding.options import PaintOptions
 from diptych.model.errors import UserError
 from diptych.model.packaged.answering import Answer, AnsweringPart, Verdict, two_of
 from diptych.model.packaged.attention import WordAttention
@@ -29,7 +30,7 @@ from diptych.model.packaged.parts import Parts
 from diptych.model.packaged.pictures import Picture, Pictures
 from diptych.model.packaged.scoring import ScoringPart
 from diptych.model.packaged.seeing import SeeingPart
-from diptych.model.packaged.source import find_package
+from diptych.model.packaged.source import find_package, reason_of, transfer_errors
 from diptych.model.packaged.unified import load_unified
 from diptych.model.precision import resolve_precision
 from diptych.model.pretrained import CODEBOOK_FOLDER
@@ -88,7 +89,7 @@ class Diptych:
             device: such as ``cpu`` or ``cuda:1``; None takes CUDA where there is a device.
             precision: of matrix products: ``float32``, ``bfloat16``, or ``auto``, which takes bfloat16 on CUDA and on
                 processors that multiply it fast.
-            revision: branch, tag or commit of a repository.
+            revision: branch, tag or commit of a repository; a folder has none.
             verify: compare all files with SHA256SUMS (about a second per gigabyte).
 
         Raises:
@@ -145,16 +146,16 @@ class Diptych:
     # Pictures to features, codes and pictures
 
     def features(self, pictures: Pictures, batch_size: int = BATCH_SIZE) -> Tensor:
-        """Return grid features float32 ``[n, 64, D]``, cells row-major from the top left, rounded to float16 as the
-        feature store has them.
+        """Return what is quantized of each cell, float32 ``[n, cells, D]``, row-major from the top left: grid features,
+        rounded to float16 as the feature store has them, or the features of L-Verse's AugVAE.
 
         Raises:
-            UserError: a picture is missing, damaged or of a wrong kind.
+            UserError: a picture is missing, damaged or of a wrong kind, or ``batch_size`` is below 1.
         """
         return self._seeing.features(pictures, batch_size)
 
     def codes(self, pictures: Pictures, batch_size: int = BATCH_SIZE) -> Tensor:
-        """Return the nearest centroid of each cell, int64 ``[n, 64]``. Errors: :meth:`features`."""
+        """Return the nearest centroid of each cell, int64 ``[n, cells]``. Errors: :meth:`features`."""
         return self._seeing.codes(pictures, batch_size)
 
     def reconstruct(self, pictures: Pictures, batch_size: int = BATCH_SIZE) -> list[Image.Image]:
@@ -164,10 +165,10 @@ class Diptych:
     def draw(
         self, codes: Tensor | Sequence[Sequence[int]], batch_size: int = BATCH_SIZE
     ) -> list[Image.Image]:
-        """Turn codes, whole numbers ``[n, 64]``, into pictures; -1 stands for the mean of the codebook.
+        """Turn codes, whole numbers ``[n, cells]``, into pictures; -1 stands for the mean of the codebook.
 
         Raises:
-            UserError: another shape, or a code that is not in the codebook.
+            UserError: another shape, a code that is not in the codebook, or ``batch_size`` is below 1.
         """
         return self._seeing.draw(codes, batch_size)
 
@@ -208,15 +209,17 @@ class Diptych:
             pictures, samples, rerank, seed, return_attention, batch_size, changes
         )
 
-    def attention(self, pictures: Pictures, captions: str | Sequence[str]) -> list[WordAttention]:
-        """Tell where in its picture each word of a caption looks: the weights over the 64 cells with which the text
+    def attention(
+        self, pictures: Pictures, captions: str | Sequence[str], batch_size: int = BATCH_SIZE
+    ) -> list[WordAttention]:
+        """Tell where in its picture each word of a caption looks: the weights over the cells with which the text
         reads the picture when it predicts the word, mean over all heads of all layers in which it sees it
         (:mod:`diptych.model.packaged.attention`).
 
         Raises:
             UserError: not as many captions as pictures, or one of them is wrong.
         """
-        return self._captioning.attention(pictures, captions)
+        return self._captioning.attention(pictures, captions, batch_size)
 
     # Captions to pictures
 
@@ -242,8 +245,8 @@ class Diptych:
             rerank: paint ``samples`` and return the one of each caption that the scorer likes best.
             seed: as in :meth:`caption`.
             return_steps: also return the painting after each step.
-            codes: int ``[64]``, a painting to start from, with one of:
-            locked: the cells that keep their codes, as numbers from 0 (top left) to 63 or as bool ``[64]``;
+            codes: int ``[cells]``, a painting to start from, with one of:
+            locked: the cells that keep their codes, as numbers from 0 (top left) or as bool ``[cells]``;
             repaint: the cells that do not.
             batch_size: paintings at a time.
             changes: options other than the package's, such as ``steps``, ``temperature`` and ``guidance``
@@ -268,6 +271,14 @@ class Diptych:
             batch_size,
             changes,
         )
+
+    def paint_options(self, samples: int | None = None, **changes: Unpack[PaintChanges]) -> PaintOptions:
+        """Return all options that :meth:`paint` takes for these arguments.
+
+        Raises:
+            UserError: an option is wrong.
+        """
+        return self._painting.changed(samples, changes)
 
     # Pictures and questions to answers
 
@@ -372,10 +383,9 @@ class Diptych:
         the commit's address.
 
         Raises:
-            UserError: a file of the package has changed since it was made, or the Hub refuses.
+            UserError: a file of the package has changed since it was made, or the Hub refuses or cannot be reached.
         """
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
         verify_package(self.folder)
         names = [*read_sums(self.folder), "SHA256SUMS"]
@@ -389,9 +399,8 @@ class Diptych:
                 revision=revision,
                 commit_message=message,
             )
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            reason = str(error).splitlines()[0]
+        except transfer_errors() as error:
             raise UserError(
-                f"{repository}: cannot be uploaded ({reason}); log in with `hf auth login`"
+                f"{repository}: cannot be uploaded ({reason_of(error)}); log in with `hf auth login`"
             ) from None
         return str(done.commit_url)

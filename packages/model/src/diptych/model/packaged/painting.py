@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypedDict
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -14,8 +13,15 @@ from diptych.eval.scorers.clip_score import scores_of_cosines
 from diptych.model.decoding.options import PaintOptions, with_changes
 from diptych.model.decoding.paint import FixedCells, Paintings
 from diptych.model.errors import UserError
-from diptych.model.packaged.arguments import cell_mask, code_rows, listed_captions, seed_list
+from diptych.model.packaged.arguments import (
+    cell_mask,
+    code_rows,
+    listed_captions,
+    seed_list,
+    whole_numbers,
+)
 from diptych.model.packaged.machine import Machine
+from diptych.model.packaged.pictures import check_batch_size
 from diptych.model.packaged.scoring import ScoringPart, chooses
 from diptych.model.packaged.seeing import ImageTokenizer, drawn
 
@@ -40,7 +46,7 @@ class PaintChanges(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class PaintingStep:
-    """A painting after one step: the picture, and codes int64 ``[64]``, -1 where a cell has none yet (such a
+    """A painting after one step: the picture, and codes int64 ``[cells]``, -1 where a cell has none yet (such a
     cell is shown as the mean of the codebook)."""
 
     image: Image.Image
@@ -54,7 +60,7 @@ class Painting:
     Attributes:
         caption: what was painted.
         image: RGB, ``image_size`` pixels a side.
-        codes: int64 ``[64]``, the cells row-major from the top left.
+        codes: int64 ``[cells]``, row-major from the top left.
         seed: of its caption; with the same options it gives the same painting.
         sample: its number among the paintings of the caption.
         steps: the painting after each step, the last included, if asked for.
@@ -89,7 +95,7 @@ class PaintDecoder(Protocol):
         """
 
     def step_count(self, options: PaintOptions) -> int:
-        """Steps that a painting by the package's own method has."""
+        """Steps that a painting by these options has, at most: of a part that is there already fewer are needed."""
 
 
 class PaintingPart:
@@ -121,9 +127,10 @@ class PaintingPart:
         changes: PaintChanges,
     ) -> list[Painting]:
         """See :meth:`diptych.model.Diptych.paint`."""
+        check_batch_size(batch_size)
         texts = listed_captions(captions)
         options = self.changed(samples, changes)
-        rerank = chooses(rerank, samples, self.options.samples)
+        rerank = chooses(rerank, samples, options.samples)
         seeds = seed_list(seed, len(texts))
         given = self._given_cells(codes, locked, repaint)
         found: list[Painting] = []
@@ -134,20 +141,23 @@ class PaintingPart:
         return found
 
     def changed(self, samples: int | None, changes: PaintChanges) -> PaintOptions:
-        """The package's options with those of a call; several samples need chance, and are given it.
+        """The package's options with those of a call; several samples need chance, and are given it. Without chance the
+        package's own number of samples is 1, unless the call asks for several.
 
         Raises:
             UserError: a change is no option, or not one of the method.
         """
         wanted = dict(changes)
+        draws = wanted.get("method") == "gibbs" or {"top_k", "top_p"} & wanted.keys()
+        if draws and "temperature" not in wanted and self.options.temperature == 0:
+            wanted["temperature"] = SAMPLING_TEMPERATURE
+        chance = with_changes(self.options, {**wanted, "samples": 1}).is_random
         if samples is not None:
             wanted["samples"] = samples
-        if "temperature" not in wanted and self.options.temperature == 0:
-            gibbs = wanted.get("method") == "gibbs"
-            random = wanted.get("method") == "random" or wanted.get("confidence_noise", 0)
-            filtered = {"top_k", "top_p"} & wanted.keys()
-            if gibbs or filtered or ((samples or 1) > 1 and not random):
+            if samples > 1 and not chance and "temperature" not in wanted:
                 wanted["temperature"] = SAMPLING_TEMPERATURE
+        elif not chance:
+            wanted["samples"] = 1  # the package's several would all be the same
         return with_changes(self.options, wanted)
 
     def _given_cells(
@@ -156,7 +166,7 @@ class PaintingPart:
         locked: Sequence[int] | Tensor | None,
         repaint: Sequence[int] | Tensor | None,
     ) -> FixedCells | None:
-        """The cells that are there already, ``[1, 64]``; None: no painting was given."""
+        """The cells that are there already, ``[1, cells]``; None: no painting was given."""
         if codes is None and locked is None and repaint is None:
             return None
         if codes is None or (locked is None) == (repaint is None):
@@ -164,9 +174,11 @@ class PaintingPart:
                 "locked cells: give the codes of a painting together with either `locked` or `repaint`"
             )
         tokenizer = self.image_tokenizer
-        rows = code_rows(torch.as_tensor(codes)[None], tokenizer.cells, tokenizer.codebook_size)
-        chosen = cell_mask(locked if repaint is None else repaint, rows.shape[1])
-        fixed = chosen if repaint is None else ~chosen
+        rows = code_rows(whole_numbers(codes, "codes")[None], tokenizer.cells, tokenizer.codebook_size)
+        if repaint is None:
+            fixed = cell_mask(locked, tokenizer.cells, "locked")
+        else:
+            fixed = ~cell_mask(repaint, tokenizer.cells, "repaint")
         device = self.machine.device
         return FixedCells(rows.to(device), fixed[None].to(device))
 

@@ -72,8 +72,15 @@ def read_pictures(items: Sequence[Picture], first: int = 0) -> list[Image.Image]
     return [read_picture(item, number) for number, item in enumerate(items, first)]
 
 
+def check_batch_size(size: int) -> None:
+    """Raise a UserError unless something can be worked on ``size`` at a time."""
+    if size < 1:
+        raise UserError(f"batch_size: {size} at a time; at least 1")
+
+
 def read_batches(items: Sequence[Picture], size: int) -> Iterator[tuple[slice, list[Image.Image]]]:
     """Read pictures ``size`` at a time, none before it is its turn: the place of each batch, and its images."""
+    check_batch_size(size)
     for start in range(0, len(items), size):
         part = slice(start, start + size)
         yield part, read_pictures(items[part], start)

@@ -32,9 +32,10 @@ if TYPE_CHECKING:
     from diptych.eval.scorers.clip import Clip
 
 
-def chooses(rerank: bool | None, samples: int | None, own_samples: int) -> bool:
-    """Whether the scorer chooses among samples; unasked, where the package's own options have several."""
-    return samples is None and own_samples > 1 if rerank is None else rerank
+def chooses(rerank: bool | None, samples: int | None, made: int) -> bool:
+    """Whether the scorer chooses among the samples that are ``made``; unasked, where they are several by the package's own
+    options."""
+    return samples is None and made > 1 if rerank is None else rerank
 
 
 class ScoringPart:

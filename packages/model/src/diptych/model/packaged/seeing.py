@@ -12,7 +12,7 @@ from torch import Tensor
 from diptych.model.errors import UserError
 from diptych.model.packaged.arguments import code_rows
 from diptych.model.packaged.machine import Machine
-from diptych.model.packaged.pictures import Pictures, listed, read_batches
+from diptych.model.packaged.pictures import Pictures, check_batch_size, listed, read_batches
 from diptych.model.pixels import to_image, to_uint8
 
 
@@ -68,6 +68,7 @@ class SeeingPart:
 
     def draw(self, codes: Tensor | Sequence[Sequence[int]], batch_size: int) -> list[Image.Image]:
         """See :meth:`diptych.model.Diptych.draw`."""
+        check_batch_size(batch_size)
         rows = code_rows(codes, self.tokenizer.cells, self.tokenizer.codebook_size, least=-1)
         images = []
         for part in rows.split(batch_size):

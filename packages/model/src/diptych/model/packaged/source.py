@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from diptych.model.errors import UserError
@@ -14,13 +15,15 @@ def find_package(source: str | Path, revision: str | None = None) -> Path:
     is never looked up.
 
     Raises:
-        UserError: no such folder; no such repository, or no way to reach it.
+        UserError: no such folder; no such repository, or no way to reach it; a folder with a ``revision``.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
     name = str(source)
-    if folder.exists():
+    folder = Path(os.path.expanduser(source))  # which leaves the home of nobody as it is written
+    if os.path.isdir(folder):  # a name that is too long, or may not be looked at, is none
+        if revision is not None:
+            raise UserError(f"{name}: a folder, which has no revisions; leave out revision {revision!r}")
+        return folder
+    if os.path.exists(folder):
         raise UserError(f"{name}: a file; give the folder of a packaged model")
     parts = name.split("/")
     if isinstance(source, Path) or len(parts) != 2 or not all(parts) or name[0] in "./~":
@@ -30,9 +33,7 @@ def find_package(source: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
-        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -49,8 +50,20 @@ def find_package(source: str | Path, revision: str | None = None) -> Path:
         raise UserError(
             f"{name}: no such folder, and no such repository (or it is private and you are not logged in)"
         ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except transfer_errors() as error:
         raise UserError(
-            f"{name}: no such folder, and the repository cannot be downloaded ({reason})"
+            f"{name}: no such folder, and the repository cannot be downloaded ({reason_of(error)})"
         ) from None
+
+
+def transfer_errors() -> tuple[type[Exception], ...]:
+    """What a transfer to or from the Hub may end in: a name that cannot be, and errors of the system and of the library that
+    speaks HTTP, which is one or another by the version of ``huggingface_hub``."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    return (HFValidationError, *HfHubHTTPError.__bases__)  # its bases are those errors
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an error's text, or its name where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -180,8 +181,13 @@ class UnifiedPaintDecoder:
         )
 
     def step_count(self, options: PaintOptions) -> int:
-        """Those of mask-predict."""
-        return options.steps
+        """Those of mask-predict are an option; other methods paint all cells, one or some at a time."""
+        cells = self.transformer.config.cells
+        if options.method == "mask_predict":
+            return options.steps
+        if options.method == "gibbs":
+            return options.sweeps * math.ceil(cells / options.cells_at_once)
+        return cells + options.extra_steps
 
 
 class UnifiedAnswerDecoder:

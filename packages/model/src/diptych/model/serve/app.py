@@ -18,10 +18,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 
 from diptych.eval.path_prefix import WithoutPrefix, without_slash
 from diptych.eval.security_headers import SecurityHeaders
+from diptych.model.errors import UserError
 from diptych.model.packaged.model import Diptych
+from diptych.model.packaged.scoring import chooses
 from diptych.model.serve.failures import (
     fail,
     refuse,
@@ -48,7 +51,7 @@ from diptych.model.serve.messages import (
     Problem,
 )
 from diptych.model.serve.model_queue import Busy, ClientGone, Ending, ModelQueue
-from diptych.model.serve.results import answered, captioned, painted
+from diptych.model.serve.results import answered, cannot, captioned, changes_of, painted
 from diptych.model.serve.uploads import data_url
 
 MOST_WORDS = 300  # a vocabulary of more is not listed
@@ -282,15 +285,20 @@ def check_wanted(diptych: Diptych, wanted: PaintRequest) -> None:
     cells = diptych.grid_size**2
     if wanted.steps is not None and wanted.steps > cells:
         raise HTTPException(422, f"steps: at most {cells}, one for each cell")
-    steps = wanted.steps or diptych.parts.paintings.step_count(diptych.config.painting)
-    if wanted.return_steps and wanted.samples * (steps + 1) > MOST_PICTURES:
+    try:
+        options = diptych.paint_options(wanted.samples, **changes_of(wanted))
+    except UserError as error:
+        raise cannot(diptych, error) from None
+    count = 1 if chooses(wanted.rerank, wanted.samples, options.samples) else options.samples
+    steps = diptych.parts.paintings.step_count(options)
+    if wanted.return_steps and count * (steps + 1) > MOST_PICTURES:
         raise HTTPException(
             422,
-            f"return_steps: {wanted.samples} paintings with {steps} steps are over {MOST_PICTURES} pictures; take fewer",
+            f"return_steps: {count} paintings with {steps} steps are over {MOST_PICTURES} pictures; take fewer",
         )
 
 
-def check_scorer(diptych: Diptych, rerank: bool) -> None:
+def check_scorer(diptych: Diptych, rerank: bool | None) -> None:
     """Refuse to rerank without a scorer.
 
     Raises:
@@ -352,6 +360,7 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
 
     Raises:
         HTTPException: 413, it has more than ``most`` bytes; 408, it takes too long.
+        ClientGone: it breaks off.
     """
     too_large = HTTPException(413, f"the body has more than {most / 2**20:.3g} MiB; make it smaller")
     announced = request.headers.get("content-length", "")
@@ -371,6 +380,8 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
                     break
     except TimeoutError:
         raise HTTPException(408, f"the upload took more than {seconds:g} seconds; send it again") from None
+    except ClientDisconnect:
+        raise ClientGone from None
     if size > most:
         raise too_large
     return b"".join(parts)

@@ -32,12 +32,12 @@ class PaintRequest(Strict):
     """A sentence to paint. What is left out is as the package's own options say."""
 
     caption: str = Field(min_length=1, max_length=MOST_LETTERS, examples=["two red kites above the sea."])
-    samples: int = Field(1, ge=1, le=MOST_SAMPLES, description="Paintings of the sentence.")
+    samples: int | None = Field(None, ge=1, le=MOST_SAMPLES, description="Paintings of the sentence.")
     steps: int | None = Field(None, ge=1, le=4096, description="k of mask-predict-k, at most one per cell.")
     temperature: Temperature = None
     guidance: float | None = Field(None, ge=0, le=HIGHEST_GUIDANCE, allow_inf_nan=False)
     seed: Seed = None
-    rerank: bool = Field(False, description="Only the painting that the scorer likes best.")
+    rerank: bool | None = Field(None, description="Only the painting that the scorer likes best.")
     return_steps: bool = Field(False, description="Also the painting after each step.")
     codes: Cells | None = Field(None, description="A painting to start from, with `locked` or `repaint`.")
     locked: Cells | None = Field(
@@ -59,12 +59,12 @@ class CaptionQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    samples: int = Field(1, ge=1, le=MOST_SAMPLES, description="Captions of the picture.")
+    samples: int | None = Field(None, ge=1, le=MOST_SAMPLES, description="Captions of the picture.")
     temperature: float | None = Field(
         None, gt=0, le=HIGHEST_TEMPERATURE, allow_inf_nan=False, description="Draws words instead."
     )
     seed: Seed = None
-    rerank: bool = Field(False, description="Only the caption that the scorer likes best.")
+    rerank: bool | None = Field(None, description="Only the caption that the scorer likes best.")
     attention: bool = Field(False, description="Also where in the picture each word looks.")
 
 

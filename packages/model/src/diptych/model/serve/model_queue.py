@@ -82,7 +82,8 @@ class ModelQueue:
         future = asyncio.wrap_future(turn)
         try:
             while not (await asyncio.wait({future}, timeout=LOOK_FOR_CLIENT))[0]:
-                if await is_gone():
+                # what has begun keeps its place until it ends, whoever reads it
+                if not turn.running() and await is_gone() and turn.cancel():
                     raise ClientGone
             return future.result()
         except asyncio.CancelledError:

@@ -11,6 +11,7 @@ from PIL import Image
 from diptych.model.errors import UserError
 from diptych.model.packaged.attention import WordAttention
 from diptych.model.packaged.model import Diptych
+from diptych.model.packaged.painting import PaintChanges
 from diptych.model.serve.messages import (
     Answer,
     AnswerQuery,
@@ -35,12 +36,6 @@ def painted(diptych: Diptych, wanted: PaintRequest) -> PaintReply:
         HTTPException: 422, the model cannot do this.
     """
     start = time.perf_counter()
-    changes: dict[str, Any] = {}
-    if wanted.steps is not None:
-        changes |= {"method": "mask_predict", "steps": wanted.steps}
-    changes |= {
-        name: value for name in ("temperature", "guidance") if (value := getattr(wanted, name)) is not None
-    }
     try:
         found = diptych.paint(
             wanted.caption,
@@ -51,7 +46,7 @@ def painted(diptych: Diptych, wanted: PaintRequest) -> PaintReply:
             codes=wanted.codes,
             locked=wanted.locked,
             repaint=wanted.repaint,
-            **changes,
+            **changes_of(wanted),
         )
     except UserError as error:
         raise cannot(diptych, error) from None
@@ -72,6 +67,18 @@ def painted(diptych: Diptych, wanted: PaintRequest) -> PaintReply:
         notes=reading_notes(diptych, wanted.caption),
         seconds=round(time.perf_counter() - start, 3),
     )
+
+
+def changes_of(wanted: PaintRequest) -> PaintChanges:
+    """The options other than the package's that a request to paint names."""
+    changes: PaintChanges = {}
+    if wanted.steps is not None:
+        changes |= {"method": "mask_predict", "steps": wanted.steps}
+    if wanted.temperature is not None:
+        changes["temperature"] = wanted.temperature
+    if wanted.guidance is not None:
+        changes["guidance"] = wanted.guidance
+    return changes
 
 
 def reading_notes(diptych: Diptych, caption: str) -> list[str]:
