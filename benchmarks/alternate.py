@@ -5,6 +5,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -14,9 +17,9 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def alternate(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def alternate(sides: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
     """Call every side once in each round, in turns; returns what each returned (seconds, rates), round by round."""
-    measured: dict[str, list[float]] = {name: [] for name in sides}
+    measured: dict[str, list[T]] = {name: [] for name in sides}
     for round_number in range(rounds):
         names = list(sides)
         # every other round backwards, so that a machine that slows down favours nobody

@@ -187,10 +187,7 @@ def main() -> None:
         figures["cluster.shards_first"] = first / (batch * statistics.median(read["here"]))
     making = making_of()
     with cluster(1) as one, cluster(2) as two:
-        rates: dict[str, list[list[float]]] = {"one": [], "two": []}
-        for number in range(rounds):
-            for name in ("one", "two") if number % 2 == 0 else ("two", "one"):
-                rates[name].append(trained(one, 1) if name == "one" else trained(two, 2))
+        rates = alternate({"one": lambda: trained(one, 1), "two": lambda: trained(two, 2)}, rounds)
         for place, figure in enumerate(("cluster.train", "cluster.train_large")):
             figures[figure] = median_ratio(*([rate[place] for rate in rates[name]] for name in ("two", "one")))
         made = alternate(

@@ -159,7 +159,7 @@ def _run(work: Work, wanted: int, device: str, folder: Path, mends: Mends | None
             reason = _reason(error.worker_failures, str(error))
         # what watches over the processes has a place on some node, too
         except (TrainingFailedError, RayError) as error:
-            reason = f"Ray Train was lost ({_first_line(getattr(error, 'controller_failure', error))})"
+            reason = f"Ray Train was lost ({_in_one_line(getattr(error, 'controller_failure', error))})"
         losses += 1
         go_on = f"`{mends.command if mends else 'dvc repro'}` goes on from the last checkpoint"
         if losses == MOST_LOSSES:
@@ -228,7 +228,7 @@ def _reason(failures: dict[int, Exception], said: str) -> str:
     return "a process was lost"
 
 
-def _first_line(error: BaseException) -> str:
+def _in_one_line(error: BaseException) -> str:
     """What an error says, in one line; of another process's, its last one, where the traceback ends."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1] if "Traceback" in str(error) else lines[0]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diptych.eval.answers.nlvr2 import statement_group
+from diptych.eval.answers.nlvr2 import sentence_of
 from diptych.eval.answers.questions import Question
 from pipelines.measuring.answers import question_of
 from pipelines.measuring.shards import shards_of
@@ -64,8 +64,7 @@ def write_pictures(path: Path, name: str, questions: Sequence[Question], right: 
     of_unit: dict[str, list[float]] = {}
     for question in questions:
         if question.question_id in right:
-            sentence = statement_group(question) or question.question_id
-            unit = sentence if len(question.image_ids) == 2 else question.image_ids[0]
+            unit = sentence_of(question) if len(question.image_ids) == 2 else question.image_ids[0]
             of_unit.setdefault(unit, []).append(right[question.question_id])
     columns = {"image_id": list(of_unit), name: [statistics.fmean(values) for values in of_unit.values()]}
     pq.write_table(pa.table(columns), path)

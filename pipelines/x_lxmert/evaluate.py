@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from diptych.eval.answers.gqa import measure_gqa
-from diptych.eval.answers.nlvr2 import measure_nlvr2, statement_group, truth
+from diptych.eval.answers.nlvr2 import measure_nlvr2, sentence_of, truth
 from diptych.eval.answers.normalisation import normalise_answer
 from diptych.eval.answers.questions import Measuring, Question, Settings, units_of
 from diptych.eval.answers.vqa import measure_vqa
@@ -152,8 +152,8 @@ class MeasuredTask:
         settings = replace(self.settings, prefix=f"gain.{self.task}")
         measuring = Measuring.of("gain", questions, settings, "as the two figures'")
         units, unit = units_of(questions)
-        if self.task == "nlvr2":  # whose pairs of one sentence are not independent
-            units, unit = [statement_group(one) or one.question_id for one in questions], "sentences"
+        if self.task == "nlvr2":
+            units, unit = [sentence_of(one) for one in questions], "sentences"
         return [measuring.mean("accuracy", differences, units, unit, "one training of each")]
 
 

@@ -30,6 +30,12 @@ def statement_group(question: Question) -> str | None:
     return question.group
 
 
+def sentence_of(question: Question) -> str:
+    """What a statement is drawn with for intervals, as pairs of one sentence are not independent: :func:`statement_group`, or itself
+    where nothing says so."""
+    return statement_group(question) or question.question_id
+
+
 def measure_nlvr2(
     predictions: Mapping[str, bool],
     statements: Sequence[Question],
