@@ -97,8 +97,8 @@ def test_changes_reach_those_that_read_them(finished_clone: Clone, tmp_path: Pat
     clone = finished_clone.copy(tmp_path / "clone")
     path = clone.folder / "packages/eval/src/diptych/eval/captions/facts.py"
     path.write_text(f"{path.read_text()}\nCHANGED = 1\n")
-    assert clone.repro("evaluate") == ["code", "evaluate"]
-    assert clone.stale() == {"report"}, "package waits for figures, and these are the same"
+    assert clone.repro("code") == ["code"]
+    assert clone.stale() == {"evaluate", "report"}, "package waits for figures, and runs where these are others"
     clone.set_params("evaluate.negatives=8")
     assert clone.stale() == {"evaluate", "package", "report"}
 
@@ -194,8 +194,7 @@ def test_a_seed_that_ran_here_is_not_run_again(finished_clone: Clone, tmp_path: 
     clone.run("git", "checkout", "pipelines/dataset.py")
     clone.run("python", "-c", SET_UP)
     other = Clone(clone.folder / ".cache/seeds/1")
-    assert "dataset:" in other.run("dvc", "status", "dataset").stdout
-    assert other.repro("dataset") == ["dataset"]
+    assert "dataset" in other.stale()
 
 
 def test_what_parameters_name_and_no_stage_makes_is_linked(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> None:

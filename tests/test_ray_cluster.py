@@ -76,7 +76,7 @@ OUTS = {
 
 
 @pytest.mark.parametrize(
-    "stages", [("train_token", "generate"), pytest.param(("cluster", "evaluate"), marks=pytest.mark.slow)]
+    "stages", [("generate",), pytest.param(("cluster", "train_token", "evaluate"), marks=pytest.mark.slow)]
 )
 def test_stages_give_the_same_on_a_cluster(
     stages: tuple[str, ...], finished_clone: Clone, cluster: Any, tmp_path: Path

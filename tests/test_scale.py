@@ -128,7 +128,7 @@ def test_captions_are_as_long_as_said() -> None:
 
 def test_a_pass_for_each_word_until_all_captions_are_done(stages: Stages) -> None:
     """Captions of one picture and of two take as many passes as the longest has words, with fewer rows each time."""
-    few, many = stages.written(1, 1, 19), stages.written(2, 1, 19)
+    few, many = stages.written(1, 1, 12), stages.written(2, 1, 12)
     assert few.total < many.total < 3 * few.total
-    whole, words_alone = stages.written(2, 1, 19), stages.written(2, 1, 19, see=False)
+    whole, words_alone = many, stages.written(2, 1, 12, see=False)
     assert whole.total > words_alone.total
