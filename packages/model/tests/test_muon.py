@@ -13,7 +13,7 @@ from diptych.model.networks.aug_vae import named_config as named_aug_vae
 from diptych.model.networks.image_generator import ImageGenerator, named_config
 from diptych.model.training import muon
 from diptych.model.training.config import LoopConfig
-from diptych.model.training.muon import Muon, inner_matrices, orthogonalised
+from diptych.model.training.muon import Muon, inner_matrices, orthogonalised, shares_of
 from diptych.model.training.optimisation import build_optimizers
 
 LOOP = LoopConfig(
@@ -133,3 +133,12 @@ def test_it_has_the_matrices_of_layers_and_adamw_all_else(tiny) -> None:
     assert len(moved) == len({*moved}) == len(names) and {*own.param_groups[0]["params"]} == {*matrices}
     (alone,) = build_optimizers(model, LoopConfig(**{**vars(LOOP), "muon": 0.0}), (0.9, 0.999))
     assert sum(len(group["params"]) for group in alone.param_groups) == len(names)
+
+
+def test_matrices_are_dealt_evenly_also_to_those_of_some_layers() -> None:
+    matrices = [nn.Parameter(torch.zeros(*shape)) for shape in ((36, 12), (12, 12), (48, 12), (12, 48)) * 6]
+    owners = shares_of(matrices, 2)
+    for chosen in (matrices, matrices[:12], matrices[12:]):
+        numbers = [sum(each.numel() for each in chosen if owners[each] == rank) for rank in range(2)]
+        assert max(numbers) - min(numbers) <= 48 * 12
+    assert set(shares_of(matrices, 1).values()) == {0}

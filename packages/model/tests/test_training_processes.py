@@ -18,6 +18,7 @@ from diptych.model.training.processes import Processes, threads_of_all
 SCRIPT = Path(__file__).with_name("training_process.py")
 
 
+MASKED: dict[str, Any] = {"caption_attention": "masked", "config": {"muon": 1.0}}
 # The trainings that the tests compare: what is special about them (see training_process.py).
 JOBS: dict[str, list[dict[str, Any]]] = {
     "alone": [{}],
@@ -25,11 +26,11 @@ JOBS: dict[str, list[dict[str, Any]]] = {
     "processes": [{"processes": 2, "checkpoints": True}],
     "processes_and_pieces": [{"processes": 2, "config": {"accumulation": 2}}],
     "stopped": [
-        {"checkpoints": True, "end_after_saves": 10},
-        {"processes": 2, "checkpoints": True, "end_after_saves": 12},
-        {"checkpoints": True},
+        {**MASKED, "checkpoints": True, "end_after_saves": 10},
+        {**MASKED, "processes": 2, "checkpoints": True, "end_after_saves": 12},
+        {**MASKED, "checkpoints": True},
     ],
-    "masked": [{"caption_attention": "masked", "config": {"muon": 1.0}}],
+    "masked": [MASKED],
     "masked_processes_and_pieces": [
         {"caption_attention": "masked", "processes": 2, "config": {"muon": 1.0, "accumulation": 2}}
     ],
@@ -97,8 +98,9 @@ def test_masked_captions_train_in_pieces_and_processes_as_in_one(trainings: Path
 
 
 def test_another_number_of_processes_goes_on(trainings: Path) -> None:
-    """Ten steps alone, twelve by two processes, the last eight alone; only process 0 writes checkpoints."""
-    assert_same_training(trainings / "stopped", trainings / "alone")
+    """Ten steps alone, twelve by two processes, each of which has some of Muon's momenta, the last eight alone; only process 0 writes
+    checkpoints."""
+    assert_same_training(trainings / "stopped", trainings / "masked")
     assert max((trainings / "stopped/checkpoints").iterdir()).name == "checkpoint-00000030.pt"
     assert len(list((trainings / "processes/checkpoints").iterdir())) == 2
 

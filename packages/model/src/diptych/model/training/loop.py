@@ -88,19 +88,22 @@ def run_training(
             if processes.rank:
                 torch.manual_seed(dropout_seed(config.seed, step, processes.rank))
             loss, reported = add_gradients(pieces)
-            processes.sum([*state.gradients(), *state.running_sums(), loss, *reported.values()])
+            last = step + 1 == config.steps
+            saving = checkpoints is not None and processes.rank == 0
+            saving &= last or time.monotonic() - saved_at > config.checkpoint_seconds
+            asked = [torch.full_like(loss, saving)] if processes.count > 1 else []
+            state.sum(processes, [loss, *reported.values(), *asked])
             figures.add(step, loss, {**reported, **state.clip(config.clip_norm)})
 
-            last = step + 1 == config.steps
             evaluating = evaluation is not None and ((step + 1) % evaluation.every == 0 or last)
             logging = (step + 1) % HISTORY_STEPS == 0 or last
-            saving = checkpoints is not None and (
-                last or (processes.rank == 0 and time.monotonic() - saved_at > config.checkpoint_seconds)
-            )
             # Looking at a number waits for a GPU. So a step that is not finite may be found some steps later, but
-            # before anything is made of the weights that it left.
-            if loss.device.type == "cpu" or evaluating or logging or saving:
+            # before anything is made of the weights that it left; and what process 0 asks the others for waits, too.
+            looking = loss.device.type == "cpu" or evaluating or logging or (saving and not asked)
+            if looking:
                 figures.collect()
+            if asked:
+                saving = looking and bool(asked[0])
             rate = learning_rate(step)
             state.move(step, rate)
 
@@ -120,6 +123,8 @@ def run_training(
                 and evaluating
                 and evaluate(state, step + 1, evaluation, stopping, processes)
             )
+            if saving:
+                state.gather()
             if checkpoints is not None and saving and not failed and processes.rank == 0:
                 state.save(checkpoints, started_from, step + 1)
                 saved_at = time.monotonic()

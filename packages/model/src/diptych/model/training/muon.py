@@ -6,13 +6,14 @@ from as many steps. Beyond the papers, whose optimizer is AdamW; embeddings, hea
 
 torch.optim.Muon does so one matrix after the other and in bfloat16 on any processor. Ours takes matrices of equal shape together,
 the queries', keys' and values' parts of a projection each as a matrix of its own, computes in float32 where the processor
-multiplies no bfloat16, shares the work among processes, and with better polynomials needs a round less.
+multiplies no bfloat16, and with better polynomials needs a round less. Of several processes each has the gradients and the momenta
+of its own share of the matrices alone, and makes their steps for all.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -66,11 +67,32 @@ class Muon(torch.optim.Optimizer):
         ``param_groups``; ``precision`` is that of :mod:`diptych.model.precision`."""
         self.precision = precision
         self.parts = {parameter: parts for parameter, parts in matrices}
+        self.processes = current_processes()
+        self.owners = shares_of([parameter for parameter, _ in matrices], self.processes.count)
         super().__init__([parameter for parameter, _ in matrices], {"lr": 0.0, "weight_decay": weight_decay})
 
     @torch.no_grad()
+    def sum_gradients(self) -> dict[nn.Parameter, Tensor]:
+        """Give the sum of each gradient over all processes to the one that moves its matrix; return the sums' norms, 0 of those that
+        another process has."""
+        moved = [each for group in self.param_groups for each in group["params"] if each.grad is not None]
+        if not moved:
+            return {}
+        owners = [self.owners[parameter] for parameter in moved]
+        summed = iter(self.processes.sums_of_own([parameter.grad for parameter in moved], owners))
+        norms = {}
+        for parameter in moved:
+            if self._own(parameter):
+                parameter.grad = next(summed)
+                norms[parameter] = parameter.grad.norm()
+            else:
+                norms[parameter] = parameter.grad.new_zeros(())
+        return norms
+
+    @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        """Move the matrices that have gradients."""
+        """Move the matrices that have gradients. Of several processes each makes the steps of its own matrices, whose gradients
+        :meth:`sum_gradients` has given it."""
         for group in self.param_groups:
             moved = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not moved:
@@ -78,47 +100,82 @@ class Muon(torch.optim.Optimizer):
             for parameter in moved:
                 if not self.state[parameter]:
                     self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-            gradients = [parameter.grad for parameter in moved]
-            momenta = [self.state[parameter]["momentum"] for parameter in moved]
+            own = [parameter for parameter in moved if self._own(parameter)]
+            gradients = [parameter.grad for parameter in own]
+            momenta = [self.state[parameter]["momentum"] for parameter in own]
             torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
             ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)
+
+            dtype = resolve_precision(moved[0].device, self.precision)
+            matrices = [
+                part
+                for parameter, step in zip(own, ahead, strict=True)
+                for part in self._parts(parameter, step)
+            ]
+            weights = [part for parameter in moved for part in self._parts(parameter, parameter)]
+            owners = [self.owners[parameter] for parameter in moved for _ in range(self.parts[parameter])]
+            steps = self.processes.share(steps_of(matrices, dtype), weights, owners, dtype)
             torch._foreach_mul_(moved, 1 - group["lr"] * group["weight_decay"])
-            alike = list(self._alike(moved, ahead).values())
-            steps = self._steps([[step for _, step in pieces] for pieces in alike])
-            for pieces, stepped in zip(alike, steps, strict=True):
+            for longest, pairs in by_longest_side(weights, steps).items():
                 torch._foreach_add_(
-                    [weights for weights, _ in pieces],
-                    [step.view_as(weights) for step, (weights, _) in zip(stepped, pieces, strict=True)],
-                    alpha=-group["lr"] * ADAM_STEP * math.sqrt(max(stepped.shape[1:])),
+                    [part for part, _ in pairs],
+                    [step.view_as(part) for part, step in pairs],
+                    alpha=-group["lr"] * ADAM_STEP * math.sqrt(longest),
                 )
 
-    def _steps(self, alike: list[list[Tensor]]) -> list[Tensor]:
-        """Matrices of equal shapes to ``[b, m, n]``, orthogonalised, in the dtype of the products: by each of several processes
-        a share."""
-        processes = current_processes()
-        own = slice(processes.rank, None, processes.count)
-        steps = []
-        for matrices in alike:
-            shape, device = matrices[0].shape, matrices[0].device
-            dtype = resolve_precision(device, self.precision)
-            steps.append(torch.zeros(len(matrices), *shape, dtype=dtype, device=device))
-            if matrices[own]:
-                share = torch.stack([matrix.to(dtype) for matrix in matrices[own]])
-                steps[-1][own] = orthogonalised(share)
-        processes.sum(steps)  # of each matrix one process has the step, the others zeros
-        return steps
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Give every process the momenta of all, as a checkpoint has them."""
+        known = [parameter for parameter in self.parts if self.state.get(parameter)]
+        if self.processes.count == 1 or not known:
+            return
+        momenta = [self.state[parameter]["momentum"] for parameter in known]
+        own = [momentum for parameter, momentum in zip(known, momenta, strict=True) if self._own(parameter)]
+        owners = [self.owners[parameter] for parameter in known]
+        torch._foreach_copy_(momenta, self.processes.share(own, momenta, owners, momenta[0].dtype))
 
-    def _alike(
-        self, parameters: list[nn.Parameter], steps: list[Tensor]
-    ) -> dict[tuple[int, int], list[tuple[Tensor, Tensor]]]:
-        """Matrices with their steps ``[m, n]``, by shape; a kernel's row is all that one of its outputs reads."""
-        alike: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-        for parameter, step in zip(parameters, steps, strict=True):
-            parts = self.parts[parameter]
-            for weights, part in zip(parameter.chunk(parts), step.chunk(parts), strict=True):
-                matrix = part.flatten(1)
-                alike.setdefault((matrix.shape[0], matrix.shape[1]), []).append((weights, matrix))
-        return alike
+    def _own(self, parameter: nn.Parameter) -> bool:
+        """Whether this process moves it."""
+        return self.owners[parameter] == self.processes.rank
+
+    def _parts(self, parameter: nn.Parameter, values: Tensor) -> Sequence[Tensor]:
+        """Of a parameter's values those of each of its matrices."""
+        return values.chunk(self.parts[parameter])
+
+
+def shares_of(parameters: Sequence[Tensor], count: int) -> dict[Tensor, int]:
+    """Deal parameters to so many processes, each to the one that has the fewest numbers so far: neighbours go to different ones, so
+    that a step in which some layers have no gradients is about even, too."""
+    numbers, owners = [0] * count, {}
+    for parameter in parameters:
+        owners[parameter] = min(range(count), key=numbers.__getitem__)
+        numbers[owners[parameter]] += parameter.numel()
+    return owners
+
+
+def steps_of(momenta: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Orthogonalise matrices, or kernels ``[m, c, h, w]`` as matrices ``[m, c * h * w]`` with a row for each output, in ``dtype``:
+    those of equal shape together."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    matrices = [momentum.flatten(1) for momentum in momenta]
+    for place, matrix in enumerate(matrices):
+        alike.setdefault(tuple(matrix.shape), []).append(place)
+    steps = list(matrices)
+    for places in alike.values():
+        made = orthogonalised(torch.stack([matrices[place].to(dtype) for place in places]))
+        for place, step in zip(places, made, strict=True):
+            steps[place] = step
+    return steps
+
+
+def by_longest_side(
+    weights: Sequence[Tensor], steps: Sequence[Tensor]
+) -> dict[int, list[tuple[Tensor, Tensor]]]:
+    """Matrices, or kernels as such, with their steps, by the larger number of their rows and columns."""
+    pairs: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    for part, step in zip(weights, steps, strict=True):
+        pairs.setdefault(max(len(part), part.numel() // len(part)), []).append((part, step))
+    return pairs
 
 
 def inner_matrices(model: nn.Module) -> Iterator[tuple[nn.Parameter, int]]:

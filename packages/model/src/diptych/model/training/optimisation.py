@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -62,14 +63,19 @@ def add_gradients(pieces: Sequence[Piece]) -> tuple[Tensor, Reported]:
     return sums.pop(""), sums
 
 
-def clip_at_step(optimizer: torch.optim.Optimizer, weights: Sequence[Tensor], largest: float) -> Tensor:
+def clip_at_step(
+    optimizer: torch.optim.Optimizer,
+    weights: Sequence[Tensor],
+    largest: float,
+    norms: Mapping[Any, Tensor] = MappingProxyType({}),
+) -> Tensor:
     """Have the next step of a fused ``optimizer`` scale the gradients of ``weights`` to a norm of at most ``largest``;
-    return their norm.
+    return their norm. norms: of gradients that are not here as a whole.
 
     It does what ``clip_grad_norm_`` does, but the kernel divides the gradients as it reads them, where torch's own function
     reads and writes all of them once more.
     """
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    gradients = [norms.get(weight, weight.grad) for weight in weights if weight.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     # the way in which torch.amp.GradScaler hands its scale to an optimizer
     optimizer.grad_scale = (norm / largest).clamp(min=1)  # type: ignore[attr-defined]

@@ -1,7 +1,8 @@
 """Several processes that train one model together (torchrun): who this one is, its rows of a batch, sums over all.
 
 Every process holds the whole model and works on its own rows of each step's batch. The gradients are then summed
-with one plain all-reduce of those that exist, flattened. Captioning and painting use different parts of the network;
+with one plain all-reduce of those that exist, flattened; those that only one process reads go to it alone
+(:mod:`diptych.model.training.muon`). Captioning and painting use different parts of the network;
 PyTorch's ``DistributedDataParallel`` would have to look for the unused parameters after every forward pass, and it
 averages over processes, where the loss is a mean over targets that are not equally many in each. A sum of weighted
 gradients is exact, and the same parameters have gradients in all processes, because all take the same step.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -62,6 +63,44 @@ class Processes:
         parts = flat.split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
+
+    def sums_of_own(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> list[Tensor]:
+        """The sums over all processes of those ``tensors`` (of one dtype and device) whose ``owners``, ranks, are this one: half of
+        what :meth:`sum` sends."""
+        if self.count == 1:
+            return list(tensors)
+        of_ranks: list[list[Tensor]] = [[] for _ in range(self.count)]
+        for tensor, owner in zip(tensors, owners, strict=True):
+            of_ranks[owner].append(tensor)
+        sizes = [sum(tensor.numel() for tensor in each) for each in of_ranks]
+        sent = torch.cat([tensor.reshape(-1) for each in of_ranks for tensor in each])
+        received = sent.new_empty(self.count, sizes[self.rank])
+        dist.all_to_all_single(received.view(-1), sent, [sizes[self.rank]] * self.count, sizes)
+        own = of_ranks[self.rank]
+        parts = received.sum(0).split([tensor.numel() for tensor in own])
+        return [part.view_as(tensor) for tensor, part in zip(own, parts, strict=True)]
+
+    def share(
+        self, own: Sequence[Tensor], like: Sequence[Tensor], owners: Sequence[int], dtype: torch.dtype
+    ) -> list[Tensor]:
+        """What each of the ``owners``, ranks, has in the place of one of the tensors ``like``, in their shapes and order: of this
+        process its ``own``. All are of ``dtype`` and on the device of ``like``."""
+        if self.count == 1:
+            return list(own)
+        sizes = [0] * self.count
+        for tensor, owner in zip(like, owners, strict=True):
+            sizes[owner] += tensor.numel()
+        sent = like[0].new_empty(max(sizes), dtype=dtype)  # equally many from all
+        if own:
+            torch.cat([tensor.reshape(-1) for tensor in own], out=sent[: sizes[self.rank]])
+        received = sent.new_empty(self.count * len(sent))
+        dist.all_gather_into_tensor(received, sent)
+        starts = [rank * len(sent) for rank in range(self.count)]
+        parts = []
+        for tensor, owner in zip(like, owners, strict=True):
+            parts.append(received[starts[owner] :][: tensor.numel()].view(tensor.shape))
+            starts[owner] += tensor.numel()
+        return parts
 
     def gather(self, own: Any) -> list[Any]:
         """What every process has, in the order of their ranks."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from diptych.model.errors import UserError
 from diptych.model.training.config import LoopConfig
 from diptych.model.training.contracts import Checkpoints, Record, RunningMeans
+from diptych.model.training.muon import Muon
 from diptych.model.training.optimisation import Opponent, build_optimizers, clip_at_step
+from diptych.model.training.processes import Processes
 from diptych.model.training.progress import Figures
 
 
@@ -40,6 +42,7 @@ class TrainingState:
     ) -> None:
         self.model, self.opponent, self.ema_decay = model, opponent, config.ema_decay
         self.optimizers = build_optimizers(model, config, betas)
+        self.muon = next((each for each in self.optimizers if isinstance(each, Muon)), None)
         self.weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.means = [module for module in model.modules() if isinstance(module, RunningMeans)]
         self.averages = [weight.detach().clone() for weight in self.weights] if self.ema_decay else []
@@ -47,6 +50,7 @@ class TrainingState:
         self.record = Record([], [], [])
         self.figures = Figures(name)
         self.step = 0
+        self.matrix_norms: dict[nn.Parameter, Tensor] = {}
 
     def load(self, checkpoints: Checkpoints, started_from: str) -> None:
         """Go on from the newest checkpoint, if it is of a run that ``started_from`` the same (:func:`fingerprint`)."""
@@ -97,22 +101,32 @@ class TrainingState:
             ) from error
         self.figures.saved_step = step
 
-    def gradients(self) -> list[Tensor]:
-        """The gradients that the step has made, the model's and then its opponent's."""
+    def sum(self, processes: Processes, figures: Sequence[Tensor]) -> None:
+        """Sum over all processes what they have of a step: gradients, what the parts that move by means have seen, and its
+        ``figures``. Of a matrix that Muon moves the sum is where it is moved, and its norm everywhere."""
+        norms = self.muon.sum_gradients() if self.muon and processes.count > 1 else {}
         rivals = self.opponent.weights if self.opponent else []
-        return [weight.grad for weight in [*self.weights, *rivals] if weight.grad is not None]
-
-    def running_sums(self) -> list[Tensor]:
-        """What the parts that move by means have seen in the step."""
-        return [tensor for module in self.means for tensor in module.running_sums()]
+        gradients = [
+            weight.grad
+            for weight in [*self.weights, *rivals]
+            if weight.grad is not None and weight not in norms
+        ]
+        means = [tensor for module in self.means for tensor in module.running_sums()]
+        processes.sum([*gradients, *norms.values(), *means, *figures])
+        self.matrix_norms = norms
 
     def clip(self, largest: float) -> dict[str, Tensor]:
         """Have :meth:`move` scale the gradients of each network to a norm of at most ``largest``; return the norms."""
-        norms = {"gradient_norm": clip_at_step(self.optimizers[0], self.weights, largest)}
+        norms = {"gradient_norm": clip_at_step(self.optimizers[0], self.weights, largest, self.matrix_norms)}
         if self.opponent and any(rival.grad is not None for rival in self.opponent.weights):
             rivals = self.opponent.weights
             norms["opponent_gradient_norm"] = clip_at_step(self.opponent.optimizer, rivals, largest)
         return norms
+
+    def gather(self) -> None:
+        """Have in all processes all that a checkpoint keeps."""
+        if self.muon:
+            self.muon.gather()
 
     def move(self, step: int, rate: float) -> None:
         """Let the gradients move the weights at the learning rate ``rate``, and the weights their averages."""
