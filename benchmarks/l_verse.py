@@ -28,6 +28,7 @@ from benchmarks.model import numbered_tokenizer
 from diptych.model.decoding.biart import paint_texts
 from diptych.model.decoding.options import PaintOptions
 from diptych.model.decoding.sampling import LIKELIEST
+from diptych.model.devices import Texts
 from diptych.model.networks.biart import GENERATED, BiART, named_config
 from diptych.model.objectives.bidirectional import caption_losses, painting_losses
 from diptych.model.tokenizer import CaptionTokenizer
@@ -60,7 +61,7 @@ class Works:
     @torch.no_grad()
     def uncached(self) -> Tensor:
         """Painted by a pass over text and all tokens so far for each token."""
-        model, ids = self.model, self.tokenizer.trimmed(self.ids[:CAPTIONS])
+        model, ids = self.model, Texts.of(self.ids[:CAPTIONS], self.tokenizer.pad).ids
         codes = torch.zeros(CAPTIONS, 0, dtype=torch.int64)
         for _ in range(model.config.cells):
             text = model.read_text(ids, ids != self.tokenizer.pad)[1]

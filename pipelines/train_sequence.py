@@ -42,7 +42,7 @@ class TrainSequenceParams:
     """training: the schedule and the losses.
 
     document_frequencies: of the CIDEr-D that rewards captions, from the whole train split (corpus) or from the pictures
-    of each batch (batch), as generate-it has it.
+    that a process scores together (batch), a batch or a piece of it, as generate-it has it.
     """
 
     document_frequencies: Literal["corpus", "batch"]

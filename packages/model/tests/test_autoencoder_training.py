@@ -141,7 +141,7 @@ def test_a_training_that_was_stopped_ends_bit_by_bit(tmp_path: Path) -> None:
                 raise Stopped
             return super().images(indices, size)
 
-    config = dataclasses.replace(CONFIG, steps=12, ema_decay=0.9, least_crop=0.8, start_step=5, muon=1.0)
+    config = dataclasses.replace(CONFIG, steps=12, least_crop=0.8, start_step=5, muon=1.0)
     whole, stopped = built(), built()
     train_autoencoder(config, whole, Squares(20), None)
     pictures = Pictures(20)
@@ -186,7 +186,7 @@ def test_a_game_is_played_beside_it(tmp_path: Path) -> None:
 def test_crops_are_squares_of_the_picture_and_scaled_again() -> None:
     ramp = torch.linspace(-1, 1, 32).expand(1, 3, 32, 32).contiguous()
     drawn = torch.tensor([[0.0, 0.0, 0.99]])
-    half = cropped(ramp, drawn, 0.5)
+    half = cropped(ramp, drawn, 0.25)  # of the area
     assert half.shape == ramp.shape
     assert float(half[..., 0].mean()) == pytest.approx(float(ramp[0, 0, 0, 16]), abs=0.05)
     assert float(half[..., -1].mean()) == pytest.approx(1.0, abs=0.05)
@@ -200,6 +200,8 @@ def test_settings_are_checked() -> None:
         dataclasses.replace(CONFIG, start_step=80)
     with pytest.raises(UserError, match="starts later starts from pictures; give start_pictures"):
         dataclasses.replace(CONFIG, start_step=8, start_pictures=0)
+    with pytest.raises(UserError, match="averages would be of weights from before the codebook's start"):
+        dataclasses.replace(CONFIG, start_step=8, ema_decay=0.9)
     with pytest.raises(UserError, match=r"least_crop must be in \(0, 1\], is 0"):
         dataclasses.replace(CONFIG, least_crop=0.0)
     with pytest.raises(UserError, match="schedule must be one of cosine, constant, is 'plateau'"):

@@ -23,9 +23,11 @@ from diptych.model.objectives.pretraining import (
     masked_word_loss,
     matching_loss,
 )
+from diptych.model.training import pretraining
 from diptych.model.training.initial import with_heads
 from diptych.model.training.optimisation import add_gradients
 from diptych.model.training.pretraining import PretrainingConfig, PretrainingSteps, masked_in, pretrain
+from diptych.model.training.processes import Processes
 from diptych.model.training.questions import QuestionTable
 from diptych.model.training.sentences import SentenceTable
 
@@ -280,3 +282,26 @@ def test_shares_of_masked_words_are_checked() -> None:
         dataclasses.replace(CONFIG, cells_share=1.5)
     with pytest.raises(UserError, match=r"least_masked must be in \[0, 1\), is 1"):
         dataclasses.replace(CONFIG, least_masked=1.0)
+
+
+def test_all_processes_have_gradients_of_the_same_weights(pretrained, tiny, monkeypatch) -> None:
+    """Also where one of them has no question in its rows: what they sum must be alike."""
+    model, questions = pretrained
+    few = QuestionTable(
+        [{"image_ids": [tiny.train.keys[0]], "question": "what color?", "answers": ["red"] * 10}],
+        tiny.train.keys, tiny.tokenizer, TABLE, LENGTH,
+    )  # fmt: skip
+    unlike = 0
+    for step in range(40):
+        found = []
+        for rank in range(2):
+            monkeypatch.setattr(pretraining, "current_processes", lambda rank=rank: Processes(rank, 2))
+            steps = PretrainingSteps(CONFIG, model, tiny.tokenizer, tiny.codebook, tiny.train, few)
+            model.zero_grad()
+            torch.manual_seed(step)
+            add_gradients(steps.pieces(step, steps.read(step)))
+            found.append({name for name, weight in model.named_parameters() if weight.grad is not None})
+            heads = [weight.grad for weight in model.answer_head.parameters() if weight.grad is not None]
+            unlike += bool(heads) and not any(bool(gradient.any()) for gradient in heads)
+        assert found[0] == found[1]
+    assert unlike  # a process without a question beside one with some

@@ -115,8 +115,8 @@ def released_clip_loss(tiny, vectors, texts):
 
 def released_scst_loss(pair, tokenizer, features, candidates, rewards):
     """Of a greedy and a sampled caption for each picture: minus the difference of their rewards times the sampled
-    caption's log-probability, word by word in full passes."""
-    loss = torch.zeros(())
+    caption's log-probability, word by word in full passes; the mean over words, which equation 2 does not have."""
+    loss, count = torch.zeros(()), sum(map(len, candidates[1::2]))
     for image, (words, greedy, sampled) in enumerate(
         zip(candidates[1::2], rewards[::2], rewards[1::2], strict=True)
     ):
@@ -125,7 +125,7 @@ def released_scst_loss(pair, tokenizer, features, candidates, rewards):
             logits, _ = pair.reference(features[image][None], shown, torch.ones_like(shown, dtype=torch.bool))
             logits = logits[0, pair.reference.cells + place]
             chances = logits.index_fill(0, tokenizer.forbidden, float("-inf")).log_softmax(-1)
-            loss = loss - (sampled - greedy) * chances[word] / len(features)
+            loss = loss - (sampled - greedy) * chances[word] / count
     return loss
 
 
@@ -280,7 +280,10 @@ def run_pieces(pair, steps, step):
 
 def test_a_joint_step_has_the_released_loss_and_gradient(tiny):
     pair, reward = build_pair(tiny), UnlikeRewards()
-    loss, figures = run_pieces(pair, steps_of(tiny, pair, RELEASED, reward), 0)
+    run_pieces(pair, steps_of(tiny, pair, RELEASED, reward), 0)
+    per_words = RELEASED.scst_batch_size / sum(map(len, reward.candidates[1::2]))
+    reward = UnlikeRewards()
+    loss, figures = run_pieces(pair, steps_of(tiny, pair, dataclasses.replace(RELEASED, scst_weight=per_words), reward), 0)
     features = torch.from_numpy(tiny.train.grid(reward.images[::2])).float()
     candidates, texts = reward.candidates, list(tiny.scorer.texts)
     rewards = reward.reward(reward.images, candidates)

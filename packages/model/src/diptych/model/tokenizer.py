@@ -159,10 +159,6 @@ class CaptionTokenizer:
         """Return ``[CLS] [SEP]``, the text of unconditional painting, int64 ``[n, 2]``."""
         return torch.tensor([[self.cls, self.sep]]).expand(n, 2)
 
-    def trimmed(self, ids: Tensor) -> Tensor:
-        """Cut rows of ids int64 ``[n, t]``, padded at their ends, to the longest one."""
-        return ids[:, : int((ids != self.pad).sum(1).max())]
-
     def words(self, ids: Sequence[int] | Tensor) -> list[int]:
         """Return the ids of one caption without special tokens, up to and including its full stop.
 

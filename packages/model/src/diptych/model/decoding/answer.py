@@ -1,4 +1,4 @@
-"""Answers: what a picture and a question are to the answer head (X-LXMERT 3.2; LXMERT's question answering)."""
+"""Answers: what a picture and a question are to the answer head (X-LXMERT 3; LXMERT's question answering)."""
 
 from __future__ import annotations
 

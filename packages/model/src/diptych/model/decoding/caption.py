@@ -177,7 +177,7 @@ def write_captions(
     """Write n captions, one for each row of ``next_word``.
 
     Args:
-        length: tokens in a row, ``[CLS]`` and ``[SEP]`` included (UMT 5.1 has 17 without them).
+        length: tokens in a row, ``[CLS]`` and ``[SEP]`` included (UMT 5.1: 17 tokens; the released code counts [CLS] among them).
         temperature: 0 takes the likeliest word (greedy), above 0 samples from softmax(logits / temperature); one for
             all captions, or one each.
         seeds: one whole number >= 0 per caption, needed if any is sampled; the same seed gives an image the same

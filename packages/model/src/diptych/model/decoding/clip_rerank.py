@@ -25,7 +25,7 @@ DRAWN_AT_ONCE = 128
 
 
 def embed_captions(clip: Clip, captions: Sequence[str]) -> Tensor:
-    """Unit vectors float32 ``[n, E]`` of n captions, each after the papers' prompt (UMT 5.1)."""
+    """Unit vectors float32 ``[n, E]`` of n captions, each after the released code's prompt, CLIPScore's."""
     return clip.encode_texts([PROMPT + caption for caption in captions])
 
 

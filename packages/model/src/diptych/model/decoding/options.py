@@ -15,7 +15,7 @@ class CaptionOptions:
     """How captions are written. ``docs/decoding.md`` says when to use what.
 
     Attributes:
-        length: tokens in a row, ``[CLS]`` and ``[SEP]`` included (UMT 5.1 has 17 without them); at least 3.
+        length: tokens in a row, ``[CLS]`` and ``[SEP]`` included (UMT 5.1: 17 tokens; the released code counts [CLS] among them); at least 3.
         method: ``greedy`` takes the likeliest word, ``sample`` draws it, ``beam`` searches the likeliest caption.
         start: the words that every caption starts with, such as "A" or "What" (X-LXMERT 7.3).
         no_repeat: size of the word sequences that may not occur twice in a caption; 0: all may.

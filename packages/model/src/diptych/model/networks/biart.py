@@ -45,7 +45,7 @@ REFERENCE, GENERATED = 0, 1
 @dataclass(frozen=True)
 class BiARTConfig:
     """Shape of a :class:`BiART`; the paper's (L-Verse 3.5) in brackets. It says 500 M parameters and no depth or width: `base` has 24
-    layers of 1,280, some 0.5 billion with its vocabularies.
+    layers of 1,280, 622 million numbers with its vocabularies.
 
     Attributes:
         layers, width, heads: of the transformer; heads divide width.

@@ -60,7 +60,7 @@ class TransformerConfig:
         matching: whether there is a head that says if a text belongs to a picture.
         pairs: whether there is a head that says if a statement is true of two pictures.
         regresses: whether there is a head that predicts grid features, as LXMERT's and not as X-LXMERT's pretraining.
-        object_classes: classes of the head that says what a predicted feature shows (X-LXMERT B.2); 0: no such head. It
+        object_classes: classes of the head that says what a predicted feature shows (X-LXMERT C.1); 0: no such head. It
             reads the features that ``regresses`` predicts.
     """
 

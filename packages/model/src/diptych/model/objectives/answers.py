@@ -1,4 +1,4 @@
-"""Losses of question answering (X-LXMERT C.3; LXMERT's fine-tuning)."""
+"""Losses of question answering (X-LXMERT C.5; LXMERT's fine-tuning)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def answer_loss(
     shares: Tensor,
 ) -> Tensor:
     """Cross-entropy of the answers that people gave: in the mean what a label drawn among them gives, as pretraining draws
-    one (X-LXMERT C.3), without the noise of drawing.
+    one (the released code), without the noise of drawing.
 
     Args:
         images, ids: as of :func:`answer_logits`.

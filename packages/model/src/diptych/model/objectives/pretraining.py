@@ -1,4 +1,4 @@
-"""Losses of X-LXMERT's pretraining (X-LXMERT 5.1, C.3, C.5), and of LXMERT's that it is compared with.
+"""Losses of X-LXMERT's pretraining (X-LXMERT 5.1, C.5), and of LXMERT's that it is compared with.
 
 Masked codes (CCC) are :func:`diptych.model.objectives.token.paint_loss` without smoothing: what painting trains. Answers (QA)
 are :func:`diptych.model.objectives.answers.answer_loss`. The masks of codes are
@@ -26,7 +26,7 @@ def mask_words(
     tokenizer: CaptionTokenizer, ids: Tensor, share: float = MASKED_SHARE
 ) -> tuple[Tensor, Tensor]:
     """Choose words to predict, each with the chance ``share``; of these 80% become [MASK], 10% a word drawn from the
-    vocabulary, and 10% stay (X-LXMERT C.3: BERT's masking). Uses torch's global generator.
+    vocabulary, and 10% stay (BERT's masking, as in the released code). Uses torch's global generator.
 
     Args:
         ids: int64 ``[n, t]``. Special tokens, [SEP] and padding among them, are never chosen.

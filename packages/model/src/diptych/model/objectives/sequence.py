@@ -101,10 +101,11 @@ def relaxed_painting(
         return vectors, chosen, distributions.gather(-1, chosen[..., None])[..., 0]
 
     for step, count in enumerate(mask_predict_counts(cells, steps)):
-        if step == 0:  # all cells hold the mask feature, in every image: encode one image
+        if step == 0:  # all cells hold the mask feature, in every image: encode one image, unless dropout makes them differ
             positions = everywhere
-            features = torch.zeros(1, cells, codebook.shape[1], device=device, dtype=codebook.dtype)
-            masked = Places.all(1, cells, device)
+            differing = n if model.training and model.config.dropout else 1
+            features = torch.zeros(differing, cells, codebook.shape[1], device=device, dtype=codebook.dtype)
+            masked = Places.all(differing, cells, device)
         else:
             masked, positions = Places.split(confidences.argsort(dim=1, stable=True), count)
             features = codebook[codes]
@@ -139,7 +140,7 @@ def clip_loss(vectors: Tensor, captions: Sequence[str], generator: nn.Module, sc
 
 
 def feature_loss(vectors: Tensor, target: Tensor, codebook: Tensor) -> Tensor:
-    """Mean squared error of painted vectors to the real picture's, both ``[n, cells, D]``: what UMT 5.2 puts in the place
+    """Mean squared error of painted vectors to the real picture's, both ``[n, cells, D]``: what UMT 5.3 puts in the place
     of the CLIP-based loss ("w/o CLIP-based loss").
 
     In units of the codebook's variance, so that its size does not depend on the detector's.

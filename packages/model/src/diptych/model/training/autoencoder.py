@@ -75,8 +75,8 @@ class AutoencoderTrainingConfig(LoopConfig):
         weight_decay: [1e-5].
         perceptual_weight: of the perceptual loss beside the squared error [0.1].
         commitment_weight: of the squared distance to the codes [0.25].
-        least_crop: pictures are cut to a share drawn from here to 1 of their width and height, then scaled again [0.75]; 1:
-            whole pictures.
+        least_crop: pictures are cut to a square of a share drawn from here to 1 of their area, then scaled again [0.75]; 1: whole
+            pictures.
         decay: of the codebook's moving means [0.99].
         start_pictures: pictures from whose vectors the codebook starts; 0: from the weights it has [0].
         start_step: before this step nothing is quantized [0]: what no code tells is not learned before it, such as colours where the
@@ -84,7 +84,7 @@ class AutoencoderTrainingConfig(LoopConfig):
         dead_share, candidates: codes with fewer vectors than this share of the mean are replaced by vectors of the batch, at most
             so many in a step [0, 0].
         game: an adversarial game beside all this (:mod:`diptych.model.training.game`), whose discriminator reads no codes, since they
-            move; None [None in the paper; the released code has one, without a word on it].
+            move; None [None].
         evaluation: what is measured and shown on val pictures meanwhile; None: nothing.
         clip_norm, ema_decay [0], accumulation, precision [float32], seed, checkpoint_seconds: as in
             :class:`diptych.model.training.config.LoopConfig`.
@@ -127,6 +127,11 @@ class AutoencoderTrainingConfig(LoopConfig):
             raise UserError(
                 "start_step: a codebook that starts later starts from pictures; give start_pictures"
             )
+        if self.start_step and self.ema_decay:
+            raise UserError(
+                "start_step: averages would be of weights from before the codebook's start, which scales them anew; set "
+                "ema_decay or start_step to 0"
+            )
         if bool(self.dead_share) != bool(self.candidates):
             raise UserError("give both of dead_share and candidates, or 0 for both")
 
@@ -144,13 +149,13 @@ class AutoencoderTrainingConfig(LoopConfig):
 
 
 def cropped(pixels: Tensor, drawn: Tensor, least: float) -> Tensor:
-    """Squares of pixels ``[n, 3, S, S]``, each with a side from ``least`` to 1 of S, scaled to S again. ``drawn``: of each picture
-    three numbers in 0..1 for its square's side, row and column, float ``[n, 3]``."""
+    """Squares of pixels ``[n, 3, S, S]``, each with an area from ``least`` to 1 of S * S, scaled to S again. ``drawn``: of each
+    picture three numbers in 0..1 for its square's area, row and column, float ``[n, 3]``."""
     if least == 1:
         return pixels
     size, squares = pixels.shape[-1], []
-    for picture, (of_side, of_row, of_column) in zip(pixels, drawn.tolist(), strict=True):
-        side = round(size * (least + (1 - least) * of_side))
+    for picture, (of_area, of_row, of_column) in zip(pixels, drawn.tolist(), strict=True):
+        side = round(size * math.sqrt(least + (1 - least) * of_area))
         y, x = (int(share * (size - side + 1)) for share in (of_row, of_column))
         square = picture[None, :, y : y + side, x : x + side]
         squares.append(F.interpolate(square, (size, size), mode="bilinear", antialias=True))

@@ -16,7 +16,7 @@ class LoopConfig:
     Attributes:
         steps: steps of the whole run.
         learning_rate: the peak, or all there is where it is constant.
-        weight_decay: on the matrices of linear layers.
+        weight_decay: on the matrices of linear layers and the kernels of convolutions.
         muon: :class:`diptych.model.training.muon.Muon` moves the matrices of a transformer's layers, at so many times the
             learning rate. 0: AdamW moves everything [the papers].
         clip_norm: largest gradient norm that AdamW sees; Muon minds no norm.

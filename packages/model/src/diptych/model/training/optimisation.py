@@ -31,13 +31,13 @@ def build_optimizers(
 def parameter_groups(
     model: nn.Module, weight_decay: float, others: Collection[int] = ()
 ) -> list[dict[str, Any]]:
-    """Group the trained parameters but those whose ids are ``others``: decay the matrices of linear layers; leave embedding
-    tables, LayerNorm, biases and the mask feature alone.
+    """Group the trained parameters but those whose ids are ``others``: decay the matrices of linear layers and the kernels of
+    convolutions; leave embedding tables, LayerNorm, biases and the mask feature alone.
 
     (The papers' code decays everything, even what has no gradient in a step; at their learning rates both hardly
     differ.)
     """
-    decayed = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    decayed = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     trained = [
         parameter
         for parameter in model.parameters()

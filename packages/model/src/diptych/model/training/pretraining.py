@@ -228,10 +228,10 @@ class PretrainingSteps:
                     reported = {"matching_loss": matching.detach()}
                     if not count:
                         return matching, reported
-                    answers = matching.new_zeros(())
-                    if weight:
-                        logits = self.model.answer_logits(states[sent(questions, device)]).float()
-                        answers = weight * F.cross_entropy(logits, sent(wanted, device))
+                    # also where this piece asks nothing: all processes' steps have gradients of the same weights
+                    logits = self.model.answer_logits(states[sent(questions, device)]).float()
+                    reduction = "mean" if weight else "sum"
+                    answers = weight * F.cross_entropy(logits, sent(wanted, device), reduction=reduction)
                 return matching + answers, {**reported, "answer_loss": answers.detach()}
 
             return Piece(share, len(part) * per_image, loss)
