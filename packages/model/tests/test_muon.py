@@ -14,7 +14,7 @@ from diptych.model.networks.image_generator import ImageGenerator, named_config
 from diptych.model.training import muon
 from diptych.model.training.config import LoopConfig
 from diptych.model.training.muon import Muon, inner_matrices, orthogonalised, shares_of
-from diptych.model.training.optimisation import build_optimizers
+from diptych.model.training.optimisation import build_optimizers, parameter_groups
 
 LOOP = LoopConfig(
     steps=6,
@@ -142,3 +142,10 @@ def test_matrices_are_dealt_evenly_also_to_those_of_some_layers() -> None:
         numbers = [sum(each.numel() for each in chosen if owners[each] == rank) for rank in range(2)]
         assert max(numbers) - min(numbers) <= 48 * 12
     assert set(shares_of(matrices, 1).values()) == {0}
+
+
+def test_matrices_and_kernels_decay_and_nothing_else() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LayerNorm(4), nn.Linear(4, 2), nn.Embedding(5, 2))
+    decayed, others = parameter_groups(model, 0.1)
+    assert [tuple(each.shape) for each in decayed["params"]] == [(4, 3, 3, 3), (2, 4)] and decayed["weight_decay"] == 0.1
+    assert len(others["params"]) == 5 and others["weight_decay"] == 0

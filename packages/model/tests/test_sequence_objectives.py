@@ -11,6 +11,7 @@ from architectures import both_architectures
 
 from diptych.model.decoding.caption import encode_images
 from diptych.model.decoding.paint import paint_codes
+from diptych.model.networks.architectures import build_transformer
 from diptych.model.objectives.scst import WORDS_PER_PASS, UnifiedPolicy, paid_words
 from diptych.model.objectives.sequence import clip_loss, feature_loss, relaxed_painting
 
@@ -210,3 +211,13 @@ def test_a_step_along_the_clip_gradient_lowers_the_loss(tiny):
         loss().backward()
         optimizer.step()
     assert loss().item() < before - 0.02
+
+
+@pytest.mark.parametrize(("dropout", "training", "encoded"), [(0.3, True, [2, 2]), (0.3, False, [1, 2]), (0.0, True, [1, 2])])
+def test_pictures_share_a_first_step_only_where_nothing_is_dropped(tiny, monkeypatch, dropout, training, encoded):
+    model = build_transformer(replace(tiny.model.config, dropout=dropout)).train(training)
+    model.set_codebook(tiny.codebook)
+    pictures, encode = [], model.encode_visual
+    monkeypatch.setattr(model, "encode_visual", lambda features, masked: (pictures.append(len(features)), encode(features, masked))[1])
+    relaxed_painting(model, tiny.tokenizer, tiny.codebook, tiny.ids[:2], 2, 1.0, 1.0, recompute=False)
+    assert pictures == encoded
