@@ -10,7 +10,7 @@ import pytest
 
 from diptych.eval.answers.normalisation import normalise_answer
 from diptych.eval.answers.questions import Question, Settings
-from diptych.eval.answers.soft_scores import answer_scores, soft_labels, soft_score
+from diptych.eval.answers.soft_scores import answer_scores, soft_score
 from diptych.eval.answers.vqa import measure_vqa
 from diptych.eval.errors import UserError
 
@@ -91,32 +91,6 @@ def test_an_empty_answer_is_an_answer() -> None:
 def test_leaving_one_out_needs_two(answers: list[str]) -> None:
     with pytest.raises(ValueError, match=f"{len(answers)} answers"):
         answer_scores(answers)
-
-
-def test_labels_of_a_table_are_the_scores_of_its_entries() -> None:
-    generator = np.random.default_rng(0)
-    words = ["2", "two", "Two", "a kite", "kite", "the sea", "sea", "water", "", "t-shirt", "t shirt"]
-    answers = [list(generator.choice(words[:count], 10)) for count in generator.integers(1, len(words), 300)]
-    table = [*words, "none of them"]
-    labels = soft_labels(answers, table)
-    expected = np.array([[soft_score(entry, several) for entry in table] for several in answers])
-    np.testing.assert_allclose(labels.dense(), expected, atol=1e-7)
-    rows = np.array([7, 7, 0, 299])
-    np.testing.assert_allclose(labels.dense(rows), expected[rows], atol=1e-7)
-    predicted = generator.integers(0, len(table), len(answers))
-    np.testing.assert_allclose(labels.score(predicted), expected[np.arange(300), predicted], atol=1e-7)
-    assert labels.shape == (300, 12) and labels.dense(np.array([], int)).shape == (0, 12)
-    assert labels.scores.min() > 0 and 0 < expected.mean() < 1
-
-
-def test_labels_where_the_table_has_no_answer_and_wrong_predictions() -> None:
-    labels = soft_labels([["red"] * 10], ["blue", "sea"])
-    assert labels.score(np.array([1])).tolist() == [0] and not labels.dense().any()
-    for predicted in ([0, 1], [2], [-1]):
-        with pytest.raises(ValueError, match="predictions"):
-            labels.score(np.array(predicted))
-    with pytest.raises(ValueError, match="question 1: 0 answers"):
-        soft_labels([["red"] * 10, []], ["red"])
 
 
 QUESTIONS = [

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from diptych.eval.command.app import main
-from diptych.eval.command.coco import captions_of_files, read_captions, read_predictions
+from diptych.eval.command.coco import ids_of_files, read_captions, read_predictions
 from diptych.eval.errors import UserError
 
 
@@ -74,6 +74,7 @@ def test_encodings_and_gzip(tmp_path: Path, encoding: str, packed: bool) -> None
         (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of git-lfs"),
         (b"PK\x03\x04", "a ZIP archive"),
         (b"<html>", "not JSON: a web page"),
+        (b'{"1": "a cat", "1": "a dog"}', "the key '1' is there twice"),
         (b"\x1f\x8bbroken", "packed by gzip, and damaged"),
         (b'{"1": "a"}\n{"2": "b"}\n', "one JSON value a line"),
         ('{"1": "Käfer"}'.encode("latin-1"), "not in UTF-8 .byte 0xe4 in line 1.; save it as UTF-8"),
@@ -116,7 +117,8 @@ def listing(**names: str) -> dict[str, Any]:
 
 
 def found(folder: Path, content: Any, *names: str) -> list[str | None]:
-    several = captions_of_files(names, read_captions(write(folder / "c.json", content)))
+    file = read_captions(write(folder / "c.json", content))
+    several = [file.captions.get(image_id) for image_id in ids_of_files(names, file)]
     return [texts[0] if texts else None for texts in several]
 
 

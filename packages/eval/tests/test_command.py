@@ -9,10 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from diptych.eval.command import app
 from diptych.eval.command.app import main
-from diptych.eval.command.coco import captions_of_files, read_captions
+from diptych.eval.command.coco import ids_of_files, read_captions
+from diptych.eval.command.shared_store import SharedStore
+from diptych.eval.errors import UserError
+from diptych.eval.figures import Figure
+from diptych.eval.images.embeddings import CHUNK
 from diptych.eval.scorers.clip import ClipConfig, build_clip, save_clip
 
 TINY_CLIP = ClipConfig(32, 32, (1, 1, 1, 1), 8, 4, 8, 32, 1, 2, 20, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -96,7 +102,7 @@ def test_captions_find_their_pictures(files: Path) -> None:
         "3.png",
         "other.jpg",
     ]
-    found = [several[:1] for several in captions_of_files(names, file)]
+    found = [file.captions.get(image_id, [])[:1] for image_id in ids_of_files(names, file)]
     assert found == [["A red kite flies."], ["A red kite flies."], ["Two boats."], ["No."], ["No."], []]
 
 
@@ -126,7 +132,8 @@ def test_pictures_of_two_folders(
     assert records["generated.frechet_judge"]["value"] > 0
     assert records["generated.clip_score_judge"]["n"] == records["real.r_precision_judge"]["n"] == 120
     assert "download weights-inception" in records["generated.fid"]["reason"]
-    assert list((tmp_path / "cache" / "diptych-eval").iterdir()) == [], "what was kept for a rerun is gone"
+    left = [path.name for path in (tmp_path / "cache" / "diptych-eval").iterdir()]
+    assert left == ["ended"], "what was kept for a rerun is gone"
 
     (tmp_path / "generated" / "7.png").write_bytes(b"")
     assert main(arguments) == 1
@@ -145,6 +152,10 @@ def test_pictures_of_two_folders(
         (["--inception", "none.pth"], "none.pth is missing; download"),
         (["--words", "none.json"], "no such word lists"),
         (["--negatives", "0"], "--negatives: must be at least 1"),
+        (["--batch-size", "257"], "--batch-size: must be at most 256"),
+        (["-o", "."], ".: is a folder; give the name of a file"),
+        (["-o", ""], ".: is a folder; give the name of a file"),
+        (["-o", "nowhere/out.json"], "there is no folder nowhere"),
         ([], "nothing to measure pictures with"),
     ],
 )
@@ -155,6 +166,95 @@ def test_wrong_options_are_one_line(
     assert main(["images", str(tmp_path), str(tmp_path), *arguments]) == 1
     shown = capsys.readouterr()
     assert message in shown.err and shown.err.startswith("diptych-eval: ") and shown.err.count("\n") == 1
+
+
+def test_a_failed_write_costs_neither_the_table_nor_the_embeddings(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted: list[bool] = []
+
+    def measure(options) -> list[Figure]:
+        options.when_written = lambda: deleted.append(True)
+        return [Figure("bleu_1", 0.25, 4)]
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(app, "_captions", measure)
+    command = ["captions", "p.json", "r.json", "-o", str(files / "out.json")]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        assert main(command) == 1
+    shown = capsys.readouterr()
+    assert "bleu_1" in shown.out and deleted == []
+    assert shown.err == f"diptych-eval: {files}/out.json could not be written (No space left on device)\n"
+    assert {path.name for path in files.iterdir()} == {"predictions.json", "references.json"}
+    assert main(command) == 0 and deleted == [True]
+
+
+def test_embeddings_of_runs_side_by_side_go_with_the_last(tmp_path: Path) -> None:
+    names = ["shared.npy", "own.npy", "other.npy", "killed.npy"]
+    shared, own, other, killed = (tmp_path / name for name in names)
+    first, second = SharedStore(tmp_path), SharedStore(tmp_path)
+    for path in (shared, own, other, killed):
+        path.touch()
+    first.forget([shared, own])
+    assert shared.exists() and own.exists()
+    second.forget([shared, other])
+    assert {path.name for path in tmp_path.iterdir()} == {"ended", "killed.npy"}
+    SharedStore(tmp_path).forget([killed])
+    assert [path.name for path in tmp_path.iterdir()] == ["ended"] and not (tmp_path / "ended").read_text()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 8 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory\nframe"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB"),
+    ],
+)
+def test_too_little_memory_is_one_line(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(options) -> list[Figure]:
+        raise error
+
+    monkeypatch.setattr(app, "_captions", measure)
+    assert main(["captions", "p.json", "r.json"]) == 1
+    said = capsys.readouterr().err
+    assert "not enough memory" in said and "smaller --resamples" in said and said.count("\n") == 1
+
+
+def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(options) -> list[Figure]:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(app, "_captions", measure)
+    with pytest.raises(RuntimeError, match="shapes"):
+        main(["captions", "p.json", "r.json"])
+
+
+def test_the_largest_batch_is_a_file_of_the_store() -> None:
+    assert app.MOST["batch_size"] == CHUNK
+
+
+def test_a_clip_s_path_may_hold_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diptych.eval.scorers import clip
+
+    monkeypatch.setattr(clip, "load_clip", lambda folder, device: str(folder))
+    monkeypatch.setattr(clip, "load_pretrained_clip", lambda architecture, weights, device: f"{architecture} {weights}")
+    folder = tmp_path / "lr=1"
+    folder.mkdir()
+    for spec, expected in {
+        f"{folder}": ("lr=1", str(folder)),
+        f"judge={folder}": ("judge", str(folder)),
+        "ViT-B-32:a=b.pt": ("clip", "ViT-B-32 a=b.pt"),
+        "b32=ViT-B-32:a=b.pt": ("b32", "ViT-B-32 a=b.pt"),
+    }.items():
+        assert app._read_clip(spec, "cpu") == expected
+    with pytest.raises(UserError, match="no such folder"):
+        app._read_clip(f"{tmp_path}/none=1", "cpu")
 
 
 def test_help_and_usage() -> None:
@@ -172,7 +272,7 @@ def test_help_and_usage() -> None:
             check=False,
         )
         assert done.returncode == status, done.stderr
-        assert "diptych-eval" in done.stdout + done.stderr
+        assert "diptych-eval" in done.stdout + done.stderr and "%%" not in done.stdout
 
 
 @pytest.mark.skipif(not COCO_MINI.is_dir(), reason=f"{COCO_MINI} is not here")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 from pathlib import Path
 
 from PIL import Image
@@ -21,12 +24,18 @@ def test_the_page_holds_figures_and_sheets_and_escapes_names(tmp_path: Path) -> 
     rows = [line for line in text.splitlines() if line.startswith("<tr><td>")]
     assert "<tr><td>l1</td><td>0.01235</td><td>–</td></tr>" in text
     assert "<tr><td>minutes</td><td>–</td><td>3</td></tr>" in text and len(rows) >= 1
-    assert "http" not in text
+    assert "http" not in text and [path.name for path in tmp_path.iterdir()] == ["index.html"]
+
+
+def test_sheets_stay_as_large_as_they_are(tmp_path: Path) -> None:
+    sheet = Image.effect_noise((300, 200), 50)
+    write_comparison(tmp_path / "index.html", "", "", {}, {"ours": sheet})
+    [embedded] = re.findall(r"data:image/png;base64,([^\"]+)", (tmp_path / "index.html").read_text())
+    with Image.open(io.BytesIO(base64.b64decode(embedded))) as kept:
+        assert kept.size == (300, 200)
 
 
 def test_a_contact_sheet_of_two_views_has_no_room_for_prompts() -> None:
-    import io
-
     def png(colour: str) -> bytes:
         content = io.BytesIO()
         Image.new("RGB", (8, 8), colour).save(content, "PNG")

@@ -78,6 +78,20 @@ def test_json_and_table(tmp_path: Path) -> None:
     assert "not run: meteor, spice: Java was not found; install it" in text
 
 
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "figures.json"
+    write_figures([Figure("x", 1.0, 1)], path)
+    before = path.read_bytes()
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        write_figures([Figure("x", 2.0, 1)], path)
+    assert path.read_bytes() == before and [each.name for each in tmp_path.iterdir()] == ["figures.json"]
+
+
 def test_the_hash_is_of_content() -> None:
     assert sha256_of_json({"a": 1, "b": ["ü"]}) == sha256_of_json({"b": ["ü"], "a": 1})
     assert sha256_of_json(["a"]) != sha256_of_json(["b"])

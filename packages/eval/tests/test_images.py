@@ -14,7 +14,7 @@ from diptych.eval.figures import Figure
 from diptych.eval.images.embeddings import FolderPictures
 from diptych.eval.images.frechet import frechet_distance, frechet_interval
 from diptych.eval.images.inception import Inception, inception_score_figure
-from diptych.eval.images.metrics import ImageSettings, measure_images
+from diptych.eval.images.metrics import ImageSettings, _resampled_hard, measure_images
 from diptych.eval.scorers.clip import ClipConfig, build_clip
 from diptych.eval.scorers.clip_score import PROMPT, clip_scores
 from diptych.eval.words import WordLists
@@ -76,7 +76,8 @@ def test_figures_are_those_of_the_metrics_on_tensors(tmp_path: Path, drawn_test)
     hard = [found[f"generated.r_precision_hard_{part}_judge"] for part in ("nouns", "colors")]
     assert hard[0].detail == "1 negatives, words 'drawn'" and hard[1].detail == "2 negatives, words 'drawn'"
     mean = found["generated.r_precision_hard_judge"]
-    assert mean.value == pytest.approx(np.mean([figure.value for figure in hard])) and mean.n == 238
+    assert mean.value == pytest.approx(np.mean([figure.value for figure in hard])) and mean.n == 119
+    assert mean.low <= mean.value <= mean.high
     for name in ("fid", "inception_score", "r_precision_hard_verbs_judge"):
         assert found[f"generated.{name}"].value is None and found[f"generated.{name}"].reason
     assert found["real.clip_score_judge"].reason == "needs the captions of these pictures"
@@ -182,6 +183,24 @@ def test_inception_score_of_known_answers() -> None:
     figure = score(logits)
     assert figure.value == pytest.approx(expected) and figure.low < figure.value < figure.high
     assert score(logits, splits=5).deviation > 0
+
+
+def test_categories_of_one_picture_are_drawn_together() -> None:
+    """What two categories say of the same pictures alike is no more certain than one of them."""
+    wins = np.random.default_rng(0).random(200) < 0.5
+    settings = ImageSettings(resamples=500)
+    one, pictures = _resampled_hard([range(200)], [wins], settings)
+    two, together = _resampled_hard([range(200), range(200)], [wins, wins], settings)
+    assert pictures == together == 200
+    np.testing.assert_allclose(two, one)
+    # a category that a resample lacks has no part in it
+    rare, _ = _resampled_hard([range(200), [7]], [wins, np.ones(1)], settings)
+    assert np.isfinite(rare).all() and rare.min() < 0.6 < rare.max()
+
+
+def test_no_picture_that_can_be_read_is_a_figure_with_a_reason() -> None:
+    figure = inception_score_figure("x", np.zeros((0, 5)), seed=0, resamples=10)
+    assert figure.value is None and "no picture could be read" in figure.reason
 
 
 def test_a_caption_without_a_word_is_scored_as_the_prompt_alone(tmp_path: Path, drawn_test) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from waiting import HOLD, held, kill
 
 from diptych.eval.errors import UserError
+from diptych.eval.images import embeddings
 from diptych.eval.images.embeddings import (
     CHUNK,
     EmbedSettings,
@@ -98,6 +99,35 @@ def test_what_is_stored_is_not_computed_again(tmp_path: Path) -> None:
     Image.new("RGB", (20, 20)).save(folder / "00004.png")
     changed = embed(FolderPictures(folder), [encoder], SETTINGS, store)
     assert sum(calls) == 80 and changed.sha256 != first.sha256
+
+
+def test_pictures_that_could_not_be_read_are_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure of the machine's is not kept as a picture's."""
+    folder, calls = make_folder(tmp_path / "pictures", 20), []
+    pictures, store = FolderPictures(folder), tmp_path / "store"
+    bad = (folder / "00004.png").read_bytes()
+    decode = embeddings.read_picture
+
+    def failing(content: bytes) -> Image.Image:
+        if content == bad:
+            raise UserError("does not fit into memory")
+        return decode(content)
+
+    encoders = [mean_colour(calls=calls), mean_colour("blurred", 2.0)]
+    with monkeypatch.context() as patch:
+        patch.setattr(embeddings, "read_picture", failing)
+        with pytest.raises(UserError, match=r"1 of 20 .*00004\.png: does not fit into memory"):
+            embed(pictures, encoders, SETTINGS, store)
+        some = embed(pictures, encoders, EmbedSettings(16, batch_size=8, threads=2, max_damaged=0.1), store)
+        assert some.readable.sum() == 19 and some.damaged == {"00004.png": "does not fit into memory"}
+        assert sum(calls) == 19, "what is stored is not computed again"
+    whole = embed(pictures, encoders, SETTINGS, store)
+    assert whole.readable.all() and not whole.damaged and sum(calls) == 20
+    undisturbed = embed(pictures, encoders, SETTINGS, tmp_path / "other")
+    for name in ("mean", "blurred"):
+        np.testing.assert_array_equal(whole.rows(name), undisturbed.rows(name))
 
 
 def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(tmp_path: Path) -> None:

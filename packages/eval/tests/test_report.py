@@ -299,6 +299,12 @@ def test_empty_sections_are_left_out_and_bad_targets_named(inputs: ReportInputs,
     assert not (tmp_path / "other.html").exists()
 
 
+def test_answers_alone_have_their_section(tmp_path: Path) -> None:
+    figures = json.loads(figures_json([Figure("answer.accuracy", 0.9, 100, 0.85, 0.95)]))
+    page = written(ReportInputs(title="", profile="", commit="", figures=figures), tmp_path)
+    assert "<h3>Answers</h3>" in page and '<a href="#figures">' in page
+
+
 def test_figures_are_held_against_the_real_pictures_ones(tmp_path: Path) -> None:
     metrics = {"image_generator": {"real.main_object": 0.9, "reconstruction.main_object": 0.84, "l1": 0.02}}
     targets: dict[str, float | str] = {"image_generator.reconstruction.main_object": "x0.93"}
@@ -322,6 +328,8 @@ def test_figures_are_held_against_the_real_pictures_ones(tmp_path: Path) -> None
         ("painted.counts_right", 0.25, "25.0 %"),
         ("painted.counts_said", 0.25, "25.0 %"),
         ("some_count", 0.25, "0.25"),
+        ("answer.accuracy_count", 0.957, "95.7 %"),
+        ("answer.accuracy_color", 0.957, "95.7 %"),
     ],
 )
 def test_numbers_read_as_expected(name: str, value: float | None, text: str) -> None:

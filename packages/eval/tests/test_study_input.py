@@ -92,6 +92,11 @@ def test_tables_that_cannot_be_read(tmp_path: Path, text: str | bytes, words: st
         read_captions(table(tmp_path, text))
 
 
+def test_a_picture_that_json_names_twice(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"c\.json: .*the key '7' is there twice"):
+        read_captions(table(tmp_path, '{"7": "a cat", "7": "a dog"}', "c.json"))
+
+
 @pytest.mark.parametrize("image", ["null", "true", "1.5", "[]", "{}", '""', "NaN", "1e60", "1" * 5000])
 def test_json_whose_images_are_none(tmp_path: Path, image: str) -> None:
     with pytest.raises(UserError, match=r"c\.json: "):

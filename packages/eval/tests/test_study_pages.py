@@ -175,15 +175,41 @@ def test_bad_submissions_are_refused_and_kept_out(
 
 def test_a_choice_is_one_of_three(study: Study, client: TestClient) -> None:
     annotator = study.annotators()[0]
-    position = next(row.position for row in study.answered() if row.annotator == "A01" and row.item.other)
+    while (asked := study.next_question(annotator)).item.other is None:
+        study.add_answer(asked, 0, "thing", None)
+    position, before = asked.position, sum(row.answer is not None for row in study.answered())
     for answer in ("third", "", "first; --"):
         data = {"question": position, "revision": 0, "answer": answer}
         assert client.post(f"/s/{annotator.token}/answer", data=data).status_code == 400
     for seconds in ("nan", "-1", "1e99", "soon"):
         data = {"question": position, "revision": 0, "answer": "tie", "seconds": seconds}
         assert client.post(f"/s/{annotator.token}/answer", data=data).status_code == 303
-    [row] = [row for row in study.answered() if row.answer]
+    row = [row for row in study.answered() if row.answer][before]
     assert (row.answer, row.seconds) == ("tie", None)
+
+
+def test_only_the_next_question_and_the_last_of_its_kind_take_answers(
+    study: Study, client: TestClient
+) -> None:
+    annotator = study.annotators()[0]
+
+    def send(position: int, revision: int) -> int:
+        asked = study.question(annotator, position)
+        answer = "zebra" if asked is not None and asked.item.kind == "hummus" else "second"
+        data = {"question": position, "revision": revision, "answer": answer}
+        return client.post(f"/s/{annotator.token}/answer", data=data).status_code
+
+    assert send(1, 0) == send(0, 1) == 400, "none that comes later, none that was not given"
+    assert send(0, 0) == send(1, 0) == 303
+    assert send(0, 1) == 400, "no earlier one anew"
+    assert send(0, 0) == 303, "twice is once"
+    assert send(1, 1) == send(1, 2) == 303
+    while (asked := study.next_question(annotator)).item.kind == "hummus":
+        assert send(asked.position, 0) == 303
+    assert send(asked.position - 1, 1) == 400, "no hidden word after the next kind has begun"
+    assert send(asked.position, 0) == 303
+    rows = [row for row in study.answered() if row.annotator == annotator.name and row.answer]
+    assert len(rows) == asked.position + 1 and [row.revision for row in rows[:3]] == [0, 2, 0]
 
 
 def test_unknown_links_paths_and_failures_tell_nothing(study: Study, client: TestClient) -> None:
@@ -235,7 +261,10 @@ def test_the_admin_page_follows_the_answers(study: Study, client: TestClient) ->
     assert table.text.count("\n") == study.next_question(study.annotators()[0]).total + 1
     assert client.get(f"{admin}/results.json").json()["preferences"][0]["system_share"]["value"] == 1
     assert client.get(f"{admin}/figure.png").content.startswith(b"\x89PNG")
-    assert b"model-theirs" in client.get(f"{admin}/figure.svg").content
+    figure = client.get(f"{admin}/figure.svg")
+    assert b"model-theirs" in figure.content
+    # as a page of its own the policy would take its inline styles away
+    assert figure.headers["content-disposition"] == 'attachment; filename="figure.svg"'
 
 
 # --- behind a proxy under a path

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from diptych.eval.whole_files import written_whole
+
 RESAMPLES = 1000
 CONFIDENCE = 95.0  # per cent
 # elements of the index arrays of a bootstrap at a time
@@ -137,9 +139,8 @@ def figures_json(figures: Iterable[Figure]) -> str:
 
 def write_figures(figures: Iterable[Figure], path: Path) -> None:
     """Write the JSON list to `path` in one step."""
-    partial = path.with_name(f".partial-{path.name}")
-    partial.write_text(figures_json(figures), encoding="utf-8")
-    partial.replace(path)
+    with written_whole(path) as file:
+        file.write(figures_json(figures).encode())
 
 
 def table(figures: Sequence[Figure]) -> str:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from diptych.eval.errors import UserError
 
@@ -23,6 +24,16 @@ def check_whole(name: str, value: int, least: int, most: int = 2**31 - 1) -> Non
     for wrong, bound in ((value < least, f"at least {least}"), (value > most, f"at most {most}")):
         if wrong:
             raise UserError(f"--{name.replace('_', '-')}: must be {bound}, is {value}")
+
+
+def check_output(path: Path | None) -> None:
+    """Raise UserError where no file of that name can be written; None is none wanted."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}")
 
 
 def resolve_device(device: str) -> str:

@@ -100,7 +100,7 @@ class _Reader:
                         self._id(value, where) for value in self._listed(row["image_ids"], where, "image_ids")
                     ),
                     row.get("group"),
-                    tuple(self._id(value, where) for value in row.get("entailed") or ()),
+                    self._entailed(row, where),
                     None if choices is None else self._choices(choices, where),
                     True if balanced is None else bool(balanced),
                 ),
@@ -175,7 +175,7 @@ class _Reader:
                     f"{types.get('structural') or ''}{f'.{semantic}' if semantic else ''}",
                     (self._id(row["imageId"], where),) if "imageId" in row else (),
                     groups.get("global"),
-                    tuple(self._id(other, where) for other in row.get("entailed") or ()),
+                    self._entailed(row, where),
                     own,
                     bool(row.get("isBalanced", True)),
                 ),
@@ -221,6 +221,11 @@ class _Reader:
 
     def _texts(self, value: Any, where: str, what: str) -> tuple[str, ...]:
         return tuple(self._text(text, where, what) for text in self._listed(value, where, what))
+
+    def _entailed(self, row: dict[str, Any], where: str) -> tuple[str, ...]:
+        others = row.get("entailed")
+        listed = [] if others is None else self._listed(others, where, "entailed")
+        return tuple(self._id(other, where) for other in listed)
 
     def _choices(self, value: Any, where: str) -> Choices:
         valid, plausible = (

@@ -82,7 +82,7 @@ def truths(predictions: dict[str, str | bool], path: Path | str) -> dict[str, bo
 
 
 def _lines(text: str, path: Path | str) -> Iterable[tuple[str, Any, Any]]:
-    for number, row in enumerate(csv.reader(text.splitlines(), skipinitialspace=True), start=1):
+    for number, row in _rows(text, path):
         if not any(cell.strip() for cell in row):
             continue
         judged = truth(row[1]) if len(row) == 2 else None
@@ -92,6 +92,14 @@ def _lines(text: str, path: Path | str) -> Iterable[tuple[str, Any, Any]]:
                 f"{PREDICTION_FORMS}"
             )
         yield f"line {number}", row[0], judged
+
+
+def _rows(text: str, path: Path | str) -> Iterable[tuple[int, list[str]]]:
+    reader = csv.reader(text.splitlines(), skipinitialspace=True)
+    try:
+        yield from enumerate(reader, start=1)
+    except csv.Error as error:  # a line that is too long
+        raise UserError(f"{path}: line {reader.line_num}: {error}; expected {PREDICTION_FORMS}") from None
 
 
 def _objects(content: Any, path: Path | str) -> Iterable[tuple[str, Any, Any]]:

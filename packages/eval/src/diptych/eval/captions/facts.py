@@ -107,32 +107,33 @@ def said_counts(caption: str, labels: Iterable[str]) -> dict[str, int]:
     """How many objects of each of `labels` the caption speaks of, for those that it numbers: "a red kite above two blue kites"
     speaks of three kites.
 
-    A number is what stands before the noun ("a", "one", "two" to "ten", figures), with words between that are no number. A noun
-    without one ("boats", "the boat") may mean any number, or what was named before: its label is left out unless "the" repeats a
-    label that was numbered. Labels of several words are matched as a whole.
+    A number is what stands before the noun ("a", "one", "two" to "ten", figures), with words between that are no number and no
+    "of": "a pair of kites" does not say one. A noun without one ("boats", "the boat") may mean any number, or what was named
+    before: its label is left out unless "the" ("the boat", "the two boats") repeats a label that was numbered. Labels of several
+    words are matched as a whole.
     """
     words, forms = tokenize(caption), label_forms(labels)
     counts: dict[str, int] = {}
     unknown: set[str] = set()
     number: int | None = None  # before the noun that comes next
-    repeated = False
+    repeated = False  # by "the", before that noun
     index = 0
     while index < len(words):
         label, length = label_at(words, index, forms)
         word = words[index]
         if label is not None:
-            if number is not None:
-                counts[label] = counts.get(label, 0) + number
-            elif not (repeated and label in counts):
-                unknown.add(label)
+            if not (repeated and label in counts):
+                if number is None:
+                    unknown.add(label)
+                else:
+                    counts[label] = counts.get(label, 0) + number
             number, repeated = None, False
-        elif word in _ONE:
-            number = 1
-        elif word in NUMBERS:
-            number = NUMBERS[word]
-        elif word.isdecimal():
-            number = int(word)
+        elif word in _ONE or word in NUMBERS or word.isdecimal():
+            number = 1 if word in _ONE else NUMBERS[word] if word in NUMBERS else int(word)
+            repeated = index > 0 and words[index - 1] == "the"
         elif word == "the":
             number, repeated = None, True
+        elif word == "of":
+            number = None
         index += length or 1
     return {label: count for label, count in counts.items() if label not in unknown}

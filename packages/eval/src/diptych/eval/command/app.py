@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import os
 import signal
@@ -14,14 +15,23 @@ from pathlib import Path
 from diptych.eval.command.answers import add_answers
 from diptych.eval.command.coco import FORMS, ids_of_files, read_captions, read_predictions
 from diptych.eval.errors import UserError
-from diptych.eval.figures import RESAMPLES, Figure, table, write_figures
-from diptych.eval.option_values import check_seed, check_whole, quiet_when_closed, resolve_device
+from diptych.eval.figures import RESAMPLES, Figure, figures_json, table
+from diptych.eval.option_values import (
+    check_output,
+    check_seed,
+    check_whole,
+    quiet_when_closed,
+    resolve_device,
+)
 from diptych.eval.processor import fit_torch_threads, usable_cores
+from diptych.eval.whole_files import write_output
 
 INCEPTION_VARIABLE = "DIPTYCH_INCEPTION"
 # diptych.eval.images.inception's, which --help should not load torch for
 _FID_PROTOCOLS = ("diptych", "pytorch-fid")
-MOST = {"image_size": 8192}  # as `diptych paint --size`
+# as `diptych paint --size`; a batch ends with its file of the store (diptych.eval.images.embeddings.CHUNK)
+MOST = {"image_size": 8192, "batch_size": 256}
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory")  # in torch's RuntimeErrors
 _EPILOG = """\
 exit status: 0 measured (what could not be run stands in the table with the reason), 1 an error that its
 one line says how to mend, 2 wrong arguments, 130 interrupted.
@@ -34,22 +44,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # as an exception, so that Java processes and partial files go
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        if options.output and not options.output.parent.is_dir():
-            raise UserError(f"{options.output}: there is no folder {options.output.parent}")
+        check_output(options.output)
         figures = options.measure(options)
-        if options.output:
-            write_figures(figures, options.output)
-        with quiet_when_closed():
-            print(table(figures))
+        try:
+            with quiet_when_closed():
+                print(table(figures))
+        finally:  # also where nobody reads the table
+            if options.output is not None:
+                write_output(options.output, figures_json(figures).encode())
+            options.when_written()
     except UserError as error:
         print(f"diptych-eval: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"diptych-eval: interrupted{options.after_interrupt}", file=sys.stderr)
         return 130
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _OUT_OF_MEMORY):
+            raise
         mend = "smaller --resamples, --batch-size or --image-size need less"
-        print(f"diptych-eval: not enough memory ({error}); {mend}", file=sys.stderr)
+        reason = str(error).partition("\n")[0]
+        print(f"diptych-eval: not enough memory ({reason}); {mend}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"diptych-eval: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
@@ -60,10 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="diptych-eval",
-        description="Measure captions, pictures and answers as the papers do. Every number comes with a 95%% bootstrap interval.",
+        description="Measure captions, pictures and answers as the papers do. Every number comes with a 95% bootstrap interval.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(when_written=lambda: None)
     commands = parser.add_subparsers(required=True, metavar="captions | images | answers")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
@@ -180,7 +196,9 @@ A run that was stopped goes on where it was: the same command again.
         metavar="SHARE",
         help="share of pictures that may be unreadable and are left out (default 0)",
     )
-    images.add_argument("--batch-size", type=int, default=64, help="pictures at a time (default 64)")
+    images.add_argument(
+        "--batch-size", type=int, default=64, help="pictures at a time, 256 at most (default 64)"
+    )
     images.add_argument(
         "--threads",
         type=int,
@@ -233,6 +251,7 @@ def _captions(options: argparse.Namespace) -> list[Figure]:
 
 
 def _images(options: argparse.Namespace) -> list[Figure]:
+    from diptych.eval.command.shared_store import SharedStore
     from diptych.eval.images.embeddings import FolderPictures
     from diptych.eval.images.inception import Inception
     from diptych.eval.images.metrics import ImageSettings, measure_images
@@ -292,7 +311,6 @@ def _images(options: argparse.Namespace) -> list[Figure]:
             raise UserError(f"--clip {spec}: two CLIPs are called {name}; name them: --clip NAME={spec}")
         clips[name] = clip
     inception = Inception(Path(options.inception), device) if options.inception else None
-    store = options.store or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diptych-eval"
     settings = ImageSettings(
         image_size=options.image_size,
         resize=options.resize,
@@ -307,21 +325,27 @@ def _images(options: argparse.Namespace) -> list[Figure]:
         resamples=options.resamples,
         frechet_resamples=options.frechet_resamples,
     )
+    store, shared_store = options.store, None
+    if store is None:
+        store = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diptych-eval"
+        shared_store = SharedStore(store)
     figures, embedded = measure_images(kinds, captions, clips, words, settings, store, inception=inception)
     for kind, each in embedded.items():
         for name, problem in each.damaged.items():
             print(f"left out: {kind} {name}: {problem}", file=sys.stderr)
-        if options.store is None:
-            for part in (part for parts in each.parts.values() for part in parts):
-                part.unlink(missing_ok=True)
+    if shared_store is not None:
+        parts = [part for each in embedded.values() for several in each.parts.values() for part in several]
+        options.when_written = functools.partial(shared_store.forget, parts)
     return figures
 
 
 def _read_clip(spec: str, device: str):
-    """Name and CLIP of NAME=FOLDER or NAME=ARCHITECTURE:WEIGHTS, the name being optional."""
+    """Name and CLIP of NAME=FOLDER or NAME=ARCHITECTURE:WEIGHTS, the name being optional; a path may hold a "=" of its own."""
     from diptych.eval.scorers.clip import load_clip, load_pretrained_clip
 
-    name, _, model = spec.rpartition("=")
+    name, equals, model = spec.partition("=")
+    if Path(spec).is_dir() or not equals or ":" in name or "/" in name:
+        name, model = "", spec
     if Path(model).is_dir():
         return name or Path(model).resolve().name, load_clip(model, device)
     architecture, _, weights = model.partition(":")

@@ -108,11 +108,6 @@ def read_predictions(path: Path | str) -> dict[str, str]:
     return {image_id: texts[0] for image_id, texts in captions.items()}
 
 
-def captions_of_files(names: Sequence[str], file: CaptionFile) -> list[list[str]]:
-    """The captions of each picture file, [] where there are none. See `ids_of_files`."""
-    return [file.captions.get(image_id, []) for image_id in ids_of_files(names, file)]
-
-
 def ids_of_files(names: Sequence[str], file: CaptionFile) -> list[str]:
     """The id of each picture file, "" where the caption file has none for it.
 

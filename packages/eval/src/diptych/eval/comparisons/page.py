@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
+
+from diptych.eval.report.pictures import data_uri
+from diptych.eval.whole_files import written_whole
 
 _STYLE = """
 body { margin: 0 auto; max-width: 90rem; padding: 2rem 1.25rem; color: #23252b; font: 16px/1.5 Georgia, serif; }
@@ -26,7 +28,7 @@ def write_comparison(
     figures: Mapping[str, Mapping[str, float | None]],
     sheets: Mapping[str, Image.Image],
 ) -> None:
-    """Write a self-contained HTML page to `path`.
+    """Write a self-contained HTML page to `path`, whole or not at all.
 
     figures: by row, then by column; a None is a dash. sheets: a contact sheet for each system, by name.
     """
@@ -39,23 +41,24 @@ def write_comparison(
         for name, row in figures.items()
     )
     pictures = "".join(
-        f'<figure><h2>{html.escape(name)}</h2><img src="{_data_uri(sheet)}" alt="{html.escape(name)}"></figure>\n'
+        f'<figure><h2>{html.escape(name)}</h2><img src="{data_uri(_png(sheet), shrink=False)}" alt="{html.escape(name)}"></figure>\n'
         for name, sheet in sheets.items()
     )
-    path.write_text(
+    text = (
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
         f"<style>{_STYLE}</style></head>\n<body>\n<h1>{html.escape(title)}</h1>\n<p>{html.escape(note)}</p>\n"
         f'<table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table>\n<div class="sheets">\n{pictures}</div>\n'
-        "</body>\n</html>\n",
-        encoding="utf-8",
+        "</body>\n</html>\n"
     )
+    with written_whole(path) as file:
+        file.write(text.encode())
 
 
 def _shown(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def _data_uri(picture: Image.Image) -> str:
+def _png(picture: Image.Image) -> bytes:
     content = io.BytesIO()
     picture.save(content, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return content.getvalue()

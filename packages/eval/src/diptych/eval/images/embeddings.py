@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from diptych.eval.errors import UserError
 from diptych.eval.picture_folders import ENDINGS, find_pictures
 from diptych.eval.picture_reader import PictureError, read_pixels
+from diptych.eval.whole_files import written_whole
 
 Resize = Literal["stretch", "crop"]
 RESIZES: tuple[Resize, ...] = ("stretch", "crop")
@@ -138,7 +138,7 @@ def embed(
 
     Every CHUNK pictures become a file in `store`, named by a hash of everything that determines it: the
     contents of its pictures, the resizing and the encoder's key. What is there already, from a run that was
-    killed or one before it, is not computed again.
+    killed or one before it, is not computed again; pictures that could not be read are tried again.
 
     Raises UserError that names the damaged pictures where there are more than settings.max_damaged allows.
     """
@@ -152,31 +152,31 @@ def embed(
             encoder.name: [store / _part_name(encoder, settings, digests[c.start : c.stop]) for c in chunks]
             for encoder in encoders
         }
-        missing = [
-            [encoder for encoder in encoders if not parts[encoder.name][number].is_file()]
-            for number in range(len(chunks))
+        lacking = [
+            _lacking(chunk, {encoder: parts[encoder.name][number] for encoder in encoders})
+            for number, chunk in enumerate(chunks)
         ]
-        done = sum(len(chunk) for chunk, absent in zip(chunks, missing, strict=True) if not absent)
-        damaged: dict[str, str] = {}
+        work = sum(len(indices) for groups in lacking for indices in groups)
+        done = count - len({index for groups in lacking for indices in groups for index in indices})
+        problems: dict[int, str] = {}
         bar = tqdm(
-            total=count,
+            total=done + work,
             initial=done,
             desc=description,
             unit="image",
-            disable=done == count,
+            disable=not work,
             dynamic_ncols=True,
         )
         with bar:
-            for number, (chunk, absent) in enumerate(zip(chunks, missing, strict=True)):
-                if not absent:
-                    continue
-                rows, problems = _embed_chunk(pool, pictures, chunk, absent, settings, bar)
-                damaged |= problems
-                for encoder in absent:
-                    _write(rows[encoder.name], parts[encoder.name][number])
-    readable = np.concatenate([~np.isnan(np.load(path)[:, 0]) for path in parts[encoders[0].name]])
-    for index in np.flatnonzero(~readable).tolist():  # also those that an earlier run found
-        damaged.setdefault(pictures.names[index], "cannot be read")
+            for number, (chunk, groups) in enumerate(zip(chunks, lacking, strict=True)):
+                for indices, some in groups.items():
+                    rows, unread = _embed_some(pool, pictures, indices, some, settings, bar)
+                    problems |= unread
+                    for encoder in some:
+                        _write(rows[encoder.name], parts[encoder.name][number], chunk, indices)
+    readable = np.ones(count, bool)
+    readable[list(problems)] = False
+    damaged = {pictures.names[index]: problem for index, problem in problems.items()}
     if len(damaged) > settings.max_damaged * count:
         named = "; ".join(f"{name}: {problem}" for name, problem in sorted(damaged.items())[:NAMED])
         more = f"; and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
@@ -223,17 +223,30 @@ def weights_sha256(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _embed_chunk(
+def _lacking(chunk: range, parts: dict[Encoder, Path]) -> dict[tuple[int, ...], list[Encoder]]:
+    """The encoders by the indices of the chunk's pictures that their part has no embedding of: of all where it is not there; else
+    of those that could not be read, which may have been the machine's fault."""
+    groups: dict[tuple[int, ...], list[Encoder]] = {}
+    for encoder, part in parts.items():
+        indices = tuple(chunk)
+        if part.is_file():
+            indices = tuple(chunk[place] for place in np.flatnonzero(np.isnan(np.load(part)[:, 0])))
+        if indices:
+            groups.setdefault(indices, []).append(encoder)
+    return groups
+
+
+def _embed_some(
     pool: ThreadPoolExecutor,
     pictures: Pictures,
-    chunk: range,
+    indices: Sequence[int],
     encoders: Sequence[Encoder],
     settings: EmbedSettings,
     bar: tqdm,
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Embeddings float32 [len(chunk), width] by encoder, and what is wrong with damaged pictures by name."""
-    rows = {e.name: np.full((len(chunk), e.width), np.nan, np.float32) for e in encoders}
-    damaged: dict[str, str] = {}
+) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+    """Embeddings float32 [len(indices), width] by encoder, and what is wrong with damaged pictures by index."""
+    rows = {e.name: np.full((len(indices), e.width), np.nan, np.float32) for e in encoders}
+    damaged: dict[int, str] = {}
 
     def decode(index: int) -> dict[str, Tensor] | str:
         try:
@@ -256,10 +269,10 @@ def _embed_chunk(
             batch.clear()
             places.clear()
 
-    decoded = _in_order(pool, decode, chunk, settings.batch_size + settings.threads)
-    for place, (index, image) in enumerate(zip(chunk, decoded, strict=True)):
+    decoded = _in_order(pool, decode, indices, settings.batch_size + settings.threads)
+    for place, (index, image) in enumerate(zip(indices, decoded, strict=True)):
         if isinstance(image, str):
-            damaged[pictures.names[index]] = image
+            damaged[index] = image
         else:
             batch.append(image)
             places.append(place)
@@ -318,12 +331,14 @@ def _part_name(encoder: Encoder, settings: EmbedSettings, digests: Sequence[str]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest() + ".npy"
 
 
-def _write(rows: np.ndarray, path: Path) -> None:
+def _write(rows: np.ndarray, path: Path, chunk: range, indices: Sequence[int]) -> None:
+    """Write a chunk's part, of which `rows` are the embeddings of `indices`; the others are there already."""
+    if len(indices) < len(chunk):
+        if np.isnan(rows).all():
+            return
+        whole = np.load(path)
+        whole[[chunk.index(index) for index in indices]] = rows
+        rows = whole
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
-        with partial.open("wb") as file:
-            np.save(file, rows)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as file:
+        np.save(file, rows)

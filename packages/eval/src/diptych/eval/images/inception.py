@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diptych.eval.errors import UserError
-from diptych.eval.figures import Figure, interval, resampled_means
+from diptych.eval.figures import Figure, interval, not_run, resampled_means
 from diptych.eval.images.embeddings import uint8_tensor
 from diptych.eval.weight_files import (
     UnreadableWeights,
@@ -113,6 +113,8 @@ def inception_score_figure(
     logits [n, classes]. The value is the mean over `splits` parts in a random order, its deviation theirs, as
     the papers report it. The interval is of all pictures together, laid around the value.
     """
+    if not len(logits):
+        return not_run(name, "there is nothing to measure: no picture could be read")
     exponentials = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float64)
     answers = exponentials / exponentials.sum(1, keepdims=True)
     certainty = (answers * np.log(np.maximum(answers, 1e-300))).sum(1, keepdims=True)

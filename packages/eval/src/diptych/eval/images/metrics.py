@@ -340,7 +340,7 @@ class _Kind:
         figure: Callable[..., Figure],
     ) -> list[Figure]:
         settings = self.settings
-        figures, wins_of = [], []
+        figures, wins_of, indices_of = [], [], []
         for category in CATEGORIES:
             swapped = swapped_captions(
                 texts, words, category, settings.seed, settings.hard_negatives, settings.hard_captions
@@ -353,26 +353,36 @@ class _Kind:
             wrong = encode([text for one in swapped for text in one.negatives])
             wins = hard_wins(images, embeddings, swapped, wrong)
             wins_of.append(wins)
+            indices_of.append([one.index for one in swapped])
             of = [chosen[one.index] for one in swapped]
             detail = f"{_negatives(swapped)} negatives, words '{words.name}'"
             figures.append(figure(each, wins, of, detail=detail))
         full = f"{self.kind}.r_precision_hard_{name}"
         if not wins_of:
             return [not_run(full, f"no caption holds a word of the lists '{words.name}'"), *figures]
-        drawn = np.mean(
-            [
-                resampled_means(wins[:, None], settings.seed + number, settings.resamples)[:, 0]
-                for number, wins in enumerate(wins_of)
-            ],
-            axis=0,
-        )
+        drawn, pictures = _resampled_hard(indices_of, wins_of, settings)
         first = next(found for found in figures if found.value is not None)
         mean = Figure(
-            full, float(np.mean([wins.mean() for wins in wins_of])), sum(map(len, wins_of)), *interval(drawn),
+            full, float(np.mean([wins.mean() for wins in wins_of])), pictures, *interval(drawn),
             seed=settings.seed, resize=first.resize, model=first.model, reference_sha256=first.reference_sha256,
             scale=first.scale, detail=f"mean of {len(wins_of)} categories, words '{words.name}'",
         )  # fmt: skip
         return [mean, *figures]
+
+
+def _resampled_hard(
+    indices_of: Sequence[Sequence[int]], wins_of: Sequence[np.ndarray], settings: ImageSettings
+) -> tuple[np.ndarray, int]:
+    """The mean of the categories' shares in every resample, and how many pictures are drawn: all that are in a category, each
+    with all its categories, for these are not independent."""
+    pictures, places = np.unique(np.concatenate(indices_of), return_inverse=True)
+    categories = np.repeat(np.arange(len(wins_of)), [len(wins) for wins in wins_of])
+    won, there = np.zeros((2, len(pictures), len(wins_of)))
+    won[places, categories], there[places, categories] = np.concatenate(wins_of), 1
+    means = resampled_means(np.concatenate([won, there], 1), settings.seed, settings.resamples)
+    won, there = np.split(means, 2, axis=1)
+    with np.errstate(invalid="ignore"):  # a resample may be without a category, which then has no part in it
+        return np.nanmean(won / there, axis=1), len(pictures)
 
 
 def _negatives(swapped: Sequence[Swapped]) -> str:

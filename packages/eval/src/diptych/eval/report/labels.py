@@ -93,7 +93,8 @@ def shown(name: str, value: Any) -> str:
         return f"{value * 100:.1f}"
     if isinstance(value, int) or "vocabulary" in name:
         return f"{value:,.0f}"
-    if _PLAIN.search(name) or not 0 <= value <= 1:
+    # kinds of questions are part of accuracies' names: "answer.accuracy_count" is no count
+    if ("accuracy" not in name and _PLAIN.search(name)) or not 0 <= value <= 1:
         return f"{value:.3g}" if abs(value) < 1 else f"{value:,.2f}"
     return f"{value * 100:.1f} %"
 

@@ -12,11 +12,15 @@ from PIL import Image, ImageDraw
 LARGEST, SMALL_FILE = 256, 4096
 
 
-def data_uri(content: bytes) -> str:
-    """A picture file as it is when it is small, else as WebP, its longer side LARGEST pixels at most."""
+def data_uri(content: bytes, shrink: bool = True) -> str:
+    """A picture file as it is when it is small, else as WebP, its longer side LARGEST pixels at most.
+
+    shrink: False leaves a PNG, JPEG or WebP file of any size as it is.
+    """
     with Image.open(io.BytesIO(content)) as file:
         kind = (file.format or "").lower()
-        if kind not in ("png", "jpeg", "webp") or max(file.size) > LARGEST or len(content) > SMALL_FILE:
+        large = shrink and (max(file.size) > LARGEST or len(content) > SMALL_FILE)
+        if large or kind not in ("png", "jpeg", "webp"):
             picture = file.convert("RGB")
             picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
             buffer = io.BytesIO()

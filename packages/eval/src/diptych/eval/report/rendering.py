@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from diptych.eval.report.pictures import data_uri
+from diptych.eval.whole_files import written_whole
 
 
 def write_page(
@@ -29,6 +29,5 @@ def write_page(
     environment.filters |= {"data_uri": data_uri, **filters}
     text = environment.get_template(template).render(**values)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    with written_whole(path) as file:
+        file.write(text.encode())

@@ -29,6 +29,7 @@ from diptych.eval.study.vocabulary import normal_answer
 
 LONGEST_BODY = 4096
 LONGEST_WORD = 40
+OUT_OF_TURN = "This answer is out of turn. Please open your link again."
 _LIVE_RESAMPLES = 1000
 _HEADERS = {
     "Content-Security-Policy": (
@@ -133,13 +134,17 @@ def make_app(study: Study, prefix: str = "") -> SecurityHeaders:
     def keep_answer(request: Request, fields: dict[str, str]) -> Response:
         annotator = annotator_of(request)
         position, revision = _whole(fields, "question"), _whole(fields, "revision")
+        # before what is asked: an answer that comes in between is then seen as one that was sent twice
+        turn = study.last_question(annotator) if revision else study.next_question(annotator)
         asked = study.question(annotator, position)
         if asked is None:
             raise HTTPException(400, "There is no such question.")
+        if revision >= asked.revision and (turn is None or turn.id != asked.id):
+            raise HTTPException(400, OUT_OF_TURN)
         try:
             study.add_answer(asked, revision, _checked_answer(asked, fields), _seconds(fields))
         except ValueError:
-            raise HTTPException(400, "This answer is out of turn. Please open your link again.") from None
+            raise HTTPException(400, OUT_OF_TURN) from None
         except sqlite3.Error:  # a full disk, a lock that stays
             raise HTTPException(503, "The answer could not be saved. Please try again.") from None
         return RedirectResponse("question", 303)  # beside this address
@@ -175,7 +180,8 @@ def make_app(study: Study, prefix: str = "") -> SecurityHeaders:
     def svg_figure(request: Request) -> Response:
         for_admin(request)
         svg = draw_figure(tally(study, resamples=_LIVE_RESAMPLES), "svg")
-        return Response(svg, media_type="image/svg+xml")
+        # its styles are inline, which the policy of these pages forbids where a browser shows it alone
+        return Response(svg, media_type="image/svg+xml", headers=_attachment("figure.svg"))
 
     def png_figure(request: Request) -> Response:
         for_admin(request)

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import socket
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from diptych.eval.errors import UserError
-from diptych.eval.option_values import check_seed, quiet_when_closed
+from diptych.eval.option_values import check_output, check_seed, quiet_when_closed
 from diptych.eval.study.captions import match_pictures, read_captions
 from diptych.eval.study.plan import KINDS, Plan, make_plan
 from diptych.eval.study.vocabulary import read_vocabulary
 from diptych.eval.text_files import whole_characters
+from diptych.eval.whole_files import write_output
 
 
-def add_parser(subparsers: Any, name: str = "study") -> None:
-    """Hang `study create`, `study serve`, `study links` and `study results` under a command."""
-    parser = subparsers.add_parser(name, help="human study: preferences between pictures, and HUMMUS")
-    _add_commands(parser)
-
-
-def _add_commands(parser: argparse.ArgumentParser) -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """The command's options: `create`, `serve`, `links` and `results`."""
+    parser = argparse.ArgumentParser(prog="diptych-study", description=__doc__)
     commands = parser.add_subparsers(dest="study_command", required=True, metavar="COMMAND")
 
     create = commands.add_parser("create", help="make a study from folders of pictures and their captions")
@@ -105,19 +101,21 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
         "--without-flagged", action="store_true", help="leave out annotators who fail the attention checks"
     )
     results.set_defaults(run=_results)
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`diptych-study` and `python -m diptych.eval.study`: 0, or 1 with one line on stderr."""
-    parser = argparse.ArgumentParser(prog="diptych-study", description=__doc__)
-    _add_commands(parser)
-    options = parser.parse_args(arguments)
+    """`diptych-study` and `python -m diptych.eval.study`: 0, or 1 with one line on stderr, or 130 where it is interrupted."""
+    options = make_parser().parse_args(arguments)
     try:
         with quiet_when_closed():
             options.run(options)
     except UserError as error:
         print(f"diptych-study: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("diptych-study: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -210,7 +208,8 @@ def _serve(options: argparse.Namespace) -> None:
     with listener:
         host = f"[{options.host}]" if ":" in options.host else options.host
         print(f"Admin: http://{host}:{listener.getsockname()[1]}{prefix}/a/{study.admin_token}", flush=True)
-        server.run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # uvicorn has ended the server, and raises the signal once more
+            server.run(sockets=[listener])
 
 
 def _links(options: argparse.Namespace) -> None:
@@ -229,6 +228,8 @@ def _results(options: argparse.Namespace) -> None:
 
     if options.plot is not None and options.plot.suffix.lower() not in (".png", ".svg"):
         raise UserError(f"--plot {options.plot}: the name has to end in .png or .svg")
+    for path in (options.json, options.csv, options.plot):
+        check_output(path)
     study = Study(options.study)
     results = tally(study, resample=options.resample, without_flagged=options.without_flagged)
     for row in results.preferences:
@@ -255,18 +256,8 @@ def _results(options: argparse.Namespace) -> None:
     if flagged:
         print(f"fail the attention checks: {', '.join(flagged)}" + " (left out)" * options.without_flagged)
     if options.json is not None:
-        _write(options.json, json.dumps(results.as_json(), indent=1).encode())
+        write_output(options.json, json.dumps(results.as_json(), indent=1).encode())
     if options.csv is not None:
-        _write(options.csv, answers_csv(study).encode())
+        write_output(options.csv, answers_csv(study).encode())
     if options.plot is not None:
-        _write(options.plot, draw_figure(results, options.plot.suffix[1:].lower()))
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path} could not be written ({error})") from None
+        write_output(options.plot, draw_figure(results, options.plot.suffix[1:].lower()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diptych.eval.study.results import Hummus, Preference, Results
 
@@ -31,11 +31,14 @@ def draw_figure(results: Results, file_format: str) -> bytes:
     kinds = [kind for kind in TITLES if any(row.kind == kind for row in results.preferences)]
     pairs = max((sum(row.kind == kind for row in results.preferences) for kind in kinds), default=0)
     heights = [0.55 * pairs + 0.75 for _ in kinds] + [2.6] * bool(results.hummus)
-    # letters as letters, and the same file for the same results
-    with (
-        _SETTINGS,
-        rc_context({"svg.fonttype": "none", "svg.hashsalt": "study", "font.size": 10, "text.color": _INK}),
-    ):
+    style: dict[str, Any] = {
+        "svg.fonttype": "none",  # letters as letters
+        "svg.hashsalt": "study",  # the same file for the same results
+        "text.parse_math": False,  # names are no formulas
+        "font.size": 10,
+        "text.color": _INK,
+    }
+    with _SETTINGS, rc_context(style):
         figure = Figure(figsize=(8, max(2.0, sum(heights) + 0.7)), layout="constrained")
         if not heights:
             figure.text(0.5, 0.5, "No answers yet", ha="center", color=_MUTED)
@@ -90,18 +93,18 @@ def _draw_hummus(axis: Axes, rows: tuple[Hummus, ...]) -> None:
     systems = list(dict.fromkeys(row.system for row in rows))
     categories = sorted({row.category for row in rows} - {"all"}) + ["all"]
     width = 0.8 / len(systems)
+    bars = {}
     for row in rows:
         number = systems.index(row.system)
         x = categories.index(row.category) + (number - (len(systems) - 1) / 2) * width
         score = row.score
-        axis.bar(
+        bars[row.system] = axis.bar(
             x,
             score.value,
             width * 0.92,
             color=_SYSTEMS[number % len(_SYSTEMS)],
             yerr=[[max(0.0, score.value - score.low)], [max(0.0, score.high - score.value)]],
             error_kw={"ecolor": _INK, "elinewidth": 1.6},
-            label=row.system if row.category == "all" else None,
         )
         axis.text(
             x, score.high + 0.02, f"{score.value:.2f}", ha="center", fontsize=7, color=_INK, clip_on=False
@@ -123,7 +126,10 @@ def _draw_hummus(axis: Axes, rows: tuple[Hummus, ...]) -> None:
         fontweight="bold",
         color=_INK,
     )
-    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    # by hand: a label that begins with "_" is none for matplotlib
+    axis.legend(
+        [bars[name] for name in systems], systems, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0)
+    )
     _calm(axis)
 
 

@@ -85,7 +85,7 @@ def make_plan(
 
     Sides are balanced per annotator and pair of systems. Raises UserError where nothing can be asked.
     """
-    for name, value in (("items", captions_per_pair), ("words", captions_per_category), ("seed", seed + 1)):
+    for name, value in (("items", captions_per_pair), ("masked", captions_per_category), ("seed", seed + 1)):
         if value < 1:
             raise UserError(f"--{name} is too small: {value if name != 'seed' else seed}")
     if annotators < 1 or answers_per_item < 1 or checks_per_kind < 0:

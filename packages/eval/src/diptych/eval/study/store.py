@@ -115,8 +115,8 @@ def create_study(
     except (OSError, sqlite3.Error) as error:
         raise UserError(f"{path} could not be written ({error})") from None
     finally:
-        for leftover in path.parent.glob(partial.name + "*"):
-            leftover.unlink()
+        for ending in ("", "-journal", "-wal", "-shm"):  # SQLite's own files
+            partial.with_name(partial.name + ending).unlink(missing_ok=True)
 
 
 def _write(

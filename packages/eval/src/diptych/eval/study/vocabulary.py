@@ -28,12 +28,15 @@ class Vocabulary:
     """The words that HUMMUS hides.
 
     forms: per category ("noun", "verb", "colour", ...) and word, all spellings that count as that word.
-    hidden: per category and spelling the word it is a form of, only spellings that belong to one category.
-    longest: most words in one entry ("traffic light": 2).
+    hidden: per spelling the category and the word it is a form of, only spellings that belong to one category.
+    telling: per category and word, as `normal_answer` has them, the spellings that would give it away elsewhere in a caption:
+        its own, and those of words that share one with it ("skiing" beside the noun "ski").
+    longest: most words in one spelling ("traffic light": 2).
     """
 
     forms: Mapping[str, Mapping[str, frozenset[str]]]
     hidden: Mapping[str, tuple[str, str]]
+    telling: Mapping[tuple[str, str], frozenset[str]]
     longest: int
 
 
@@ -88,7 +91,12 @@ def _vocabulary_of_file(source: Path) -> Vocabulary:
         rows[category] = [[word, *irregular.get(word, [])] for word in (entry.lower() for entry in words)]
     if not any(rows.values()):
         raise UserError(f"{source}: holds no words")
-    return _vocabulary(rows, ambiguous)
+    vocabulary = _vocabulary(rows, ambiguous)
+    if not vocabulary.hidden:
+        raise UserError(
+            f"{source}: holds no word that may be hidden: each is ambiguous or of two categories; add others"
+        )
+    return vocabulary
 
 
 def _vocabulary(rows: Mapping[str, Sequence[Sequence[str]]], ambiguous: Iterable[str]) -> Vocabulary:
@@ -107,7 +115,26 @@ def _vocabulary(rows: Mapping[str, Sequence[Sequence[str]]], ambiguous: Iterable
                 hidden[spelling] = (category, word)
     for spelling in shared:
         hidden.pop(spelling, None)
-    return Vocabulary(forms, hidden, max(len(spelling.split()) for spelling in hidden))
+    longest = max(
+        len(spelling.split()) for words in forms.values() for each in words.values() for spelling in each
+    )
+    return Vocabulary(forms, hidden, _telling(forms), longest)
+
+
+def _telling(forms: Mapping[str, Mapping[str, frozenset[str]]]) -> dict[tuple[str, str], frozenset[str]]:
+    normal = {
+        (category, word): frozenset(map(normal_answer, spellings))
+        for category, words in forms.items()
+        for word, spellings in words.items()
+    }
+    words_of: dict[str, list[tuple[str, str]]] = {}
+    for key, spellings in normal.items():
+        for spelling in spellings:
+            words_of.setdefault(spelling, []).append(key)
+    return {
+        key: frozenset().union(*(normal[other] for spelling in spellings for other in words_of[spelling]))
+        for key, spellings in normal.items()
+    }
 
 
 def _is_words(value: object) -> bool:
@@ -145,9 +172,19 @@ def _regular_forms(word: str, category: str) -> set[str]:
 def find_masks(caption: str, vocabulary: Vocabulary) -> list[Mask]:
     """Words of a caption that may be hidden, in their order; the longest entry wins ("hot dog" over "dog").
 
-    A word whose other occurrence would give it away is left out.
+    A word that the caption gives away, by another form or a word that shares one, is left out.
     """
     tokens = [(found.group().lower().replace("\u2019", "'"), found) for found in _WORD.finditer(caption)]
+    # every phrase that may be a spelling, as it is compared
+    phrases = [
+        (
+            tokens[first][1].start(),
+            tokens[last][1].end(),
+            normal_answer(" ".join(token for token, _ in tokens[first : last + 1])),
+        )
+        for first in range(len(tokens))
+        for last in range(first, min(first + vocabulary.longest, len(tokens)))
+    ]
     masks, position = [], 0
     while position < len(tokens):
         for length in range(min(vocabulary.longest, len(tokens) - position), 0, -1):
@@ -158,8 +195,15 @@ def find_masks(caption: str, vocabulary: Vocabulary) -> list[Mask]:
                 position += length - 1
                 break
         position += 1
-    words = [mask.word for mask in masks]
-    return [mask for mask in masks if words.count(mask.word) == 1]
+    return [
+        mask
+        for mask in masks
+        if not any(
+            phrase in vocabulary.telling[mask.category, mask.word]
+            and (end <= mask.start or start >= mask.end)
+            for start, end, phrase in phrases
+        )
+    ]
 
 
 @lru_cache(maxsize=100_000)
