@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from pipelines.runner.params import PARAMS_FILE, ParameterError
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -15,16 +18,38 @@ def profiles() -> list[str]:
 
 
 def write_profile(profile: str, target: Path, overrides: Sequence[str] = (), conf: Path = CONF) -> None:
-    """Compose `profile` of `conf` with Hydra overrides ("cluster.k=64") into the parameter file `target`."""
+    """Compose `profile` of `conf` with Hydra overrides ("cluster.k=64") into the parameter file `target`.
+
+    Line breaks within an override, which a long one has in a shell, count as spaces.
+
+    Raises:
+        ParameterError: an override is none, or fits no parameter; `target` stays as it is.
+    """
     from dvc.utils.hydra import compose_and_dump
+    from hydra.errors import HydraException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
 
     conf = conf.absolute()
-    compose_and_dump(target, str(conf), None, "config", str(conf), [f"profile={profile}", *overrides])
+    # Hydra's grammar knows no line breaks
+    changes = [re.sub(r"\s*[\r\n]\s*", " ", override) for override in overrides]
+    try:
+        compose_and_dump(target, str(conf), None, "config", str(conf), [f"profile={profile}", *changes])
+    except (HydraException, OmegaConfBaseException) as error:
+        named = f"{error.override}: " if isinstance(error, OverrideParseException) else ""
+        raise ParameterError(f"profile {profile}: {named}{' '.join(str(error).split())}") from None
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write ./params.yaml. arguments: a profile, by default toybox, and overrides."""
+    name, *changes = arguments or ["toybox"]
+    if name not in profiles():
+        sys.exit(f"there is no profile {name!r}: choose one of {', '.join(profiles())}")
+    try:
+        write_profile(name, PARAMS_FILE, changes)
+    except ParameterError as error:
+        sys.exit(str(error))
+    print(f"{PARAMS_FILE} is now the {name} profile")
 
 
 if __name__ == "__main__":
-    name, *changes = sys.argv[1:] or ["toybox"]
-    if name not in profiles():
-        sys.exit(f"there is no profile {name!r}: choose one of {', '.join(profiles())}")
-    write_profile(name, Path("params.yaml"), changes)
-    print(f"params.yaml is now the {name} profile")
+    main(sys.argv[1:])

@@ -4,8 +4,7 @@ The runs stand still meanwhile: they wait before they store a part, until the fa
 
 | test | what it kills |
 | --- | --- |
-| test_a_killed_actor | a Ray actor's process, SIGKILL |
-| test_an_actor_out_of_memory | one actor's memory: every further allocation fails |
+| test_a_killed_actor_and_one_out_of_memory | one Ray actor's process, SIGKILL, and another's memory: every further allocation fails |
 | test_a_killed_driver_takes_its_actors_along | the driver, SIGKILL |
 | test_a_killed_node | a node of a Ray cluster: its raylet, SIGKILL |
 | test_a_full_disk | the store's disk |

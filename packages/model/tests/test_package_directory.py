@@ -6,6 +6,7 @@ import importlib
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +16,9 @@ import torch
 from PIL import Image
 
 from diptych.model import Diptych
-from diptych.model.decoding.options import CaptionOptions, PaintOptions
+from diptych.model.decoding.options import AnswerOptions, CaptionOptions, PaintOptions
 from diptych.model.errors import UserError
+from diptych.model.networks.architectures import build_transformer
 from diptych.model.packaged.directory import (
     Common,
     read_scorer,
@@ -26,7 +28,7 @@ from diptych.model.packaged.directory import (
     write_sums,
 )
 from diptych.model.packaged.examples import collect_examples, cut_patch, read_examples
-from diptych.model.pretrained import load_transformer
+from diptych.model.pretrained import load_transformer, save_transformer
 from diptych.model.weights import pack_weights, unpack_weights
 
 
@@ -358,3 +360,17 @@ def test_a_patch_is_the_cell_and_its_neighbours() -> None:
     assert np.array_equal(np.asarray(cut_patch(image, 9, 24)), np.asarray(image)[:24, :24])
     corner = np.asarray(cut_patch(image, 0, 24))
     assert not corner[:8].any() and np.array_equal(corner[8:, 8:], np.asarray(image)[:16, :16])
+
+
+def test_a_model_of_statements_alone_keeps_how_they_are_read(parts, tmp_path: Path) -> None:
+    model, tokenizer, codebook = load_transformer(parts.transformer)
+    verifying = build_transformer(replace(model.config, pairs=True))
+    verifying.set_codebook(codebook)
+    save_transformer(tmp_path / "transformer", verifying, tokenizer, codebook)
+    write_package(
+        tmp_path / "package", transformer=tmp_path / "transformer", image_generator=parts.image_generator,
+        detector=parts.detector, captioning=CaptionOptions(length=12), painting=PaintOptions(steps=3),
+        answering=AnswerOptions(length=24),
+    )  # fmt: skip
+    d = Diptych.from_pretrained(tmp_path / "package", device="cpu")
+    assert d.can_verify and not d.can_answer and d.config.answering.length == 24

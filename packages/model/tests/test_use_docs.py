@@ -25,7 +25,7 @@ def blocks(text: str, mark: str = "") -> list[tuple[str, str]]:
 
 
 USE = (REPOSITORY / "docs/use.md").read_text(encoding="utf-8")
-BLOCKS, ABOUT_ANSWERS = blocks(USE), blocks(USE, " answers")
+BLOCKS, ABOUT_ANSWERS, ABOUT_PACKAGES = blocks(USE), blocks(USE, " answers"), blocks(USE, " package")
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 IN_README = blocks(README.partition("## Use it\n")[2].partition("\n## ")[0])
 
@@ -45,6 +45,7 @@ def place(package: Path, pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_there_are_blocks() -> None:
     assert [kind for kind, _ in BLOCKS] == ["python", "python", "python", "sh"]
     assert [kind for kind, _ in ABOUT_ANSWERS] == ["python", "sh"]
+    assert [kind for kind, _ in ABOUT_PACKAGES] == ["python"]
 
 
 def test_python(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,7 +54,7 @@ def test_python(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script.write_text("\n".join(code for kind, code in BLOCKS if kind == "python"))
     runpy.run_path(str(script))
     made = {path.name for path in place.glob("*.png")}
-    assert made == {"kites.png", "reconstruction.png", *(f"kite-{number}.png" for number in range(4))}
+    assert made == {"kites.png", "reconstruction.png", "drawn.png", *(f"kite-{number}.png" for number in range(4))}
     assert len(capsys.readouterr().out.splitlines()) > 10
 
 
@@ -121,3 +122,21 @@ def test_answers(
     printed = capsys.readouterr().out
     assert printed.count("photos/one.jpg") == 6 and '"question_id": 7' in printed
     assert printed.splitlines()[-1] in ("true", "false")
+
+
+def test_a_package_of_parts(
+    place: Path, parts, answering_package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The block that packages a fine-tuned transformer, with the parts where `make run` and `make x-lxmert` leave them."""
+    fine_tuned = answering_package.parent / "transformer"
+    for made, folder in (
+        (fine_tuned, "x_lxmert/gqa_pretrained"),
+        (parts.image_generator, "image_generator"),
+        (parts.detector, "detector"),
+    ):
+        shutil.copytree(made, place / "models" / folder)
+    ((_, code),) = ABOUT_PACKAGES
+    (place / "packaged.py").write_text(code)
+    runpy.run_path(str(place / "packaged.py"))
+    assert (place / "models/gqa_package/SHA256SUMS").is_file()
+    assert len(capsys.readouterr().out.splitlines()) == 1

@@ -37,7 +37,8 @@ def import_checkpoint(
         ),
     ] = None,
 ) -> None:
-    """Turn a checkpoint of X-LXMERT, LXMERT, UNITER, generate-it or Hugging Face's LXMERT into a model directory.
+    """Turn a checkpoint of X-LXMERT, LXMERT, UNITER, generate-it, BERT, X-LXMERT's image generator or L-Verse's AugVAE into a folder of
+    ours.
 
     Nothing of it is executed. OUT/import.json tells what became of every tensor.
     """

@@ -70,7 +70,7 @@ class PackageConfig:
 
     Attributes:
         captioning, painting: the options of whoever gives none; the model card's figures were measured with them.
-        answering: how questions are read, where the transformer has an answer head.
+        answering: how questions are read, and statements, where the transformer has a head for either.
         weights: how matrices of transformer and image generator are stored (:mod:`diptych.model.weights`).
         origin: where the model comes from, such as ``commit``; for the reader only.
         family: ``unified`` or ``l_verse``.
@@ -277,7 +277,7 @@ def write_package(
         out: the folder to make.
         transformer: a model directory (:func:`diptych.model.pretrained.save_transformer`), with tokenizer and codebook.
         image_generator, detector: the folders of these.
-        captioning, painting: what whoever uses the package gets without asking; answering: how its questions are read.
+        captioning, painting: what whoever uses the package gets without asking; answering: how its questions and statements are read.
         examples: of :func:`diptych.model.packaged.examples.collect_examples`.
         common: what packages of all families have.
 
@@ -309,7 +309,8 @@ def write_package(
                 f"{model.config.feature_dim}; take parts of one run"
             )
     table = load_answer_table(transformer, model.config.answers)
-    further = {"answering": asdict(answering or AnswerOptions())} if table else {}
+    reads = table is not None or model.config.pairs
+    further = {"answering": asdict(answering or AnswerOptions())} if reads else {}
     with new_package(out, "unified", model, tokenizer, captioning, painting, common, further) as folder:
         if table is not None:
             table.save(folder)
