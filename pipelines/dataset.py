@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diptych.features.datasets.coco import CocoConfig, read_coco
 from diptych.features.datasets.question_files import QuestionFilesConfig, read_question_files
@@ -21,12 +22,15 @@ from diptych.features.manifest import write_manifest, write_scenes
 from diptych.features.questions import write_questions
 from pipelines.runner.stage import FILE_FACTS, Stage, run
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 
 @dataclass(frozen=True)
 class DatasetParams:
     """source: where the data come from, a dependency of the stage: COCO's folder, or Toybox's own code.
 
-    toybox, coco: one of them, the other is null.
+    toybox, coco: one of them, the other is null. All files and folders of coco lie below source: DVC looks at no other.
     """
 
     source: str
@@ -36,6 +40,32 @@ class DatasetParams:
     def __post_init__(self) -> None:
         if (self.toybox is None) == (self.coco is None):
             raise UserError("give one of toybox and coco, and null for the other")
+        if self.coco is not None:
+            # the other one is not read
+            unread: dict[str, Any] = (
+                {"sources": []} if self.coco.karpathy else {"images": None, "instances": []}
+            )
+            check_below(self.source, replace(self.coco, **unread), "coco")
+
+
+def check_below(source: str, read: Any, key: str) -> None:
+    """Raise UserError for the first path in `read`, a section of parameters or a part of one, that does not lie below `source`.
+
+    Of a stage that depends on `source` alone, DVC would not see that what lies elsewhere has changed. key: of `read`.
+    """
+    if isinstance(read, Path):
+        # as written: a linked folder may lead anywhere, and DVC follows it
+        if not Path(os.path.abspath(read)).is_relative_to(os.path.abspath(source)):
+            raise UserError(
+                f"{key} is {read}, which is not below dataset.source, {source}: when it changed, DVC would not run the "
+                "stage again; put it there, or name a folder that holds both as dataset.source"
+            )
+    elif is_dataclass(read):
+        for field in fields(read):
+            check_below(source, getattr(read, field.name), f"{key}.{field.name}")
+    elif isinstance(read, list):
+        for number, item in enumerate(read):
+            check_below(source, item, f"{key}[{number}]")
 
 
 def main(stage: Stage, params: DatasetParams) -> None:
@@ -54,20 +84,20 @@ def main(stage: Stage, params: DatasetParams) -> None:
             rows = read_coco(params.coco, stage.seed, FILE_FACTS, Path("data/dataset"))
         table = write_manifest(rows, folder / "manifest.parquet")
         write_scenes(table, folder / "scenes.parquet")
-        pictures = dict(zip(table["image_id"].to_pylist(), table["split"].to_pylist(), strict=True))
-        for name, questions in _questions(params, stage.seed, pictures):
+        pictures = set(table["image_id"].to_pylist())
+        for name, questions in _questions(params, stage.seed, table):
             write_questions(questions, folder / f"questions/{name}.parquet", pictures)
 
 
 def _questions(
-    params: DatasetParams, seed: int, pictures: Mapping[str, str]
+    params: DatasetParams, seed: int, manifest: pa.Table
 ) -> Iterator[tuple[str, Iterable[dict[str, Any]]]]:
-    """The names of the tables of questions and their rows. pictures: image_id to split."""
+    """The names of the tables of questions and their rows."""
     if params.toybox is not None:
         yield from toybox_questions(params.toybox, seed)
         return
     assert params.coco is not None
-    yield from questions_of_files(params.coco.questions or QuestionFilesConfig(), pictures)
+    yield from questions_of_files(params.coco.questions or QuestionFilesConfig(), manifest)
 
 
 def toybox_questions(toybox: ToyboxConfig, seed: int) -> Iterator[tuple[str, Iterable[dict[str, Any]]]]:
@@ -78,11 +108,13 @@ def toybox_questions(toybox: ToyboxConfig, seed: int) -> Iterator[tuple[str, Ite
 
 
 def questions_of_files(
-    files: QuestionFilesConfig, pictures: Mapping[str, str]
+    files: QuestionFilesConfig, manifest: pa.Table
 ) -> Iterator[tuple[str, Iterable[dict[str, Any]]]]:
-    """The tables of question files: their names and rows. pictures: image_id to split."""
+    """The tables of question files about a manifest's pictures: their names and rows."""
+    ids, splits, paths = (manifest[name].to_pylist() for name in ("image_id", "split", "path"))
+    pictures, files_of = dict(zip(ids, splits, strict=True)), dict(zip(ids, paths, strict=True))
     for name, sources in (("vqa", files.vqa), ("gqa", files.gqa), ("nlvr2", files.nlvr2)):
-        yield name, read_question_files(sources, pictures)
+        yield name, read_question_files(sources, pictures, files_of)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from diptych.features.manifest import read_manifest
 from diptych.features.shards.writing import write_shards
+from pipelines.runner.params import at_least
 from pipelines.runner.stage import Stage, run
 
 MANIFEST = Path("data/dataset/manifest.parquet")
@@ -17,6 +18,9 @@ class ShardParams:
     """shard_size: samples in one tar."""
 
     shard_size: int
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "shard_size")
 
 
 def main(stage: Stage, params: ShardParams) -> None:

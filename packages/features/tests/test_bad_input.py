@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -361,3 +363,22 @@ def test_shards_need_their_images_and_a_whole_index(dataset: Path) -> None:
     with pytest.raises(UserError, match=r"6\.png: no such image file"):
         write_shards(*arguments)
     assert not (folder / "shards/index.json").exists()
+
+
+def test_leftovers_of_killed_runs_go_when_nobody_can_be_writing_them(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, {"feature_dim": 4})
+    yesterday = time.time() - 25 * 60 * 60
+    for name in (".part-a.parquet.x1", ".part-b.parquet.x2", "part-c.parquet"):
+        (store.folder / name).touch()
+        if "b" not in name:
+            os.utime(store.folder / name, (yesterday, yesterday))
+    store.remove_leftovers()
+    assert sorted(path.name for path in store.folder.iterdir()) == [".part-b.parquet.x2", "_meta.json", "part-c.parquet"]
+
+
+def test_a_damaged_table_of_failures_is_set_aside(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, {"feature_dim": 4})
+    store.record_failures([{"sha256": "1", "kind": "empty", "message": "no bytes"}])
+    (store.folder / "failures-0.parquet").write_bytes(b"PAR1 half")
+    assert store.failures().keys() == {"1"}
+    assert (store.folder / "failures-0.damaged").exists() and not (store.folder / "failures-0.parquet").exists()

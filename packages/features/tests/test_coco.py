@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from waiting import HOLD, held, kill, wait_until
 from diptych.features.datasets import coco
 from diptych.features.datasets.coco import CocoConfig, CocoSource, read_coco
 from diptych.features.errors import UserError
+from diptych.features.files import sha256_of
 from diptych.features.manifest import write_manifest
 
 COCO_MINI = Path(__file__).parents[4] / "shared" / "coco-mini"
@@ -365,3 +367,15 @@ def test_real_photographs(tmp_path: Path, monkeypatch: Any) -> None:
         list(read_coco(config(CocoSource("train", COCO_MINI / "val2017", train.captions, None)), 0))
     with pytest.raises(UserError, match=r"instances_val2017\.json: none of its 79 images"):
         list(read_coco(config(CocoSource("train", train.images, train.captions, sources[1].instances)), 0))
+
+
+def test_a_file_under_two_spellings_is_read_once_and_shifts_no_other(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    source, facts = make(tmp_path), tmp_path / "files.jsonl"
+    change(source.captions, lambda content: content["images"][1].update(file_name="../images/1.jpg"))
+    rows, opened = read_counting(replace(source, instances=None), facts, monkeypatch)
+    assert opened == ["1.jpg", "3.jpg"]
+    for row in rows:
+        assert row["sha256"] == sha256_of(Path(row["path"]))
+        assert (row["width"], row["height"]) == Image.open(row["path"]).size

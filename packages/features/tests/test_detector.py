@@ -1,6 +1,7 @@
 """The detector: its grid features are RoIAlign's, it learns, resumes exactly and loads what it saved."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from diptych.features.detector import (
     save_detector,
     train_detector,
 )
+from diptych.features.detector import training as detector_training
 from diptych.features.detector.training import SceneDataset
 from diptych.features.errors import UserError
 from diptych.features.grid import grid_boxes
@@ -108,17 +110,24 @@ def test_it_learns_to_find_what_it_is_shown(world: tuple[list[dict], Path]) -> N
     assert learnt["attribute_accuracy"] > 0.8
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(world: tuple[list[dict], Path]) -> None:
+def test_a_killed_run_goes_on_to_the_same_weights(
+    world: tuple[list[dict], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows, path = world
     whole, curve = train_detector(TINY, training(6), rows, path, seed=3, device="cpu")
     checkpoints = Memory(stop_after=3)
     with pytest.raises(KeyboardInterrupt):
         train_detector(TINY, training(6), rows, path, seed=3, device="cpu", checkpoints=checkpoints)
     checkpoints.stop_after = None
+    own, read = SceneDataset.batch, []
+    monkeypatch.setattr(
+        SceneDataset, "batch", lambda data, indices: read.append(indices) or own(data, indices)
+    )
     resumed, resumed_curve = train_detector(
         TINY, training(6), rows, path, seed=3, device="cpu", checkpoints=checkpoints
     )
     assert (whole.weights_hash, curve) == (resumed.weights_hash, resumed_curve)
+    assert len(read) == 3  # a fresh start would end with the same weights
 
 
 def test_loading_gives_what_was_saved(world: tuple[list[dict], Path], tmp_path: Path) -> None:
@@ -153,3 +162,39 @@ def test_mistakes_end_in_one_message(world: tuple[list[dict], Path], tmp_path: P
     bare = [{**row, "objects": []} for row in rows]
     with pytest.raises(UserError, match="needs boxes"):
         train_detector(TINY, training(1), bare, path, seed=0, device="cpu")
+
+
+def test_pictures_of_unknown_objects_are_left_out(
+    world: tuple[list[dict], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, path = world
+    unknown = [{**rows[0], "objects": None}, rows[1], {**rows[2], "objects": []}]
+    data = SceneDataset(unknown, path, Detector(TINY, ["kite"], ["red"]))
+    assert [row["image_id"] for row in data.rows] == [row["image_id"] for row in rows[1:3]]
+    assert "left out 1 of 3 pictures whose objects are unknown" in capsys.readouterr().err
+
+
+def test_a_batch_of_damaged_pictures(
+    world: tuple[list[dict], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is measured of it, and training takes the next picture that can be read."""
+    rows, path = world
+    (tmp_path / "empty.jpg").touch()
+    monkeypatch.setattr(detector_training, "MAX_UNREADABLE_SHARE", 0.5)
+    detector = Detector(TINY, ["kite"], ["red"]).eval()
+    few = [rows[0], {**rows[1], "path": str(tmp_path / "empty.jpg")}]
+    assert average_precision(detector, few, path, "cpu", batch_size=1).keys() <= {
+        "map50",
+        "attribute_accuracy",
+    }
+    data = SceneDataset(few, path, detector)
+    batches = detector_training._prefetch(data, replace(training(4), batch_size=1), seed=0, first=0)
+    assert all(torch.equal(images, data.image(0)[None]) for images, _ in batches) and data.unreadable
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("image_size", 8), ("channels", (8, 0, 8, 8)), ("feature_dim", 0)]
+)
+def test_sizes_that_no_network_has_are_named(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least "):
+        replace(TINY, **{name: value})

@@ -11,16 +11,20 @@ import torch
 from PIL import Image
 from torchvision.models.detection.image_list import ImageList
 
+from diptych.features.datasets import picture_folder
 from diptych.features.datasets.picture_folder import write_folder
 from diptych.features.detector import Detector, DetectorConfig, save_detector
 from diptych.features.errors import UserError
+from diptych.features.extraction.claims import Claims
 from diptych.features.extraction.encoder import RegionLoader
-from diptych.features.extraction.extract import EncodingConfig, encode_images
+from diptych.features.extraction.extract import EncodingConfig, _Plan, encode_images
+from diptych.features.extraction.workers import Encoded
 from diptych.features.files import sha256_of
 from diptych.features.images import read_image, resize_square, to_uint8_tensor
 from diptych.features.manifest import read_manifest, write_manifest
 from diptych.features.pictures import DescribedPictures, ManifestPictures, TokenizedPictures
-from diptych.features.store import FeatureReader, Values, code_values
+from diptych.features.ray_cluster import Death
+from diptych.features.store import FeatureReader, FeatureStore, Values, code_values, grid_values
 
 COUNT = 14
 CONFIG = EncodingConfig(
@@ -202,3 +206,97 @@ def test_regions_of_a_detector_are_stored_as_features_are(manifest: Path, tmp_pa
             assert apart[0].argmin() == scores.argmax()
         with pytest.raises(UserError, match="regions are wanted; want fewer"):
             detector.region_features(images, 500)
+
+
+def test_codes_stay_with_their_pictures_when_some_are_left_out(manifest: Path) -> None:
+    encoded(manifest, "tokens")
+    pictures = TokenizedPictures(manifest, "train", manifest.parent / "tokens", "make l-verse")
+    pictures.leave_out({"i0": "damaged", "i4": "damaged"}, 0.5, "key")
+    np.testing.assert_array_equal(pictures.codes(range(8)), expected(manifest, pictures))
+
+
+def test_a_table_that_is_not_written_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, table = tmp_path / "pictures", tmp_path / "scenes.parquet"
+    folder.mkdir()
+    for number in range(8):
+        Image.new("RGB", (8, 8), (number, 2, 3)).save(folder / f"{number}.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(picture_folder, "write_scenes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("sys.argv", ["picture_folder", str(folder), str(table), "--val", "0.5"])
+        with pytest.raises((SystemExit, KeyboardInterrupt)) as ended:
+            picture_folder.main()
+    assert getattr(ended.value, "code", None) == 130 and not table.exists()
+    monkeypatch.setattr("sys.argv", ["picture_folder", str(folder), str(folder / "0.png/x.parquet"), "--val", "0.5"])
+    with pytest.raises(SystemExit, match=r"0.png: .*[Ee]xists|0.png.*: Not a directory"):
+        picture_folder.main()
+
+
+@dataclass(frozen=True)
+class FakeDetector(FakeTokenizer):
+    """Features that are the picture's red, NaN of i3 and infinite of i6."""
+
+    @property
+    def values(self) -> Values:
+        return grid_values(1)
+
+    @property
+    def meta(self) -> dict:
+        return {"detector": "fake", "feature_dim": 1}
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        red = images[:, 0, 4, 4].half()
+        red = torch.where(red == 45, torch.nan, torch.where((red - 90).abs() <= 1, torch.inf, red))
+        return red[:, None, None].expand(-1, 64, 1)
+
+
+def test_features_that_are_not_finite_are_failures(manifest: Path) -> None:
+    with pytest.raises(UserError, match=r"2 of 14 images failed \(1 not_finite, 1 overflow\)"):
+        encoded(manifest, "features", FakeDetector())
+    counts = encoded(manifest, "features", FakeDetector(), replace(CONFIG, max_failed_share=0.2))
+    assert (counts["reused"], counts["failed"]) == (12, 2), "they were not tried again"
+    pictures = DescribedPictures(manifest, "train", manifest.parent / "features", "make it")
+    assert pictures.keys == [f"i{number}" for number in (0, 1, 2, 4, 5, 7, 8, 9)]
+    reds = pictures.images(range(8), 8)[:, 0, 4, 4].half().numpy()
+    np.testing.assert_array_equal(pictures.grid(range(8))[:, 63, 0], reds)
+
+
+class Interrupted(FakeTokenizer):
+    """Is interrupted at its second batch."""
+
+    batches = 0
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        Interrupted.batches += 1
+        if Interrupted.batches == 2:
+            raise KeyboardInterrupt
+        return super().encode(images)
+
+
+def with_a_broken_picture(manifest: Path) -> None:
+    (manifest.parent / "1.png").write_bytes(b"no picture")
+    rows = read_manifest(manifest).to_pylist()
+    rows[1]["sha256"] = sha256_of(manifest.parent / "1.png")
+    write_manifest(rows, manifest)
+
+
+def test_an_interrupted_run_remembers_what_it_found(manifest: Path) -> None:
+    with_a_broken_picture(manifest)
+    with pytest.raises(KeyboardInterrupt):
+        encoded(manifest, "tokens", Interrupted())
+    store = FeatureStore(manifest.parent / "store", {"precision": "float32", **FakeTokenizer().meta})
+    (failure,) = store.failures().values()
+    assert failure["kind"] == "not_an_image" and "i1" in failure["message"]
+
+
+def test_pictures_are_no_failures_while_every_task_dies(manifest: Path) -> None:
+    store, rows = FeatureStore(manifest.parent / "store", FakeTokenizer().meta), read_manifest(manifest).to_pylist()
+    with Claims(store.folder / "runs") as claims:
+        plan = _Plan(rows, manifest, store, claims, replace(CONFIG, batch_size=1), set(), FakeTokenizer())
+        with pytest.raises(UserError, match="tasks in a row died"):
+            while task := plan.next_task():
+                plan.settle(task, Death("out of memory"))
+        assert plan.failed and plan.lasting_failures() == []
+        task = plan.next_task()
+        assert task is not None
+        plan.settle(task, Encoded([0], np.zeros((1, 6), np.uint16), []))
+        assert len(plan.lasting_failures()) == len(plan.failed), "others die, so it is the pictures"

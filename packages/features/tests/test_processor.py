@@ -114,3 +114,11 @@ def test_what_cannot_be_read_limits_nothing(tmp_path: Path, content: str) -> Non
 
 def test_this_machine() -> None:
     assert usable_cores() >= 1 and (cpu_quota() is None or cpu_quota() > 0)
+
+
+def test_a_mount_without_a_source(tmp_path: Path, version: int, four_cores: None) -> None:
+    root = made(tmp_path, version, "/user")
+    mounts = root / "proc/self/mountinfo"
+    mounts.write_text("29 23 0:25 / /mnt rw - tmpfs  rw,size=64k\n" + mounts.read_text())
+    limit(root, version, "user", "200000")
+    assert cpu_quota(root) == 2.0

@@ -293,3 +293,48 @@ def test_options_of_other_forms_are_refused() -> None:
         QuestionSource("gqa", Path("x"), annotations=Path("y"))
     with pytest.raises(ValueError, match="choices belong to the form gqa, not to vqa"):
         QuestionSource("vqa", Path("x"), choices=Path("y"))
+
+
+def own(folder: Path, paths: dict[str, str], *images: Any) -> list[dict]:
+    """Questions about `images` of one's own pictures, ids and paths."""
+    path = save(folder / "own.json", [{"image": image, "question": "What?"} for image in images])
+    source = QuestionSource("plain", path, missing_share=1.0)
+    return read_question_files([source], dict.fromkeys(paths, "train"), paths)
+
+
+def test_a_file_name_is_no_number(tmp_path: Path) -> None:
+    paths = {"000000000010": "../photos/0001.jpg", "000000000001": "../photos/0010.jpg"}
+    asked = ("0001.jpg", "photos/0010.png", 1, "1", "photo_10.jpg", "0002.jpg", "10.jpg")
+    assert [row["image_ids"] for row in own(tmp_path, paths, *asked)] == [
+        ["000000000010"], ["000000000001"], ["000000000001"], ["000000000001"]
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"the id of one picture and the file name of another \(id '0001-0'"):
+        own(tmp_path, paths, "0001")
+
+
+def test_folders_decide_between_files_of_one_name(tmp_path: Path) -> None:
+    paths = {"a": "../photos/left/1.jpg", "b": "../photos/right/1.jpg", "c": "../photos/left/2.png"}
+    rows = own(tmp_path, paths, "right/1.jpg", "photos\\left\\1.jpg", "2.jpg", "c")
+    assert [row["image_ids"] for row in rows] == [["b"], ["a"], ["c"], ["c"]]
+    assert own(tmp_path, paths, "middle/1.jpg") == []
+    with pytest.raises(UserError, match="whose image is the name of several files"):
+        own(tmp_path, paths, "1.jpg")
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    line = json.dumps(
+        {"sentence": "One\u2028dog\x85.", "identifier": "dev-850-0-0", "label": "True"}, ensure_ascii=False
+    )
+    path = tmp_path / "dev.json"
+    path.write_bytes(f"{line}\r\n".encode())
+    (row,) = read_question_files([QuestionSource("nlvr2", path)], PICTURES)
+    assert row["question"] == "One\u2028dog\x85."
+
+
+@pytest.mark.parametrize("score", ("NaN", "Infinity"))
+def test_scores_that_are_no_numbers(score: str, tmp_path: Path) -> None:
+    row = (
+        '[{"answer_type": "other", "img_id": "139", "label": {"tv": %s}, "question_id": 5, "sent": "what?"}]'
+    )
+    with pytest.raises(UserError, match=r"whose label has scores that are no numbers \(id 5"):
+        read_question_files([QuestionSource("lxmert", save(tmp_path / "x.json", row % score))], PICTURES)

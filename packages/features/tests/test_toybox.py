@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,3 +145,28 @@ def test_files_hold_what_the_rows_say(tmp_path: Path) -> None:
     with Image.open(tmp_path / row["path"]) as picture:
         assert picture.size == (row["width"], row["height"]) == (64, 64)
         assert picture.format == "JPEG"
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        (
+            SCENES,
+            {"two": 0.7, "three": 0.5},
+            "two and three are shares of the same scenes, and together 1.2: more than all",
+        ),
+        (SCENES, {"two": -0.1}, "two is a share between 0 and 1, is -0.1"),
+        (SCENES, {"second": float("nan")}, "second is a share between 0 and 1, is nan"),
+        (SCENES, {"jitter": -1.0}, "jitter must be at least 0, is -1.0"),
+        (GRAMMAR, {"usual": 1.5}, "usual is a share between 0 and 1, is 1.5"),
+        (ToyboxConfig(1, 0, 0, 0, 0, 64, SCENES, GRAMMAR), {"val": -1}, "val must be at least 0, is -1"),
+        (
+            ToyboxConfig(1, 0, 0, 0, 0, 64, SCENES, GRAMMAR),
+            {"image_size": 0},
+            "image_size must be at least 1, is 0",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_names_the_parameter(section: Any, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(section, **change)

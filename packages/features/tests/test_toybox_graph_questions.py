@@ -237,3 +237,11 @@ def test_all_three_are_what_the_contract_asks_for(
     for name, asked in (("vqa", build_questions(CONFIG, 0)), ("gqa", rows), ("nlvr2", statements)):
         table = write_questions(asked, tmp_path / f"{name}.parquet", things)
         assert read_questions(tmp_path / f"{name}.parquet").equals(table)
+
+
+def test_more_than_there_is_to_ask_ends() -> None:
+    config = replace(CONFIG, train=2, questions=replace(ASKED, splits=("train",), graph_per_picture=100_000))
+    asked = [
+        row["question"] for row in build_graph_questions(config, 0) if row["image_ids"] == ["train-000000"]
+    ]
+    assert 50 < len(asked) == len({*asked})

@@ -17,6 +17,7 @@ from waiting import HOLD, held, kill
 
 from diptych.features.codebook.reading import load_codebook, read_codes
 from diptych.features.errors import UserError
+from diptych.features.extraction.claims import Claims
 from diptych.features.files import sha256_of
 from diptych.features.importers import xlxmert_features
 from diptych.features.importers.centroids import import_centroids, read_centroids
@@ -450,3 +451,31 @@ def test_the_folder_says_where_it_is_from(manifest: Path, release: list[Path]) -
     run(manifest, release)
     meta = json.loads((manifest.parent / "features/_meta.json").read_text())
     assert set(meta) == {"feature_version", "source", "files", "grid", "feature_dim"} and meta["grid"] == 8
+
+
+def test_what_another_run_works_on_is_left_to_it(
+    manifest: Path, release: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(manifest, release)
+    (folder,) = (manifest.parent / "store").iterdir()
+    for part in folder.glob("part-*"):
+        part.unlink()
+    (left,) = [row["sha256"] for row in read_manifest(manifest).to_pylist() if row["image_id"].endswith("49")]
+    waits = []
+    with Claims(folder / "runs") as another:
+        assert another.claim([left]) == {left}
+
+        def wait(seconds: float) -> None:
+            waits.append(
+                [
+                    sha256
+                    for part in folder.glob("part-*")
+                    for sha256 in pq.read_table(part)["sha256"].to_pylist()
+                ]
+            )
+            another.close()  # it ends without it
+
+        monkeypatch.setattr(xlxmert_features.time, "sleep", wait)
+        assert run(manifest, release)["imported"] == 12
+    assert len(waits) == 1 and len(waits[0]) == 11 and left not in waits[0]
+    np.testing.assert_array_equal(features(manifest)["000000000049"], as_halves(49))

@@ -82,7 +82,8 @@ def control_groups(controller: str, root: Path = ROOT) -> Iterator[Path]:
     for line in mounts:  # 31 23 0:28 /docker/1f /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu
         before, _, after = line.partition(" - ")
         top, place = (_unescaped(field) for field in before.split()[3:5])
-        kind, _, options = after.split()[:3]
+        # the source between them may be empty
+        kind, options = after.partition(" ")[0], after.rpartition(" ")[2]
         if kind not in paths or (kind == "cgroup" and controller not in options.split(",")):
             continue
         mount = root / place.lstrip("/")

@@ -10,7 +10,6 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +63,15 @@ def read_text(path: Path | str, encoding: str | None = None) -> str:
 
 
 def read_json(path: Path | str, expected: str) -> Any:
-    """The content of a JSON file, as `read_text` reads its text. `expected` is what a message says should be there."""
-    return _parsed(read_text(path), path, expected, None)
+    """The content of a JSON file, as `read_text` reads its text. `expected` is what a message says should be there.
+
+    A key that an object has twice is an error: only one of its values would count.
+    """
+    return _parsed(read_text(path), path, expected, lines=False)
 
 
 def read_json_or_lines(path: Path | str, expected: str) -> Any:
-    """As `read_json`; of a file with one JSON value a line, the list of them. A key that an object has twice is an error."""
+    """As `read_json`; of a file with one JSON value a line, the list of them."""
     text = read_text(path)
     first, _, rest = text.lstrip().partition("\n")
     if rest.strip():
@@ -79,11 +81,11 @@ def read_json_or_lines(path: Path | str, expected: str) -> Any:
             pass  # one value over many lines
         else:
             return [
-                _parsed(line, f"{path}: line {number}", expected, _without_repetition)
+                _parsed(line, f"{path}: line {number}", expected, lines=True)
                 for number, line in enumerate(text.split("\n"), start=1)
                 if line.strip()
             ]
-    return _parsed(text, path, expected, _without_repetition)
+    return _parsed(text, path, expected, lines=True)
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -94,14 +96,10 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _parsed(
-    text: str,
-    path: Path | str,
-    expected: str,
-    hook: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None,
-) -> Any:
+def _parsed(text: str, path: Path | str, expected: str, lines: bool) -> Any:
+    """lines: whether the file may have one value a line."""
     try:
-        return json.loads(text, object_pairs_hook=hook)
+        return json.loads(text, object_pairs_hook=_without_repetition)
     except RecursionError:
         raise UserError(
             f"{path}: brackets within brackets, too deep to be read; expected {expected}"
@@ -113,7 +111,7 @@ def _parsed(
         elif text.lstrip().startswith("<"):
             hint = ": a web page or XML"
         elif (
-            not hook
+            not lines
             and isinstance(error, json.JSONDecodeError)
             and error.msg == "Extra data"
             and error.lineno > 1

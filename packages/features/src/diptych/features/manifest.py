@@ -53,7 +53,14 @@ MANIFEST = SCENES.append(pa.field("captions", pa.list_(pa.string()), nullable=Fa
 
 
 def write_manifest(rows: Iterable[dict[str, Any]], path: Path) -> pa.Table:
-    """Write rows as a manifest, atomically; the same rows give the same bytes. Returns the table.
+    """Write rows as a manifest, atomically; the same rows give the same bytes. Returns the table. Errors: see manifest_table."""
+    table = manifest_table(rows, path)
+    write_table(table, path)
+    return table
+
+
+def manifest_table(rows: Iterable[dict[str, Any]], path: Path) -> pa.Table:
+    """Rows as a manifest's table. path: where they are to be written, for messages.
 
     Raises UserError for a row that lacks a column or has a value of another type, an image_id that occurs
     twice or could not name a shard's member, an object without a label or four finite corners, or no rows at all.
@@ -74,7 +81,6 @@ def write_manifest(rows: Iterable[dict[str, Any]], path: Path) -> pa.Table:
         seen.add(row["image_id"])
     table = pa.table([_column(field, rows, path) for field in MANIFEST], schema=MANIFEST)
     _check_objects(table, path)
-    write_table(table, path)
     return table
 
 

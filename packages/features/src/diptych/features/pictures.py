@@ -126,13 +126,12 @@ class StoredPictures(ManifestPictures):
     def __init__(self, table: Path, split: str, folder: Path, made_by: str) -> None:
         super().__init__(table, split)
         self._reader = FeatureReader(folder, made_by)
-        places = {key: place for place, key in enumerate(self._reader.image_ids())}
-        self.only(places.keys())
-        self._places = [places[key] for key in self.keys]
+        self._places = {key: place for place, key in enumerate(self._reader.image_ids())}
+        self.only(self._places.keys())
 
     def stored(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The rows, [n, *shape] in the store's dtype."""
-        return self._reader.rows([self._places[index] for index in indices])
+        return self._reader.rows([self._places[self.keys[index]] for index in indices])
 
 
 class TokenizedPictures(StoredPictures):

@@ -19,6 +19,7 @@ import json
 import mmap
 import os
 import shutil
+import time
 import uuid
 import zlib
 from collections import OrderedDict
@@ -38,6 +39,7 @@ from diptych.features.grid import CELLS
 FEATURE_VERSION = 1
 FAILURES = pa.schema([(name, pa.string()) for name in ("image_id", "path", "sha256", "kind", "message")])
 _ROW_GROUP = 50
+_LEFTOVER_SECONDS = 24 * 60 * 60
 _ONE_PAGE = 2**30  # bytes: more than any row group, so that a row group's features are one run of bytes
 
 
@@ -143,19 +145,11 @@ class FeatureStore:
         Parts that a crash of the machine left unreadable are set aside as `*.damaged` and extracted anew.
         """
         for part in sorted(set(self.folder.glob("part-*.parquet")) - self._seen):
-            try:
-                keys = pq.read_table(part, columns=["sha256"])["sha256"].to_pylist()
-            except FileNotFoundError:  # another run has set it aside
-                continue
-            except (pa.ArrowInvalid, OSError) as error:
-                # the disk's fault or the system's, and not the part's
-                if isinstance(error, OSError) and error.errno is not None:
-                    raise OSError(error.errno, os.strerror(error.errno), str(part)) from None
-                with contextlib.suppress(FileNotFoundError):
-                    part.rename(part.with_suffix(".damaged"))
+            table = _read_or_set_aside(part, ["sha256"])
+            if table is None:
                 continue
             self._seen.add(part)
-            for row, sha256 in enumerate(keys):
+            for row, sha256 in enumerate(table["sha256"].to_pylist()):
                 self._places.setdefault(sha256, (part, row))
         return self._places
 
@@ -167,10 +161,12 @@ class FeatureStore:
         return path
 
     def failures(self) -> dict[str, dict[str, str]]:
-        """What earlier runs could not read, by sha256; an image that was stored since is no failure."""
-        rows = [
-            row for path in self.folder.glob("failures-*.parquet") for row in pq.read_table(path).to_pylist()
-        ]
+        """What earlier runs could not read, by sha256; an image that was stored since is no failure.
+
+        Tables that a crash of the machine left unreadable are set aside as `*.damaged`: their images are tried again.
+        """
+        tables = (_read_or_set_aside(path) for path in self.folder.glob("failures-*.parquet"))
+        rows = [row for table in tables if table is not None for row in table.to_pylist()]
         known = self.known()
         return {row["sha256"]: row for row in rows if row["sha256"] not in known}
 
@@ -178,6 +174,17 @@ class FeatureStore:
         """Remember images that no later run needs to try: rows as `FAILURES` has them."""
         if failures:
             write_failures(failures, self.folder / f"failures-{uuid.uuid4().hex}.parquet")
+
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files that killed runs have left, a day after they were written to for the last time.
+
+        Who writes one now cannot be asked: claims are of runs alone, where the file system has locks, and those who
+        copy parts into the store make none. Nobody writes a part for a day.
+        """
+        for path in self.folder.glob(".*.parquet.*"):
+            with contextlib.suppress(FileNotFoundError):  # it has its name by now, or another run removed it
+                if path.stat().st_mtime < time.time() - _LEFTOVER_SECONDS:
+                    path.unlink()
 
     def link_into(self, out: Path, images: Sequence[tuple[str, str]], part_size: int) -> None:
         """Make the ordinary folder of `images`, (image_id, sha256) in manifest order, all of them known.
@@ -205,6 +212,23 @@ class FeatureStore:
         # Last, because a folder without it is not a feature folder.
         with atomic_path(out / "_meta.json") as temporary:
             shutil.copyfile(self.folder / "_meta.json", temporary)
+
+
+def _read_or_set_aside(path: Path, columns: list[str] | None = None) -> pa.Table | None:
+    """A table of the store; None for one that is damaged, which becomes `*.damaged`, or that another run has set aside.
+
+    Raises OSError that names the file where the disk or the system cannot read it now.
+    """
+    try:
+        return pq.read_table(path, columns=columns)
+    except FileNotFoundError:
+        return None
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(path.with_suffix(".damaged"))
+        return None
 
 
 def _not_mounted(folder: Path) -> UserError:

@@ -56,7 +56,8 @@ def read_json_lines(path: Path) -> list[tuple[int, Any]]:
     Raises UserError as `read_json` does where the file as a whole cannot be read.
     """
     found: list[tuple[int, Any]] = []
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+    # by line feeds alone: `splitlines` also cuts at U+2028 and the like, which stand within JSON's strings
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if line.strip():
             try:
                 found.append((number, json.loads(line)))

@@ -25,6 +25,7 @@ from diptych.features.codebook.reading import CODES
 from diptych.features.errors import UserError
 from diptych.features.files import atomic_path
 from diptych.features.grid import CELLS
+from diptych.features.ranges import check_at_least
 from diptych.features.store import FeatureReader
 
 # Images that are in memory as float32 at a time: half a row group of the store, 13 MB at the papers' size.
@@ -58,9 +59,7 @@ class ClusterConfig:
     seed: int
 
     def __post_init__(self) -> None:
-        for name in ("k", "iterations", "points_per_centroid"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
+        check_at_least(self, 1, "k", "iterations", "points_per_centroid")
 
 
 def build_codebook(
@@ -75,10 +74,11 @@ def build_codebook(
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Cluster the train images' cells and assign every image's; write codebook.safetensors and codes.parquet.
 
-    Memory: the sample as float32, some blocks of 25 images, and three times the centroids, whatever the size of the
-    store. FAISS does the clustering, one iteration of Lloyd's algorithm at a time, each followed by a checkpoint: a
-    run that was killed repeats at most one iteration (of the assignment, half a minute) and ends with the same
-    bytes as an undisturbed one on the same kind of machine with the same number of threads.
+    Memory: the sample as float32, some blocks of 25 images, three times the centroids, and for each image of the store
+    about 300 bytes: its id, sha256, codes and squared distance, and copies of some of them. FAISS does the clustering,
+    one iteration of Lloyd's algorithm at a time, each followed by a checkpoint: a run that was killed repeats at most
+    one iteration (of the assignment, half a minute) and ends with the same bytes as an undisturbed one on the same kind
+    of machine with the same number of threads.
 
     A centroid that no cell is nearest to is replaced after each iteration by a copy of one of a large cluster, both
     pushed apart by 1/1024 (FAISS does it; `splits` of an iteration). Where there are fewer different cells than
@@ -316,8 +316,8 @@ def _overflow(image_ids: list[str]) -> UserError:
     """What is wrong with images whose features are not finite."""
     return UserError(
         f"cluster: features of {len(image_ids)} images are not finite: {', '.join(image_ids[:5])}"
-        f"{', ...' if len(image_ids) > 5 else ''}; the detector's features overflow float16: "
-        "train it anew (`dvc repro -f detector`)"
+        f"{', ...' if len(image_ids) > 5 else ''}; extraction stores none such: remove the folder of the feature store "
+        "that has the same _meta.json and run `dvc repro -f extract`"
     )
 
 

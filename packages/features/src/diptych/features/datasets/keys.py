@@ -6,6 +6,8 @@ import re
 
 from diptych.features.ids import LONGEST, read_id
 
+# COCO's own names of pictures, without their ending; the number is the id
+COCO_NAME = re.compile(r"COCO_[a-z]+20\d\d_(\d{12})")
 _NUMBER = re.compile(r"-?[0-9]+")
 _NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{LONGEST}}}")
 

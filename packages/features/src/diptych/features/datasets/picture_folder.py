@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from diptych.features.errors import UserError
 from diptych.features.images import ImageError, image_size, read_file
-from diptych.features.manifest import write_manifest, write_scenes
+from diptych.features.manifest import manifest_table, write_scenes
 from diptych.features.picture_folders import find_pictures
 from diptych.features.processor import usable_cores
 
@@ -46,8 +46,7 @@ def write_folder(folder: Path, table: Path, val_share: float) -> dict[str, int]:
             f"{folder}: {val} of {len(rows)} pictures are in the split val; give another share by --val, such as 0.1"
         )
     table.parent.mkdir(parents=True, exist_ok=True)
-    # a manifest's checks, of a table that has no captions
-    write_scenes(write_manifest(rows, table), table)
+    write_scenes(manifest_table(rows, table), table)
     return {"images": len(rows), "val": val, "left_out": len(found.files) - len(rows)}
 
 
@@ -92,6 +91,11 @@ def main() -> None:
         counts = write_folder(arguments.folder, arguments.table, arguments.val)
     except UserError as error:
         sys.exit(str(error))
+    except OSError as error:
+        sys.exit(f"{error.filename or arguments.table}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        sys.exit(130)
     print(", ".join(f"{name}: {count}" for name, count in counts.items()))
 
 

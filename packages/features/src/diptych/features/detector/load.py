@@ -29,7 +29,7 @@ def load_detector(
     content, weights = read_folder(folder)
     try:
         detector = _build(content, weights, folder, backend)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{folder / 'config.json'}: not a detector's description ({error}); run `dvc repro -f detector`"
         ) from error

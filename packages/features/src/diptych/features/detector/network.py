@@ -28,6 +28,7 @@ from diptych.features.detector.grid_detector import hash_weights
 from diptych.features.errors import UserError
 from diptych.features.grid import CELLS, cell_targets, grid_boxes, pool_grid
 from diptych.features.images import resize_square, to_uint8_tensor
+from diptych.features.ranges import check_at_least
 
 ARCHITECTURE = "diptych"
 _VERSION = 1  # of what this module computes; a change that changes features raises it
@@ -48,6 +49,12 @@ class DetectorConfig:
     channels: tuple[int, int, int, int]
     pyramid_channels: int
     feature_dim: int
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "channels", "pyramid_channels", "feature_dim")
+        check_at_least(
+            self, 16, "image_size"
+        )  # of the coarsest level, of stride 16, something has to be there
 
 
 class _Block(nn.Module):

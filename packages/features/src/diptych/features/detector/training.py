@@ -63,10 +63,21 @@ class DetectorTrainingConfig:
 
 
 class SceneDataset:
-    """Pictures and detection targets of one split of a scenes table (or manifest)."""
+    """Pictures and detection targets of one split of a scenes table (or manifest).
+
+    Pictures whose objects are unknown (null) are left out and counted on stderr: to learn, or to measure, that nothing is
+    there would be wrong.
+    """
 
     def __init__(self, rows: Sequence[dict[str, Any]], table_path: Path, detector: Detector) -> None:
-        self.rows, self.table_path, self.detector = rows, table_path, detector
+        self.rows = [row for row in rows if row["objects"] is not None]
+        if len(self.rows) < len(rows):
+            left_out = len(rows) - len(self.rows)
+            tqdm.write(
+                f"{table_path}: left out {left_out} of {len(rows)} pictures whose objects are unknown",
+                file=sys.stderr,
+            )
+        self.table_path, self.detector = table_path, detector
         self.unreadable: set[str] = set()
         self._label = {name: number + 1 for number, name in enumerate(detector.labels)}
         self._attribute = {name: number for number, name in enumerate(detector.attributes)}
@@ -82,7 +93,7 @@ class SceneDataset:
     def target(self, index: int) -> dict[str, Tensor]:
         """Boxes in pixels of the resized picture, labels, attributes and the object of each cell."""
         row, size = self.rows[index], self.detector.config.image_size
-        objects = [o for o in row["objects"] or [] if o["label"] in self._label]
+        objects = [o for o in row["objects"] if o["label"] in self._label]
         boxes = torch.tensor([o["bbox"] for o in objects], dtype=torch.float32).reshape(-1, 4)
         scale = torch.tensor([size / row["width"], size / row["height"]]).repeat(2)
         boxes = boxes * scale
@@ -101,7 +112,7 @@ class SceneDataset:
         }
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, list[dict[str, Tensor]]]:
-        """uint8 [n, 3, S, S] and the targets, without pictures that cannot be read.
+        """uint8 [n, 3, S, S] and the targets, without pictures that cannot be read; n may be 0.
 
         Raises UserError when those are more than MAX_UNREADABLE_SHARE of the split.
         """
@@ -113,7 +124,9 @@ class SceneDataset:
                 self._skip(self.rows[index]["image_id"], error)
                 continue
             targets.append(self.target(index))
-        return torch.stack(images), targets
+        size = self.detector.config.image_size
+        none = torch.empty(0, 3, size, size, dtype=torch.uint8)
+        return torch.stack(images) if images else none, targets
 
     def _skip(self, image_id: str, error: ImageError) -> None:
         if image_id not in self.unreadable:
@@ -219,9 +232,16 @@ def _prefetch(
     """Batches from step `first` on, one read ahead while the network works."""
     with ThreadPoolExecutor(1) as pool:
 
+        def batch(indices: list[int]) -> tuple[Tensor, list[dict[str, Tensor]]]:
+            images, targets = data.batch(indices)
+            while not targets:  # the next pictures instead: `data` raises before it has none
+                indices = [(index + 1) % len(data) for index in indices]
+                images, targets = data.batch(indices)
+            return images, targets
+
         def read(step: int) -> Future[tuple[Tensor, list[dict[str, Tensor]]]]:
             indices = batch_indices(len(data), config.batch_size, seed, step)
-            return pool.submit(data.batch, indices.tolist())
+            return pool.submit(batch, indices.tolist())
 
         following = read(first)
         for step in range(first, config.steps):
@@ -254,6 +274,8 @@ def average_precision(
     right = total = 0
     for start in tqdm(range(0, len(data), batch_size), desc="mAP", unit="batch", mininterval=1):
         images, targets = data.batch(range(start, min(start + batch_size, len(data))))
+        if not targets:
+            continue
         images = images.to(device).float() / 255
         for offset, (target, detection) in enumerate(zip(targets, detector.detect(images), strict=True)):
             truth += [

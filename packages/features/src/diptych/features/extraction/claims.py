@@ -14,7 +14,7 @@ import os
 import socket
 import sys
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Self
@@ -59,6 +59,18 @@ class Claims:
             self._write()
         return granted
 
+    def take(self, keys: Sequence[str], stored: Callable[[], Collection[str]]) -> tuple[list[str], list[str]]:
+        """Those of `keys` that are this run's until it releases them, and those that other living runs work on.
+
+        stored: looks up what is stored by now; that is neither.
+        """
+        granted = self.claim(keys)
+        # Looked up after claiming: what was stored before the claim is seen, what comes later is ours.
+        known = stored()
+        self.release({key for key in granted if key in known})
+        missing = [key for key in keys if key not in known]
+        return [key for key in missing if key in granted], [key for key in missing if key not in granted]
+
     def release(self, keys: Collection[str]) -> None:
         """Give back claimed keys, after what was made of them has been stored."""
         self._mine -= set(keys)
@@ -72,14 +84,6 @@ class Claims:
             self._path.unlink(missing_ok=True)
             self._file.close()
             self._file = None
-
-    def living(self) -> set[str]:
-        """Names of the runs that are alive, this one included."""
-        if self._file is None:
-            return {self.name}
-        with self._exclusive():
-            self._claimed_by_others()
-            return {path.stem for path in self.folder.glob("*.claim")}
 
     @property
     def _path(self) -> Path:

@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 Failure = dict[str, str]  # sha256, kind, message
 
-# What is wrong with the bytes themselves stays wrong. Other failures (a missing file, one that may not be read) are
+# What is wrong with the bytes themselves, or what the network makes of them, stays wrong. Other failures (a missing file, one that may not be read) are
 # somebody's to mend, and tried again by every run.
-LASTING = ("empty", "not_an_image", "truncated", "too_large", "kills_workers")
-# tasks that die with their workers while none is finished, besides those that the workers of one lost node can take with them: the
-# machine's fault and not a picture's
+LASTING = ("empty", "not_an_image", "truncated", "too_large", "kills_workers", "not_finite", "overflow")
+# tasks that die with their workers while none is finished, besides all that its workers can take with them at once, when nodes
+# are lost: the machine's fault and not a picture's
 DEATHS_IN_A_ROW = 12
 
 
@@ -123,8 +123,7 @@ def encode_images(
     rows = table.select(["image_id", "sha256", "path", "width", "height"]).to_pylist()
     remembered = {} if config.retry_failed else store.failures()
     with Claims(store.folder / "runs") as claims:
-        if claims.living() == {claims.name}:
-            _remove_leftovers(store.folder)
+        store.remove_leftovers()
         brought = {}
         if elsewhere is not None:
             wanted = [row["sha256"] for row in rows if row["sha256"] not in remembered]
@@ -141,24 +140,26 @@ def encode_images(
                 precision=precision,
                 section=section,
             )
-            with (
-                tqdm(
-                    total=len(rows),
-                    initial=len(rows) - images,
-                    unit="image",
-                    desc=section.rpartition(".")[2],
-                    mininterval=1,
-                ) as bar,
-                closing(open_pool(worker_config, workers, config.ray_address)) as pool,
-            ):
-                while not plan.finished:
-                    while pool.has_room and (task := plan.next_task()) is not None:
-                        pool.submit(task)
-                    for task, outcome in pool.collect(seconds=0.5):
-                        plan.settle(task, outcome)
-                    bar.set_postfix(failed=len(plan.failed), refresh=False)
-                    bar.update(images - plan.images_left - (bar.n - bar.initial))
-    store.record_failures([f for f in plan.failed.values() if f["kind"] in LASTING])
+            try:
+                with (
+                    tqdm(
+                        total=len(rows),
+                        initial=len(rows) - images,
+                        unit="image",
+                        desc=section.rpartition(".")[2],
+                        mininterval=1,
+                    ) as bar,
+                    closing(open_pool(worker_config, workers, config.ray_address)) as pool,
+                ):
+                    while not plan.finished:
+                        while pool.has_room and (task := plan.next_task()) is not None:
+                            pool.submit(task)
+                        for task, outcome in pool.collect(seconds=0.5):
+                            plan.settle(task, outcome)
+                        bar.set_postfix(failed=len(plan.failed), refresh=False)
+                        bar.update(images - plan.images_left - (bar.n - bar.initial))
+            finally:  # also what a run that is interrupted has found
+                store.record_failures(plan.lasting_failures())
 
     failed = remembered | plan.failed
     bad = [
@@ -244,6 +245,7 @@ class _Plan:
         self._tasks: deque[Task] = deque()
         self._parts_begun = 0
         self._deaths_in_a_row, self._most_deaths = 0, DEATHS_IN_A_ROW + IN_FLIGHT * workers
+        self._suspects: set[str] = set()  # images that are failures by deaths of this row
 
     @property
     def finished(self) -> bool:
@@ -263,7 +265,14 @@ class _Plan:
             self._settle_death(task, outcome)
             return
         self._deaths_in_a_row = 0
+        self._suspects.clear()
         self._settle(task, outcome)
+
+    def lasting_failures(self) -> list[Failure]:
+        """Failures that no later run needs to try. While tasks die one after the other, whether a picture kills its workers
+        or the machine does is not known."""
+        unknown = frozenset() if self.finished else self._suspects
+        return [f for f in self.failed.values() if f["kind"] in LASTING and f["sha256"] not in unknown]
 
     def _settle(self, task: Task, outcome: Encoded) -> None:
         part = self._open[task.part]
@@ -279,12 +288,11 @@ class _Plan:
 
     def _begin(self, images: list[Image]) -> None:
         """Open a part with those of `images` that nobody has stored and nobody else is working on."""
-        granted = self.claims.claim([image.sha256 for image in images])
-        # Looked up after claiming: what was stored before the claim is seen, what comes later is ours.
-        known = self.store.known()
-        self.claims.release(granted & known.keys())
-        mine = [image for image in images if image.sha256 in granted and image.sha256 not in known]
-        others = [image for image in images if image.sha256 not in granted and image.sha256 not in known]
+        by_sha256 = {image.sha256: image for image in images}
+        mine, others = (
+            [by_sha256[sha256] for sha256 in sha256s]
+            for sha256s in self.claims.take(list(by_sha256), self.store.known)
+        )
         self.images_left -= len(images) - len(mine) - len(others)
         if others:
             self._waiting.append(others)
@@ -314,6 +322,7 @@ class _Plan:
             self._tasks.appendleft(replace(task, deaths=deaths))
         elif len(task.images) == 1:
             message = f"{task.images[0].file}: every worker that reads it dies ({death.reason})"
+            self._suspects.add(task.images[0].sha256)
             self._settle(task, Encoded([], self._empty(0), [(0, "kills_workers", message)]))
         else:
             middle = len(task.images) // 2
@@ -335,9 +344,3 @@ class _Plan:
 
     def _fail(self, image: Image, kind: str, message: str) -> None:
         self.failed[image.sha256] = {"sha256": image.sha256, "kind": kind, "message": message}
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of runs that were killed while they wrote."""
-    for path in folder.glob(".*.parquet.*"):
-        path.unlink(missing_ok=True)

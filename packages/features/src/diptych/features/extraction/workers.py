@@ -114,12 +114,15 @@ class EncodingWorker:
             return error
 
     def forward(self, decoded: Decoded) -> Encoded:
-        """Rows of what was decoded, images of equal size together."""
-        done, rows = [], []
+        """Rows of what was decoded, images of equal size together; those that are not finite numbers are failures."""
+        done, rows, failed = [], [self._encoded([])], list(decoded.failed)
         for indices, images in decoded.batches():
-            rows.append(self._encode(images))
-            done += indices
-        return Encoded(done, np.concatenate(rows) if rows else self._encoded([]), decoded.failed)
+            encoded = self._encode(images)
+            finite = np.isfinite(encoded).reshape(len(encoded), -1).all(axis=1)
+            rows.append(encoded if finite.all() else encoded[finite])
+            done += [index for index, good in zip(indices, finite, strict=True) if good]
+            failed += [(indices[place], *_not_finite(encoded[place])) for place in np.flatnonzero(~finite)]
+        return Encoded(done, np.concatenate(rows), failed)
 
     def _encode(self, images: torch.Tensor) -> np.ndarray:
         """[n, *shape]; where memory does not suffice for all images at once, in halves."""
@@ -140,6 +143,13 @@ class EncodingWorker:
         """Rows as the store has them."""
         values = self.encoder.values
         return np.asarray(rows, values.dtype).reshape(-1, *values.shape)
+
+
+def _not_finite(row: np.ndarray) -> tuple[str, str]:
+    """Kind and message of a row that no later stage could use."""
+    if np.isnan(row).any():
+        return "not_finite", "the network makes NaN of this picture"
+    return "overflow", f"the network makes numbers of this picture that {row.dtype} does not hold"
 
 
 @dataclass

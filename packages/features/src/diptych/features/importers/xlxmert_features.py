@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import re
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,7 +24,9 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
+from diptych.features.datasets.keys import COCO_NAME
 from diptych.features.errors import UserError
+from diptych.features.extraction.claims import Claims
 from diptych.features.file_facts import FileFacts
 from diptych.features.files import atomic_path
 from diptych.features.grid import CELLS, GRID
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
 
 SOURCE = "X-LXMERT release"
 UNUSED = pa.schema([("file", pa.string()), ("image_id", pa.string())])
+_WAIT_SECONDS = 0.5  # between two looks at what other runs work on
 _FLOAT16_ENDS = 65_520  # what is at least this large rounds to infinity, what is below to 65504 at most
-_COCO_NAME = re.compile(r"COCO_[a-z]+20\d\d_(\d{12})")
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,9 @@ def import_features(
             "feature_dim": feature_dim,
         }
         store = FeatureStore(store_root, meta)
-        imported = _import(rows, places, opened, store, failures, part_size)
+        with Claims(store.folder / "runs") as claims:
+            store.remove_leftovers()
+            imported = _import(rows, places, opened, store, claims, failures, part_size)
     good = [(row["image_id"], row["sha256"]) for row in rows if row["sha256"] not in failures.by_sha256]
     store.link_into(out, good, part_size)
     write_failures(failures.rows(), out / "failures.parquet")
@@ -131,10 +135,14 @@ def _import(
     places: Mapping[str, _Place],
     opened: Mapping[Path, h5py.File],
     store: FeatureStore,
+    claims: Claims,
     failures: _Failures,
     part_size: int,
 ) -> int:
-    """Store what the store does not know, in the manifest's order; returns how many images that were."""
+    """Store what the store does not know, in the manifest's order; returns how many images that were.
+
+    Images that another living run has claimed are left to it, and come back only if it dies.
+    """
     ids: dict[str, str] = {}
     for row in rows:
         if row["sha256"] in places:
@@ -149,12 +157,16 @@ def _import(
     with tqdm(
         total=len(ids), initial=len(ids) - len(wanted), unit="image", desc="import", mininterval=1
     ) as bar:
-        for part in parts:
-            known = store.known()  # another run may have stored some by now
+        waiting = deque(wanted[part] for part in parts)
+        while waiting:
+            part = waiting.popleft()
+            mine, others = claims.take(part, store.known)
+            if others:
+                waiting.append(others)
+                if not mine:
+                    time.sleep(_WAIT_SECONDS)
             good: list[str] = []
-            for sha256 in wanted[part]:
-                if sha256 in known:
-                    continue
+            for sha256 in mine:
                 place = places[sha256]
                 _read(opened[place.file], place, values)
                 largest = max(float(values.max()), -float(values.min()))  # NaN if any is
@@ -171,8 +183,9 @@ def _import(
                 store.append(
                     [ids[s] for s in good], good, features[: len(good)].reshape(len(good), CELLS, -1)
                 )
+            claims.release(mine)
             imported += len(good)
-            bar.update(len(wanted[part]))
+            bar.update(len(part) - len(others))
     return imported
 
 
@@ -189,7 +202,7 @@ class _Names:
                         f"{self._places[group].file} and {file}: both have features of {group}; give one"
                     )
                 self._places[group] = place = _Place(file, group)
-                if match := _COCO_NAME.fullmatch(group):
+                if match := COCO_NAME.fullmatch(group):
                     self._by_digits[match[1]] = place
         self.first = next(iter(self._places), "no image")
 

@@ -120,8 +120,9 @@ def _rows(
     manifest_folder: Path | None,
 ) -> Iterator[dict[str, Any]]:
     with FileFacts(facts_file) as known:
+        # two spellings of a path (a.jpg, b/../a.jpg) are one file, which is read once and known to `known` by this name
         paths = {
-            image.path: None
+            os.path.abspath(image.path): None
             for image, status in zip(images, found, strict=True)
             if not known.get(image.path, status)
         }
@@ -134,7 +135,11 @@ def _rows(
                 facts = known.get(image.path, status)
                 try:
                     if facts is None:
-                        facts = next(results)
+                        path, facts = next(results, ("", {}))
+                        if path != os.path.abspath(image.path):
+                            raise UserError(
+                                f"{image.path}: the file changed while the dataset was read; run `dvc repro dataset` again"
+                            )
                         known.add(image.path, status, facts)
                         bar.update()
                     elif image.boxes and "orientation" not in facts:  # kept by an older version
@@ -159,17 +164,19 @@ def _rows(
                 }
 
 
-def _read_ahead(paths: list[Path]) -> Generator[dict[str, Any], None, None]:
-    """sha256 and size of files, in their order, read by several threads a little ahead of who asks."""
+def _read_ahead(paths: list[str]) -> Generator[tuple[str, dict[str, Any]], None, None]:
+    """Each path with the sha256 and size of its file, in their order, read by several threads a little ahead of who asks."""
     with ThreadPoolExecutor(usable_cores() + 4) as pool:  # some wait for the disk
-        running: deque[Future[dict[str, Any]]] = deque()
+        running: deque[tuple[str, Future[dict[str, Any]]]] = deque()
         try:
             for path in paths:
-                running.append(pool.submit(_look_at, path))
+                running.append((path, pool.submit(_look_at, Path(path))))
                 if len(running) > _AHEAD:
-                    yield running.popleft().result()
+                    first, facts = running.popleft()
+                    yield first, facts.result()
             while running:
-                yield running.popleft().result()
+                first, facts = running.popleft()
+                yield first, facts.result()
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from diptych.features.datasets.bad_rows import BadRow, BadRows
-from diptych.features.datasets.keys import image_key
+from diptych.features.datasets.keys import COCO_NAME, image_key
 from diptych.features.datasets.question_files.config import QuestionFilesConfig, QuestionSource
 from diptych.features.datasets.question_files.forms import READERS, Draft
 from diptych.features.errors import UserError
@@ -20,18 +22,21 @@ _NAMED = 5  # pictures that a message names
 
 
 def read_question_files(
-    sources: Sequence[QuestionSource], pictures: Mapping[str, str]
+    sources: Sequence[QuestionSource], pictures: Mapping[str, str], paths: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
     """The questions of files as rows for `write_questions`, in the files' order.
 
-    pictures: image_id to split of the pictures there are, as the manifest has them. Files may name pictures by number
-    (139), by COCO's file names (COCO_train2014_000000000139) or by file name.
+    pictures: image_id to split of the pictures there are, as the manifest has them; paths: image_id to path. Files may
+    name pictures by id (139), by COCO's file names (COCO_train2014_000000000139), or by the name of their file.
 
     Rows that cannot be used are left out and told with their ids; more than one in a hundred of a file
     (`bad_rows.MAX_BAD_SHARE`) refuse it. So do questions about pictures that are not there, above `missing_share`.
     Raises UserError for these, for a file that is missing or of another form, and for an id that two files have.
     """
     rows: list[dict[str, Any]] = []
+    if not sources:
+        return rows
+    known = _Pictures(pictures, paths or {})
     first: dict[str, QuestionSource] = {}
     for source in sources:
         bad = BadRows(source.questions, "questions")
@@ -40,7 +45,7 @@ def read_question_files(
         for draft in READERS[source.form](source, tell):
             bad.total += 1
             try:
-                row = _row(draft, source, pictures, missing)
+                row = _row(draft, source, known, missing)
                 if row is None:
                     continue
                 before = first.get(row["question_id"])
@@ -59,8 +64,63 @@ def read_question_files(
     return rows
 
 
+class _Pictures:
+    """The pictures there are: their splits by id, and what their files are called."""
+
+    def __init__(self, splits: Mapping[str, str], paths: Mapping[str, str]) -> None:
+        self.splits, self._paths = splits, paths
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        self._by_stem: dict[str, list[str]] = defaultdict(list)  # names without their endings
+        for image_id, path in paths.items():
+            self._by_name[PurePosixPath(path).name].append(image_id)
+            self._by_stem[PurePosixPath(path).stem].append(image_id)
+
+    def find(self, image: Any) -> str | None:
+        """The id of what a file calls a picture; None where it is not there. Raises BadRow where that may be several.
+
+        Files say 139, "139", COCO_train2014_000000000139, dev-1-0-img0.png or folder/photo.jpg. No number is read out of
+        the name of a file, but out of COCO's own: 0001.jpg need not be the picture 1.
+        """
+        try:
+            written = read_id(image)
+        except ValueError as error:
+            raise BadRow(f"whose image cannot be used ({error})", image) from None
+        path = PurePosixPath((image.strip() if isinstance(image, str) else written).replace("\\", "/"))
+        by_id, by_file = self._of_id(written), self._of_file(path)
+        if by_id is not None:
+            if isinstance(image, str) and by_file and by_id not in by_file:
+                raise BadRow("whose image is the id of one picture and the file name of another", image)
+            return by_id
+        if len(by_file) > 1:
+            raise BadRow("whose image is the name of several files, and its folders do not tell which", image)
+        if by_file:
+            return by_file[0]
+        if path.stem in self.splits:
+            return path.stem
+        coco = COCO_NAME.fullmatch(path.stem)
+        return coco[1] if coco and coco[1] in self.splits else None
+
+    def _of_id(self, written: str) -> str | None:
+        if written in self.splits:
+            return written
+        try:
+            key = image_key(written)
+        except ValueError:
+            return None
+        return key if key in self.splits else None
+
+    def _of_file(self, path: PurePosixPath) -> list[str]:
+        """Whose files are called so, or else so without the ending; of several those in the same folders."""
+        found = self._by_name.get(path.name) or self._by_stem.get(path.stem) or []
+        folders = path.parent.parts
+        if len(found) > 1 and folders:
+            parents = {image_id: PurePosixPath(self._paths[image_id]).parent.parts for image_id in found}
+            found = [image_id for image_id in found if parents[image_id][-len(folders) :] == folders]
+        return found
+
+
 def _row(
-    draft: Draft, source: QuestionSource, pictures: Mapping[str, str], missing: dict[str, str]
+    draft: Draft, source: QuestionSource, pictures: _Pictures, missing: dict[str, str]
 ) -> dict[str, Any] | None:
     """The row of a draft; None, noted in `missing`, where a picture is not there. Raises BadRow."""
     if draft.problem is not None:
@@ -80,36 +140,14 @@ def _row(
     }
     if draft.balanced is not None and not isinstance(draft.balanced, bool):
         raise BadRow("whose isBalanced is neither true nor false", draft.balanced)
-    found = [_picture(image, pictures) for image in draft.images]
+    found = [pictures.find(image) for image in draft.images]
     for image, name in zip(draft.images, found, strict=True):
         if name is None:
             missing[question_id] = str(image)
             return None
     row["image_ids"] = found
-    row["split"] = _split(draft, source, [pictures[name] for name in found if name is not None])
+    row["split"] = _split(draft, source, [pictures.splits[name] for name in found if name is not None])
     return row
-
-
-def _picture(image: Any, pictures: Mapping[str, str]) -> str | None:
-    """The manifest's id of what a file calls a picture; None where it is not there. Raises BadRow.
-
-    Files say 139, "139", COCO_train2014_000000000139, dev-1-0-img0.png or folder/photo.jpg.
-    """
-    try:
-        written = read_id(image)
-    except ValueError as error:
-        raise BadRow(f"whose image cannot be used ({error})", image) from None
-    name = written.replace("\\", "/").rsplit("/", 1)[-1]
-    stem = name.rsplit(".", 1)[0] if "." in name else name
-    for candidate in (written, name, stem, stem.rsplit("_", 1)[-1]):
-        try:
-            key = image_key(candidate)
-        except ValueError:
-            continue
-        for form in (candidate, key):
-            if form in pictures:
-                return form
-    return None
 
 
 def _split(draft: Draft, source: QuestionSource, of_pictures: list[str]) -> str:

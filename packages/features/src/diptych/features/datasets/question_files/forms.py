@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -221,7 +222,11 @@ def _label(draft: Draft, label: Any, of_people: bool) -> BadRow | None:
     if not isinstance(label, dict):
         return BadRow("whose label is no object of answers and scores", label)
     scores = list(label.values())
-    if any(isinstance(score, bool) or not isinstance(score, (int, float)) for score in scores):
+    # Python's JSON knows NaN and Infinity
+    if any(
+        isinstance(score, bool) or not isinstance(score, (int, float)) or not abs(score) < math.inf
+        for score in scores
+    ):
         return BadRow("whose label has scores that are no numbers", label)
     if not of_people:
         draft.answers = sorted(label, key=lambda answer: (-label[answer], answer))

@@ -32,6 +32,7 @@ from diptych.features.datasets.toybox.world import (
     compose,
 )
 from diptych.features.errors import UserError
+from diptych.features.ranges import check_at_least
 
 __all__ = [
     "CLASSES",
@@ -74,6 +75,8 @@ class ToyboxConfig:
     questions: QuestionsConfig | None = None
 
     def __post_init__(self) -> None:
+        check_at_least(self, 0, *self.splits)
+        check_at_least(self, 1, "image_size")
         unknown = set(self.questions.splits if self.questions else ()) - self.splits.keys()
         if unknown:
             raise UserError(f"questions.splits: {min(unknown)!r} is none of {', '.join(self.splits)}")

@@ -12,6 +12,7 @@ from diptych.features.datasets.toybox.facts import SIDES, classes_of
 from diptych.features.datasets.toybox.world import CLASSES, Scene
 
 YES_NO = ("yes", "no")
+TRIES = 30  # to find words in which a picture was not asked before
 
 
 @dataclass(frozen=True)

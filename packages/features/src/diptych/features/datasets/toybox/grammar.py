@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diptych.features.datasets.toybox.world import VERBS, Scene, Thing
+from diptych.features.ranges import check_shares
 
 _PLURAL = {"fish": "fish"}
 _NUMBER = {2: "two", 3: "three"}
@@ -45,6 +46,9 @@ class GrammarConfig:
     scenery: float
     second: float
     third: float
+
+    def __post_init__(self) -> None:
+        check_shares(self, "usual", "where", "size", "scenery", "second", "third")
 
 
 def describe(scene: Scene, rng: np.random.Generator, config: GrammarConfig) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from diptych.features.datasets.toybox.asking import YES_NO, SceneAsker, named
+from diptych.features.datasets.toybox.asking import TRIES, YES_NO, SceneAsker, named
 from diptych.features.datasets.toybox.chances import same_color, seen_colors
 from diptych.features.datasets.toybox.facts import (
     PLACES,
@@ -80,7 +81,8 @@ def ask_graph(scene: Scene, rng: np.random.Generator, number: int, colored: floa
             if not kinds:
                 continue
             nodes = kinds.pop(0)
-            new = next((node for node in nodes if node.question not in chosen), None)
+            # some kinds say the same again and again once everything is said
+            new = next((node for node in islice(nodes, TRIES) if node.question not in chosen), None)
             if new is not None:
                 chosen[new.question] = new
                 kinds.append(nodes)

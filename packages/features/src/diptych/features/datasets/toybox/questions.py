@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from diptych.features.datasets.toybox.annotators import annotate
-from diptych.features.datasets.toybox.asking import YES_NO, SceneAsker, named
+from diptych.features.datasets.toybox.asking import TRIES, YES_NO, SceneAsker, named
 from diptych.features.datasets.toybox.chances import (
     acceptance,
     number_of_equals,
@@ -32,6 +32,7 @@ from diptych.features.datasets.toybox.facts import (
 )
 from diptych.features.datasets.toybox.grammar import plural
 from diptych.features.datasets.toybox.world import CLASSES, COLORS, SCENERIES, Scene, SceneConfig, Thing
+from diptych.features.ranges import check_at_least, check_shares
 
 KINDS = ("object", "color", "count", "count_all", "exists", "place", "scenery", "relation", "same_color")
 
@@ -55,7 +56,6 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     ),
 }
 ALL = ("objects", "things")
-_TRIES = 30  # to find words in which a picture was not asked before
 
 
 @dataclass(frozen=True)
@@ -79,17 +79,9 @@ class QuestionsConfig:
     colored: float
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("per_picture", 0),
-            ("graph_per_picture", 0),
-            ("statements_per_picture", 0),
-            ("answers", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, is {getattr(self, name)}")
-        for name in ("otherwise", "wrong", "colored"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share between 0 and 1, is {getattr(self, name)}")
+        check_at_least(self, 0, "per_picture", "graph_per_picture", "statements_per_picture")
+        check_at_least(self, 1, "answers")
+        check_shares(self, "otherwise", "wrong", "colored")
 
 
 @dataclass(frozen=True)
@@ -174,7 +166,7 @@ class _Asker(SceneAsker):
         said: set[str] = set()
         while True:
             there = self.rng.random() < 0.5
-            for _ in range(_TRIES):
+            for _ in range(TRIES):
                 name = named(*(self.present() if there else self.absent()))
                 question = self.shuffled(WORDINGS["exists"])[0].format(name)
                 if question not in said:

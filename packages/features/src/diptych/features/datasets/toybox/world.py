@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diptych.features.ranges import check_at_least, check_shares
+
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 40),
     "yellow": (247, 208, 32),
@@ -85,6 +87,14 @@ class SceneConfig:
     second: float
     third: float
     jitter: float
+
+    def __post_init__(self) -> None:
+        check_shares(self, "two", "three", "large", "second", "third")
+        check_at_least(self, 0, "jitter")
+        if self.two + self.three > 1:
+            raise ValueError(
+                f"two and three are shares of the same scenes, and together {self.two + self.three:g}: more than all"
+            )
 
 
 def compose(rng: np.random.Generator, config: SceneConfig, unseen: bool) -> Scene:
