@@ -45,6 +45,9 @@ from pipelines.commands.doctor.storage import (
     space_needed,
 )
 
+# of what a stage's result follows from
+KEY = "0123456789abcdef" * 2
+
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
@@ -235,6 +238,8 @@ def test_parameters(clone: Clone) -> None:
     expect(check_params(clone.folder), "problem", "params.yaml", "part_sice")
     params.write_text(right.replace("source: code/sources/toybox.json", "source: nowhere/"))
     expect(check_params(clone.folder), "problem", "nowhere/", "dataset.source")
+    params.write_text(right.replace("  compositional: 8", "  compositional: 0"))
+    expect(check_params(clone.folder), "problem", "generate.sets.compositional", "no split compositional")
     params.write_text(right.replace("initial: null", "initial: models/nowhere"))
     expect(check_params(clone.folder), "problem", "models/nowhere", "train_token.initial")
     params.write_text("a: [")
@@ -380,22 +385,49 @@ def test_leftovers(tmp_path: Path) -> None:
         check_leftovers(tmp_path), "note",
         "2.0 MB", "rm -r data/.partial-evaluation.parquet models/.partial-detector",
     )  # fmt: skip
-    state = tmp_path / ".cache/training/train_token/0123"
+    state = tmp_path / ".cache/training/train_token" / KEY
     state.mkdir(parents=True)
     assert "train_token" not in check_leftovers(tmp_path).text, "an empty folder is no training"
     (state / "state.pt").touch()
-    unfinished = tmp_path / ".cache/unfinished/shard/4567"
+    unfinished = tmp_path / ".cache/unfinished/shard" / KEY
     unfinished.mkdir(parents=True)
     (unfinished / "part").touch()
     expect(
         check_leftovers(tmp_path),
         "note",
-        "train_token",
-        "dvc repro",
+        "shard, train_token with `dvc repro`",
         "where parameters, inputs and code are those again",
         "rm -r .cache/training",
         ".partial-",
     )
+
+
+def test_a_stopped_run_goes_on_with_its_own_command(tmp_path: Path) -> None:
+    cache = tmp_path / ".cache"
+    for finished in ("ablations/token@ours-0", "ablations/table2/biart@0", f"train_token/{KEY}/joint", "x_lxmert/pretrain"):
+        (cache / "training" / finished).mkdir(parents=True)
+    expect(check_leftovers(tmp_path), "ok", "none")  # what forgets a state leaves the folders above it
+    for left in (
+        f"training/train_token/{KEY}/joint/checkpoint-00000001.pt",
+        f"training/x_lxmert/fine_tune@vqa-pretrained/{KEY}/checkpoint-00000001.pt",
+        f"training/l_verse/biart/{KEY}/checkpoint-00000001.pt",
+        f"training/ablations/token@ours-0/{KEY}/checkpoint-00000001.pt",
+        f"training/ablations/table2/biart@1/{KEY}/checkpoint-00000001.pt",
+        f"training/ablations/table_x_lxmert/pretrained@ours-0/{KEY}/checkpoint-00000001.pt",
+        "unfinished/ablations/table2/embeddings/01/23",
+        "unfinished/l_verse/evaluate/embeddings/01/23",
+    ):
+        (cache / left).parent.mkdir(parents=True, exist_ok=True)
+        (cache / left).write_bytes(bytes(500_000))
+    expect(
+        check_leftovers(tmp_path), "note", "4.0 MB",
+        "ablations/table2, ablations/table2/biart@1 with `make table2`; "
+        "ablations/table_x_lxmert/pretrained@ours-0 with `make table-x-lxmert`; "
+        "ablations/token@ours-0 with `make table1`; "
+        "l_verse/biart, l_verse/evaluate with `make l-verse`; "
+        "train_token with `dvc repro`; "
+        "x_lxmert/fine_tune@vqa-pretrained with `make x-lxmert`; to forget",
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline_clone import Clone
 from ray_nodes import cluster_of_nodes
 from safetensors.numpy import load_file, save_file
-from test_resume import digest
+from test_resume import digest, watched_trainings
 
 from diptych.features.pictures import TokenizedPictures
 from diptych.model import Diptych
@@ -99,7 +99,9 @@ def test_a_parameter_runs_what_depends_on_it(made: Clone, tmp_path: Path) -> Non
 
 # the codebook moves beside gradients; the transformer is trained by the loop as all others are
 @pytest.mark.parametrize("stage", ["autoencoder_ml", pytest.param("biart", marks=pytest.mark.slow)])
-def test_a_killed_training_goes_on(made: Clone, tmp_path: Path, stage: str, module_here) -> None:
+def test_a_killed_training_goes_on(
+    made: Clone, tmp_path: Path, stage: str, module_here, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And ends as the undisturbed one did."""
     clone = made.copy(tmp_path / "clone")
     clone.set_params("machine.checkpoint_seconds=0", "machine.processes=1")
@@ -109,8 +111,10 @@ def test_a_killed_training_goes_on(made: Clone, tmp_path: Path, stage: str, modu
     clone.kill_held(clone.folder / f".cache/training/l_verse/{stage}", *command)
     assert file.read_bytes() == undisturbed
     remove(file)  # so that what is compared is what the resumed run wrote
+    went_on = watched_trainings(monkeypatch)
     done = module_here(clone.folder, f"pipelines.l_verse.{stage}")
     assert done.status == 0, done.stderr[-2000:]
+    assert went_on(), "it began anew"
     assert file.read_bytes() == undisturbed
 
 

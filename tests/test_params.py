@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +11,9 @@ from typing import Any, Literal
 import pytest
 from pipeline_clone import REPOSITORY, Clone
 
-from pipelines.runner.check import check_params, check_sources, stages_with_sections
+from pipelines.dataset import DatasetParams
+from pipelines.runner import check
+from pipelines.runner.check import check_params, check_sources, check_splits, stages_with_sections
 from pipelines.runner.params import Machine, ParameterError, read_params, read_section
 from pipelines.runner.profile import profiles, write_profile
 
@@ -103,21 +107,31 @@ def test_every_profile_fits_the_stages(profile: str, tmp_path: Path) -> None:
     for section, key, value, message in (
         ("generate", "batch_size", 0, "generate: batch_size must be at least 1, is 0"),
         ("extract", "part_size", 0, "extract: part_size must be at least 1, is 0"),
+        ("shard", "shard_size", -1, "shard: shard_size must be at least 1, is -1"),
         ("cluster", "source", "data/shards", "cluster: source must be data/features or a file of centroids"),
         ("generatr", "limit", 0, "generatr: unknown section"),
     ):
         wrong = {**params, section: {**params.get(section, {}), key: value}}
         with pytest.raises(ParameterError, match=message):
             check_params(wrong, STAGES, composed)
+    with pytest.raises(ParameterError, match="params.yaml: seed must be 0 or more, is -1"):
+        check_params({**params, "seed": -1}, STAGES, composed)
+    check_splits(params, composed)
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("dataset.source", "data/none"),
+        ("detector.source", "data/none"),
+        ("extract.source", "data/none"),
+        ("cluster.source", "data/none"),
+        ("image_generator.perceptual_encoder", "data/none"),
         ("scorer.network", {"model_name": "RN50", "checkpoint": "data/none"}),
         ("judge.network", {"model_name": "RN50", "checkpoint": "data/none"}),
         ("train_token.initial", "data/none"),
+        ("evaluate.corenlp", "data/none"),
+        ("evaluate.inception", "data/none"),
     ],
 )
 def test_files_of_others_are_looked_for_before_anything_runs(key: str, value: Any) -> None:
@@ -135,6 +149,72 @@ def test_a_model_to_start_from_may_be_another_pipelines(tmp_path: Path) -> None:
     check_sources(params, REPOSITORY)
     with pytest.raises(ParameterError, match="models/x_lxmert/pretrained"):
         check_sources(params, tmp_path)
+
+
+def of_coco(splits: tuple[str, ...], karpathy: str | None = None, restval: bool = False) -> dict[str, Any]:
+    """The section `dataset` of one's own data, whose sources have these splits."""
+    sources = [{"split": split, "images": "a", "captions": "b", "instances": None} for split in splits]
+    coco = {"sources": sources, "karpathy": karpathy, "images": "a", "instances": [], "restval": restval, "limit": None}
+    return {"source": "data/mine", "toybox": None, "coco": coco}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "absent"),
+    [
+        (None, {"compositional": 0}),
+        (of_coco(("train", "val/test")), {"restval": None, "compositional": None}),
+        (of_coco(("train", "mine")), {"test": None, "val": None}),
+        # a file of Karpathy's may have any split, but restval goes to train where it is asked to
+        (of_coco((), "a.json", True), {"restval": None}),
+    ],
+)
+def test_splits_that_the_data_lack_are_named_before_anything_runs(
+    dataset: dict[str, Any] | None, absent: dict[str, int | None]
+) -> None:
+    params = read_params(REPOSITORY / "params.yaml")
+    check_splits(params)
+    if dataset is None:
+        params["dataset"]["toybox"] |= absent
+    else:
+        params["dataset"] = dataset
+
+    def named(split: str) -> dict[str, Any]:
+        """Parameters that caption what every dataset here has, and paint a split."""
+        sets = {"mine": {"caption": {"splits": ["train"], "limit": None}, "paint": {"splits": ["train", split], "limit": 5}}}
+        return {**params, "generate": {**params["generate"], "sets": sets}}
+
+    check_splits(named("train"))
+    for split in absent:
+        with pytest.raises(ParameterError, match=rf"params.yaml: generate.sets.mine.paint.splits: the dataset has no split {split}$"):
+            check_splits(named(split))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "splits"),
+    [(of_coco(("train", "val/test")), ("val", "test")), (of_coco((), "a.json"), ("restval", "any"))],
+)
+def test_splits_that_the_data_may_have_pass(dataset: dict[str, Any], splits: tuple[str, ...]) -> None:
+    sets = {"test": {"caption": {"splits": splits, "limit": None}, "paint": {"splits": splits, "limit": None}, "answer": None}}
+    check_splits({"dataset": dataset, "generate": {"sets": sets}})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluate.java=true", "Java was not found.*; or set evaluate.java to false in params.yaml"),
+        ("generate.sets.test.paint.splits=[restval]", "generate.sets.test.paint.splits: the dataset has no split restval"),
+    ],
+)
+def test_a_run_ends_at_its_start(
+    override: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_here
+) -> None:
+    """Where parameters want what is not there."""
+    write_profile("smoke", tmp_path / "params.yaml", [override])
+    shutil.copy(REPOSITORY / "dvc.yaml", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("JAVA_HOME", "")
+    done = run_here(tmp_path, check.main)
+    assert done.status == 1 and re.search(message, done.stderr) and done.stderr.count("\n") == 1, done.stderr
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:10"])
@@ -194,3 +274,28 @@ def test_a_stage_without_its_input_says_how_to_make_it(clone: Clone, module_here
     assert "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert "data/dataset/scenes.parquet" in last and "dvc repro" in last
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"karpathy": "annotations/k.json"}, "coco.karpathy is annotations/k.json"),
+        ({"images": "data/coco2"}, "coco.images is data/coco2"),
+        ({"instances": ["data/coco/../boxes.json"]}, r"coco.instances\[0\] is data/coco/../boxes.json"),
+        (
+            {"questions": {"vqa": [{"form": "vqa", "questions": "data/coco/q.json", "annotations": "a.json"}]}},
+            r"coco.questions.vqa\[0\].annotations is a.json",
+        ),
+        ({"karpathy": None}, r"coco.sources\[0\].captions is c.json"),
+    ],
+)
+def test_all_that_the_dataset_reads_lies_below_its_source(change: dict[str, Any], named: str) -> None:
+    source = {"split": "train", "images": "data/coco", "captions": "c.json", "instances": None}
+    coco = {
+        "karpathy": "data/coco/k.json", "images": "data/coco", "instances": ["data/coco/boxes.json"], "restval": False,
+        "limit": None, "sources": [source],
+    }  # fmt: skip
+    section = {"source": "data/coco", "toybox": None, "coco": coco}
+    read_section(DatasetParams, "dataset", {"dataset": section}, FILE)
+    with pytest.raises(ParameterError, match=f"params.yaml: dataset: {named}, which is not below dataset.source, data/coco"):
+        read_section(DatasetParams, "dataset", {"dataset": {**section, "coco": {**coco, **change}}}, FILE)

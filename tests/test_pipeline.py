@@ -62,7 +62,7 @@ def test_every_stage_writes_what_it_promises(finished_clone: Clone) -> None:
     costs = read(finished_clone, "stages")
     for stage in STAGES:
         if stage not in ("code", "report"):
-            assert 0 < costs[f"{stage}.minutes"] < 3
+            assert costs[f"{stage}.minutes"] > 0
             assert 0 < costs[f"{stage}.peak_memory_gib"] < 8
     page = (finished_clone.folder / "report/index.html").read_text()
     assert "data:image/" in page and "src=\"http" not in page and "href=\"http" not in page  # fmt: skip

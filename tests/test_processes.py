@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 from pipeline_clone import Clone
-from waiting import HANG_SECONDS, wait_until
+from waiting import HANG_SECONDS, environment_with_modules, wait_until
 
+from pipelines.runner import processes
 from pipelines.runner.params import Machine, ParameterError
 from pipelines.runner.processes import _failure, process_count
 from pipelines.runner.stage import Stage
@@ -96,3 +99,68 @@ def test_a_killed_process_is_named_before_those_that_were_ended_for_it() -> None
     both = {0: ended_by(signal.SIGTERM), 1: ended_by(signal.SIGKILL)}
     assert str(_failure(both)).startswith("process 1 was ended by SIGKILL")
     assert str(_failure({0: both[0]})).startswith("process 0 was ended by SIGTERM")
+
+
+# starts two processes that would work for an hour, says their numbers and waits
+PARENT = """
+import subprocess, sys
+child = "from pipelines.runner.threads import end_with_parent; end_with_parent(); print(flush=True); import time; time.sleep(3600)"
+started = [subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE) for _ in range(2)]
+for process in started:
+    process.stdout.readline()
+print(*(process.pid for process in started), flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_processes_end_with_a_killed_parent() -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment_with_modules()
+    )
+    assert parent.stdout is not None
+    children = [psutil.Process(int(number)) for number in parent.stdout.readline().split()]
+    assert len(children) == 2 and all(child.is_running() for child in children)
+    parent.kill()
+    parent.communicate()
+
+    def ended(child: psutil.Process) -> bool:
+        try:
+            return not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    wait_until(lambda: all(map(ended, children)))
+
+
+def test_each_of_several_processes_ends_with_the_one_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From before it works."""
+    done: list[str] = []
+    stage = SimpleNamespace(threads=2)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(processes.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(processes, "end_with_parent", lambda: done.append("watches"))
+    monkeypatch.setattr(processes, "prepare_process", lambda threads: done.append(f"{threads} threads"))
+    monkeypatch.setattr(processes.stages, "read_stage", lambda *_: (stage, None))
+    processes.run("train_token", int, lambda *_: done.append("works"))
+    assert done == ["watches", "1 threads", "works"]
+
+
+def test_a_signal_ends_the_stage_as_it_would_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun's agent raises it as an exception of its own, after it has ended the processes."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.launcher import api
+
+    def signalled(number: signal.Signals) -> None:
+        def launch(*_: str) -> None:
+            raise SignalException("ended", sigval=number)
+
+        monkeypatch.setattr(api, "elastic_launch", lambda *_: launch)
+        processes._start_and_wait("train_token", 2)
+
+    monkeypatch.setattr(logging, "disable", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        signalled(signal.SIGTERM)
+    assert ended.value.code == 143
+    with pytest.raises(KeyboardInterrupt):
+        signalled(signal.SIGINT)

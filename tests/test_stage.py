@@ -7,28 +7,34 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipelines.runner import stage as stages
 from pipelines.runner.params import Machine, ParameterError
 from pipelines.runner.stage import Stage
+from pipelines.tables import item as items
 
 MACHINE = Machine(1, 1, "cpu", "float32", 30.0, ".cache/features")
 
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty project with one stage `train`."""
+    """An empty project with one stage `train`, whose code is what code.txt says."""
     monkeypatch.chdir(tmp_path)
     for variable in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):  # `run` sets them; afterwards they are as before
         monkeypatch.setenv(variable, "")
         monkeypatch.delenv(variable)
     (tmp_path / "data.txt").write_text("data")
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code/a.py").write_text("a")
-    (tmp_path / "dvc.yaml").write_text("stages: {train: {cmd: train, deps: [data.txt, code]}}")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/a.json").write_text("a")
+    (tmp_path / "code.txt").write_text("a")
+    monkeypatch.setattr("pipelines.runner.code.code_of", lambda dep: {dep: (tmp_path / "code.txt").read_text()})
+    (tmp_path / "dvc.yaml").write_text("stages: {train: {cmd: train, deps: [data.txt, configs, code/train.json]}}")
     (tmp_path / "params.yaml").write_text(
         "seed: 0\ntrain: 1\nmachine: {threads: 1, workers: 1, device: cpu, precision: float32,"
         " checkpoint_seconds: 30, feature_store: .cache/features}\n"
@@ -36,8 +42,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def stage(value: int = 1) -> Stage:
-    return Stage("train", 0, MACHINE, {"seed": 0, "train": value})
+def stage(value: int = 1, **machine: Any) -> Stage:
+    return Stage("train", 0, replace(MACHINE, **machine), {"seed": 0, "train": value})
 
 
 def test_an_output_appears_whole_or_not_at_all(work: Path) -> None:
@@ -60,18 +66,37 @@ def test_history_and_metrics_are_what_dvc_reads(work: Path) -> None:
     assert json.loads((work / "metrics/a.json").read_text()) == {"painted.main_object": 0.75}
 
 
+def test_metrics_are_json(work: Path) -> None:
+    """Which has neither NaN nor infinity."""
+    figures = {"good": 0.5, "none": float("nan"), "endless": float("inf"), "below": float("-inf"), "verdict": "holds"}
+    stage().write_metrics("metrics/a.json", figures)
+    assert json.loads((work / "metrics/a.json").read_text()) == {"good": 0.5, "verdict": "holds"}
+
+
 def test_a_training_goes_on_only_with_the_same_inputs(work: Path) -> None:
-    def state_after_change(change: str) -> dict | None:
-        if change == "data":
-            (work / "data.txt").write_text("other")
-        elif change == "code":
-            (work / "code/a.py").write_text("b")
-        return stage(2 if change == "parameter" else 1).checkpoints().load()
+    def state_with(name: str) -> dict | None:
+        """After one of the files has become another."""
+        before = (work / name).read_text()
+        (work / name).write_text("other")
+        try:
+            return stage().checkpoints().load()
+        finally:
+            (work / name).write_text(before)
 
     stage().checkpoints().save({"step": 1})
-    assert state_after_change("nothing") == {"step": 1}
-    for change in ("parameter", "code", "data"):
-        assert state_after_change(change) is None, change
+    assert stage().checkpoints().load() == {"step": 1}
+    for name in ("data.txt", "configs/a.json", "code.txt"):
+        assert state_with(name) is None, name
+    assert stage(2).checkpoints().load() is None, "another parameter"
+
+
+def test_a_training_goes_on_only_by_the_same_arithmetic(work: Path) -> None:
+    """Another precision or kind of device gives other results; how many share the work does not."""
+    stage().checkpoints().save({"step": 1})
+    for changed in ({"precision": "bfloat16"}, {"device": "cuda"}):
+        assert stage(**changed).checkpoints().load() is None, changed
+    for same in ({"threads": 2}, {"processes": 2}, {"checkpoint_seconds": 1.0}, {"feature_store": "/srv"}):
+        assert stage(**same).checkpoints().load() == {"step": 1}, same
 
 
 def test_success_removes_the_training_state_and_failure_keeps_it(work: Path) -> None:
@@ -94,14 +119,44 @@ def test_success_removes_the_training_state_and_failure_keeps_it(work: Path) -> 
     }
 
 
-def test_a_training_is_kept_until_its_costs_are_written(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_stage(train: Callable[[Stage], None]) -> None:
+    stages.run("train", int, lambda stage, _: train(stage))
+
+
+def run_item(train: Callable[[Stage], None]) -> None:
+    items.run("token", ("row",), lambda item, _: train(item.stage))
+
+
+@pytest.mark.parametrize("run", [run_stage, run_item])
+def test_a_training_is_kept_until_its_costs_are_written(
+    run: Callable[[Callable[[Stage], None]], None], work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a stage, and of an item of a table."""
+    (work / "pipelines/tables/table1").mkdir(parents=True)
+    (work / "pipelines/tables/table1/dvc.yaml").write_text(
+        "stages: {token: {matrix: {row: [ours]}, cmd: 'python -m pipelines.tables.token table1 ${item.row}', deps: [data.txt]}}"
+    )
+    with (work / "params.yaml").open("a") as params:
+        params.write(
+            "table1: {seeds: [0], token_steps: null, sequence_steps: null, scst_steps: null, scst_batch_size: null,"
+            " sample_temperature: null, pictures: null, guidance: null, examples: 1, java: null}\n"
+        )
+    monkeypatch.setattr(sys, "argv", ["-", "table1", "ours"])
+    trained: list[Stage] = []
+
+    def train(stage: Stage) -> None:
+        stage.checkpoints().save({"step": 1})
+        trained.append(stage)
+
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Stage, "write_metrics", full)
-    with pytest.raises(SystemExit):
-        stages.run("train", int, lambda stage, _: stage.checkpoints().save({"step": 1}))
-    assert stage().checkpoints().load() == {"step": 1}
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Stage, "write_metrics", full)
+        run(train)
+    assert trained[0].checkpoints().load() == {"step": 1}
+    run(train)
+    assert trained[1].checkpoints().load() is None, "it is gone when they are written"
 
 
 @pytest.mark.parametrize(

@@ -38,12 +38,6 @@ def test_profiles_say_what_they_do_and_follow_the_paper(tmp_path: Path, profile:
     assert training.clip_weight == (1.0 if profile == "coco" else 3.0)
 
 
-def test_the_committed_parameters_are_the_default_profile(tmp_path: Path) -> None:
-    section(tmp_path, "toybox")
-    committed = read_params(REPOSITORY / "params.yaml")["train_sequence"]
-    assert read_params(tmp_path / "params.yaml")["train_sequence"] == committed
-
-
 def test_the_released_way_can_be_asked_for_and_wrong_words_are_named(tmp_path: Path) -> None:
     key = "train_sequence.training"
     released = section(

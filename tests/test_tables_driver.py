@@ -42,7 +42,9 @@ for item; do :; done
 item=${item##*:}
 case "$*" in *" status "*)
   [ -e "broken-${item##*-}" ] && echo "ERROR: unreadable dvc.lock" >&2 && exit 1
-  if [ -e "stale-${item##*-}" ]; then echo '{"measured": [{"changed deps": {}}]}'; else echo '{}'; fi
+  if [ -e "stale-${item##*-}" ]; then echo '{"dvc.yaml:code": [{"changed deps": {}}], "measured": [{"changed deps": {}}]}'
+  elif [ -e "code-${item##*-}" ]; then echo '{"dvc.yaml:code": [{"changed deps": {"pipelines": "modified"}}]}'
+  else echo '{}'; fi
   exit;;
 esac
 [ -e "$item.done" ] && echo "Stage $item didn't change, skipping" && exit 0
@@ -179,6 +181,14 @@ def test_stale_seeds_stay_out_of_the_table(stand_in: Path, capsys) -> None:
     assert measured_seeds(TABLE, (0, 1, 2)) == [0, 1, 2], "nothing is removed where nobody knows"
 
 
+def test_a_lock_file_among_the_code_makes_no_seed_stale(stand_in: Path, capsys) -> None:
+    """Items write it, and then DVC takes the stage `code` for changed, whose outputs stay the same."""
+    write_measured({}, 3)
+    (stand_in / "code-1").touch()
+    leave_out_if_stale(TABLE, planned_of_three(1), 1)
+    assert measured_seeds(TABLE, (0, 1, 2)) == [0, 1, 2] and "left out" not in capsys.readouterr().out
+
+
 def planned_of_three(seed: int) -> TableItems:
     """The smoke profile has two seeds."""
     return table_items(TABLE, {**read_params(), "table1": {"seeds": [0, 1, 2]}}, [seed])
@@ -193,6 +203,13 @@ def test_seeds_are_run_once(stand_in: Path) -> None:
     ran = lines(stand_in / "ran")
     assert len(ran) == len(set(ran)) == total()
     assert ran[0] == "train_sequence" and ran[-1] == "table1"
+
+
+def test_no_item_runs_where_what_all_share_fails(stand_in: Path, monkeypatch, run_here) -> None:
+    monkeypatch.setenv("FAIL", "train_sequence")
+    done = run_here(stand_in, driver, "table1", "--seeds", "0")
+    assert done.status == 1 and "table1: a stage that all rows share failed, see above" in done.stderr
+    assert lines(stand_in / "ran") == ["train_sequence"]
 
 
 def test_what_is_asked_wrongly_is_named(stand_in: Path, run_here) -> None:
@@ -233,7 +250,7 @@ def test_a_killed_item_is_named(finished_clone: Clone, tmp_path: Path) -> None:
 
 
 def test_a_locked_repository_costs_no_work(finished_clone: Clone, tmp_path: Path) -> None:
-    """An item whose end meets the lock of another command waits for it."""
+    """An item whose end meets the lock of another command waits for it, however long: by itself DVC does for 3 s."""
     clone = finished_clone.copy(tmp_path / "clone")
     # waits in its beginning and tells its end; the command itself names the item, and stays
     program = clone.folder / "pipelines/tables/token.py"
@@ -258,6 +275,8 @@ lock.close()
     )
     log = clone.folder / ".cache/ablations/logs/token@ours-0.log"
     wait_until(lambda: log.exists() and "Running stage" in log.read_text(), process)
+    (item,) = psutil.Process(process.pid).children()
+    assert "--wait-for-lock" in item.cmdline()
     with subprocess.Popen(
         [sys.executable, "-c", holder],
         cwd=clone.folder,
@@ -268,7 +287,7 @@ lock.close()
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         (clone.folder / "go").touch()
         wait_until((clone.folder / "ended").exists, process)
-        time.sleep(6)  # by itself DVC waits 3 s; the longer, the more this shows
+        time.sleep(3.5)
         other.communicate("\n")
         out, _ = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, out

@@ -13,11 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from table_measurements import SAMPLERS, TABLE, write_measured
 
+from diptych.eval.answers.questions import Question
 from pipelines.runner.params import Machine, ParameterError
 from pipelines.runner.stage import Stage
 from pipelines.tables import page
+from pipelines.tables.answered import write_pictures
 from pipelines.tables.item import TableItem
 from pipelines.tables.params import TransformerTableParams
+from pipelines.tables.verdicts import flat, results_of
 
 
 def page_item() -> TableItem:
@@ -128,6 +131,49 @@ def test_only_like_is_compared_with_like(tmp_path: Path, monkeypatch) -> None:
         ParameterError, match="sequence_dense-2 was measured on other pictures than sequence_dense-0"
     ):
         made_table(tmp_path, 3)
+    for seed in (0, 1):  # then the row's seeds agree, and not with the other rows
+        path = fewer.parents[1] / f"sequence_dense-{seed}/pictures.parquet"
+        pq.write_table(pq.read_table(path).slice(1), path)
+    with pytest.raises(
+        ParameterError, match=r"rows were measured on different pictures \(.*\); remove ablations/measured"
+    ):
+        made_table(tmp_path, 3)
+
+
+def test_a_difference_is_the_row_minus_ours(tmp_path: Path, monkeypatch) -> None:
+    """In the figure's own direction, with Student's interval over three seeds where it is a figure of all pictures."""
+    monkeypatch.chdir(tmp_path)
+    write_measured({"dense": {"caption.cider_d": 0.1}}, 3, noise=0.0)
+    name = "painted.frechet_judge"
+    for model, values in (("sequence_ours", (1.0, 1.1, 1.3)), ("sequence_dense", (0.9, 0.9, 1.0))):
+        for seed, value in enumerate(values):
+            path = Path(f"ablations/measured/{model}-{seed}/figures.json")
+            records = json.loads(path.read_text())
+            next(record for record in records if record["name"] == name)["value"] = value
+            path.write_text(json.dumps(records))
+    figures = flat(results_of(TABLE, (0, 1, 2)))
+    half = 4.302653 * 0.1 / 3**0.5  # of gaps -0.1, -0.2 and -0.3, whose deviation is 0.1
+    assert {key: figures[f"dense.{name}.{key}"] for key in ("mean", "std", "difference", "low", "high")} == pytest.approx(
+        {"mean": 2.8 / 3, "std": 0.1 / 3**0.5, "difference": -0.2, "low": -0.2 - half, "high": -0.2 + half}, abs=1e-6
+    )
+    assert figures[f"ours.{name}.std"] == pytest.approx(0.1527525, abs=1e-6)
+    assert f"ours.{name}.difference" not in figures
+    gap = {key: figures[f"dense.caption.cider_d.{key}"] for key in ("difference", "low", "high")}
+    assert gap == pytest.approx(dict.fromkeys(gap, -0.1), abs=1e-6), "without noise all pictures and seeds agree"
+
+
+def test_pictures_and_sentences_have_the_mean_of_their_questions(tmp_path: Path) -> None:
+    """Pairs of one sentence are one unit, whatever their pictures."""
+    path = tmp_path / "pictures.parquet"
+    statements = [
+        Question(name, ("true",), image_ids=pair)
+        for name, pair in (("test-1-0-0", ("a", "b")), ("test-1-1-0", ("c", "d")), ("test-1-0-1", ("a", "b")))
+    ]
+    write_pictures(path, "nlvr2.accuracy", statements, {"test-1-0-0": 1.0, "test-1-1-0": 0.0, "test-1-0-1": 1.0})
+    assert pq.read_table(path).to_pydict() == {"image_id": ["test-1--0", "test-1--1"], "nlvr2.accuracy": [0.5, 1.0]}
+    questions = [Question(name, ("red",), image_ids=(picture,)) for name, picture in (("1", "a"), ("2", "b"), ("3", "a"), ("4", "c"))]
+    write_pictures(path, "vqa.accuracy", questions, {"1": 1.0, "2": 0.6, "3": 0.5})
+    assert pq.read_table(path).to_pydict() == {"image_id": ["a", "b"], "vqa.accuracy": [0.75, 0.6]}
 
 
 def test_samplers_that_have_not_run_are_left_out_and_named(tmp_path: Path, monkeypatch) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from diptych.eval.captions.java import NotRun, find_java
+from diptych.features.datasets.coco import CocoConfig
+from diptych.features.datasets.toybox import ToyboxConfig
 from diptych.features.errors import UserError
 from diptych.features.ray_sockets import check_room_for_sockets
 from pipelines.runner.code import NAMED_AS_SOURCE, PIPELINES
@@ -37,11 +39,11 @@ def stages_with_sections(pipeline: Path = Path("dvc.yaml")) -> list[str]:
     return [name for name, stage in YAML(typ="safe").load(pipeline)["stages"].items() if "params" in stage]
 
 
-def sections_of_tables() -> dict[str, type]:
-    """The sections of params.yaml that tables have, by their names, and their types."""
+def tables() -> dict[str, Any]:
+    """All tables (pipelines/tables/table.py) by their names, which are also those of their sections of params.yaml."""
     data = sorted(Path(__file__).parents[1].glob("tables/*/table.py"))
     modules = {path.parent.name: f"pipelines.tables.{path.parent.name}.table" for path in data}
-    return {name: importlib.import_module(module).TABLE.section for name, module in modules.items()}
+    return {name: importlib.import_module(module).TABLE for name, module in modules.items()}
 
 
 def sections_of_systems() -> dict[str, type]:
@@ -53,7 +55,7 @@ def sections_of_systems() -> dict[str, type]:
 
 def check_params(params: Mapping[str, Any], stages: list[str], path: Path = PARAMS_FILE) -> None:
     """Raise ParameterError for the first section that is unknown, missing or wrong."""
-    further = sections_of_tables() | sections_of_systems()
+    further = {name: table.section for name, table in tables().items()} | sections_of_systems()
     for name in params:
         if name not in (known := (*stages, *SHARED, *further)):
             raise ParameterError(f"{path}: {name}: unknown section (known: {', '.join(known)})")
@@ -91,6 +93,28 @@ def check_sources(params: Mapping[str, Any], clone: Path = Path()) -> None:
         raise ParameterError(f"{source}: no such file or folder; put it there or set {key} in {PARAMS_FILE}")
 
 
+def check_splits(params: Mapping[str, Any], path: Path = PARAMS_FILE) -> None:
+    """Raise ParameterError for the first split of generate.sets that the dataset will not have, as far as parameters tell: those
+    of a file of Karpathy's are what it says. Else the first stage to miss it would be `generate`, after all trainings."""
+    for name, wanted in params["generate"]["sets"].items():
+        for kind, sample in wanted.items():
+            for split in sample["splits"] if sample else ():
+                if not _has_split(params["dataset"], split, path):
+                    raise ParameterError(
+                        f"{path}: generate.sets.{name}.{kind}.splits: the dataset has no split {split}"
+                    )
+
+
+def _has_split(dataset: Mapping[str, Any], split: str, path: Path) -> bool:
+    """Whether the section `dataset` can have pictures of a split."""
+    if dataset["toybox"] is not None:
+        return read_section(ToyboxConfig, "toybox", dataset, path).splits.get(split, 0) > 0
+    coco = read_section(CocoConfig, "coco", dataset, path)
+    if coco.karpathy is not None:
+        return not (split == "restval" and coco.restval)
+    return any(split in source.split.split("/") for source in coco.sources)
+
+
 def _is_made(path: str, params: Mapping[str, Any], clone: Path) -> bool:
     """Whether a stage of any pipeline makes `path`."""
     files = (file for pattern in PIPELINES for file in clone.glob(pattern))
@@ -117,11 +141,13 @@ def check_java(key: str, otherwise: str) -> None:
 
 
 def main() -> None:
-    """Check ./params.yaml, that what others made is where it says, and where outputs and Ray's sockets are to lie."""
+    """Check ./params.yaml, that what others made is where it says, that the splits which it names will be there, and where outputs
+    and Ray's sockets are to lie."""
     try:
         params = read_params()
         check_params(params, stages_with_sections())
         check_sources(params)
+        check_splits(params)
         if params["evaluate"]["java"]:
             check_java("evaluate.java", "false")
         check_places()

@@ -77,9 +77,9 @@ def run(kind: str, keys: tuple[str, ...], main: Callable[[TableItem, Any], None]
         prepare_process(item.stage.threads)
         provided = provided_by(item.stage.machine, item.stage.seed)
         main(item, read_section(table.section, table.name, params, provided=provided))
-        item.stage.forget_training()
         cost = item.stage.name.removeprefix(f"{table.folder}/").replace("@", "_")
         item.stage.write_metrics(item.path(f"costs/{cost}.json"), stages.cost_so_far())
+        item.stage.forget_training()  # last: the same command goes on from it where a write fails
 
 
 def has_ended(number: int) -> Callable[[], bool]:

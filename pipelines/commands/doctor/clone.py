@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -32,15 +34,16 @@ def check_git(clone: Path) -> Finding:
 
 
 def check_params(clone: Path) -> Finding:
-    """params.yaml is right, section by section, and the files of others are where it says."""
+    """params.yaml is right, section by section, the files of others are where it says, and the dataset will have its splits."""
     from pipelines.runner.check import check_params as check_sections
-    from pipelines.runner.check import check_sources, stages_with_sections
+    from pipelines.runner.check import check_sources, check_splits, stages_with_sections
     from pipelines.runner.params import ParameterError, read_params
 
     try:
         params = read_params(clone / "params.yaml")
         check_sections(params, stages_with_sections(clone / "dvc.yaml"), clone / "params.yaml")
         check_sources(params, clone)
+        check_splits(params, clone / "params.yaml")
     except ParameterError as error:
         return problem(str(error))
     return ok(f"params.yaml is right (profile {profile_of(params)})")
@@ -70,12 +73,12 @@ def check_leftovers(clone: Path) -> Finding:
         for parent, folders, files in os.walk(clone / name):
             found += [Path(parent, entry) for entry in (*folders, *files) if entry.startswith(".partial-")]
             folders[:] = [folder for folder in folders if not folder.startswith(".partial-")]
-    states = [
-        path
-        for name in ("training", "unfinished")
-        for path in (clone / ".cache" / name).glob("*/*")
-        if any(path.iterdir())
-    ]
+    states = {
+        path: _run_of(path.relative_to(store))
+        for store in (clone / ".cache/training", clone / ".cache/unfinished")
+        for path in store.rglob("*")
+        if path.is_file()
+    }
     findings = []
     if found:
         names = " ".join(str(path.relative_to(clone)) for path in found)
@@ -83,14 +86,42 @@ def check_leftovers(clone: Path) -> Finding:
             note(f"a killed stage left {spelled_size(sum(map(used_bytes, found)))}: rm -r {names}")
         )
     if states:
-        stages = ", ".join(sorted({path.parent.name for path in states}))
+        runs: dict[str, list[str]] = {}
+        for run in sorted(set(states.values())):
+            runs.setdefault(_command_of(run), []).append(run)
+        mends = "; ".join(f"{', '.join(of_one)} with `{command}`" for command, of_one in runs.items())
         findings.append(
             note(
-                f"stopped runs of {stages} ({spelled_size(sum(map(used_bytes, states)))}) go on with `dvc repro`, "
-                "where parameters, inputs and code are those again; to forget them: rm -r .cache/training .cache/unfinished"
+                f"stopped runs ({spelled_size(sum(map(used_bytes, states)))}) go on where parameters, inputs and code are those "
+                f"again: {mends}; to forget them: rm -r .cache/training .cache/unfinished"
             )
         )
     return together(findings or [ok("none")])
+
+
+def _run_of(file: Path) -> str:
+    """What kept `file`, a path below .cache/training or .cache/unfinished: a stage, an item, or a table's folder, such as
+    `train_token`, `x_lxmert/pretrain` or `ablations/table2/biart@1`. Below these lie folders named by a key (runner/stage.py)
+    and embeddings."""
+    return "/".join(
+        itertools.takewhile(
+            lambda part: part != "embeddings" and not re.fullmatch("[0-9a-f]{32}", part), file.parent.parts
+        )
+    )
+
+
+def _command_of(run: str) -> str:
+    """The command by which a run goes on, of those that :func:`_run_of` names."""
+    from pipelines.runner.check import tables
+    from pipelines.runner.items import within
+    from pipelines.runner.stage import mends_of
+
+    # a table's folder may lie in another's
+    holding = [table for table in tables().values() if within(run, table.folder)]
+    if holding:
+        return str(max(holding, key=lambda table: len(table.folder)).command)
+    mends = mends_of(run.rpartition("/")[0])
+    return mends.command if mends else "dvc repro"
 
 
 def check_locks(clone: Path, hardlink_lock: bool = False) -> Finding:

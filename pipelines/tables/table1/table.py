@@ -54,7 +54,9 @@ COLUMNS: dict[str, Column] = {
     "caption.cider_d": Column("CIDEr-D"),
     "caption.spice": Column("SPICE"),
     "painted.clip_score_judge": Column("CLIPScore"),
-    "painted.frechet_judge": Column("FID (judge's space)", 1.0, higher_is_better=False, over="set", digits=4),
+    "painted.frechet_judge": Column(
+        "Fréchet distance (judge's space)", 1.0, higher_is_better=False, over="set", digits=4
+    ),
     "painted.r_precision_hard_judge": Column(
         "R-precision hard",
         parts=tuple(f"painted.r_precision_hard_{category}_judge" for category in CATEGORIES),
@@ -172,8 +174,8 @@ TABLE = Table(
         "another."
     ),
     note=(
-        "B@4, METEOR and FID, figures of all pictures together, have Student's interval over seeds, for "
-        "these pictures. docs/ablations.md says what few seeds can show."
+        "B@4, METEOR and the Fréchet distance, figures of all pictures together, have Student's interval over "
+        "seeds, for these pictures. docs/ablations.md says what few seeds can show."
     ),
     rows=ROWS,
     columns=COLUMNS,

@@ -48,7 +48,7 @@ COLUMNS: dict[str, Column] = {
     CIDER_D: Column("CIDEr-D"),
     "caption.spice": Column("SPICE"),
     CLIP_SCORE: Column("CLIPScore"),
-    FRECHET: Column("FID (judge's space)", 1.0, higher_is_better=False, over="set", digits=4),
+    FRECHET: Column("Fréchet distance (judge's space)", 1.0, higher_is_better=False, over="set", digits=4),
     "painted.r_precision_hard_judge": Column(
         "R-precision hard",
         parts=tuple(f"painted.r_precision_hard_{category}_judge" for category in CATEGORIES),

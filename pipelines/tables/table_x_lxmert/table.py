@@ -69,7 +69,7 @@ CATEGORIES = ("nouns", "verbs", "colors", "numbers")
 HARD = tuple(f"painted.r_precision_hard_{category}_judge" for category in CATEGORIES)
 EASY, FRECHET, OBJECT = "painted.r_precision_judge", "painted.frechet_judge", "painted.main_object"
 COLUMNS: dict[str, Column] = {
-    FRECHET: Column("FID (judge's space)", 1.0, higher_is_better=False, over="set", digits=4),
+    FRECHET: Column("Fréchet distance (judge's space)", 1.0, higher_is_better=False, over="set", digits=4),
     EASY: Column("R-precision easy"),
     **{name: Column(f"hard, {category}") for name, category in zip(HARD, CATEGORIES, strict=True)},
     OBJECT: Column("main object, by the inspector (for HUMMUS)"),
@@ -161,8 +161,8 @@ TABLE = Table(
     note=(
         "LXMERT + Grid and UNITER + Grid, whose features are regressed, paint cell by cell in random order, through an image "
         "generator that was trained on features; the others by mask-predict-4 but where a row names its sampler. VQA, GQA and "
-        "NLVR2: fine-tuned; a difference is between means over pictures, or over pairs of them. FID, a figure of all "
-        "pictures together, has Student's interval over seeds, for these pictures."
+        "NLVR2: fine-tuned; a difference is between means over pictures, or over pairs of them. The Fréchet distance, a figure "
+        "of all pictures together, has Student's interval over seeds, for these pictures."
     ),
     rows=ROWS,
     columns=COLUMNS,
