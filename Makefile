@@ -46,7 +46,7 @@ run: $(VENV)/.complete
 smoke: $(VENV)/.complete
 	python -m pipelines.runner.profile smoke
 	dvc repro
-	@echo "Report: $(CURDIR)/report/index.html (params.yaml is the smoke profile; back: make profile PROFILE=toybox)"
+	@echo "Report: $(CURDIR)/report/index.html (params.yaml is the smoke profile; back: git checkout params.yaml metrics)"
 
 profile: $(VENV)/.complete
 	python -m pipelines.runner.profile $(PROFILE)

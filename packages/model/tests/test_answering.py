@@ -45,21 +45,24 @@ def test_answers_are_ranked(answering: Diptych, pictures) -> None:
     assert two.ranked == answer.ranked[:2] and two.attention is None
 
 
-def test_probabilities_are_those_of_the_transformer(answering: Diptych, pictures) -> None:
-    """By the network alone, without this project's decoding."""
-    d = answering
-    model, ids = d.parts.captions.transformer, d.tokenizer.encode_questions([QUESTIONS[1]], 20)
+def states(d: Diptych, picture, text: str) -> torch.Tensor:
+    """What the heads read of a question or a statement and a picture, ``[1, h]``, by the network alone, without this project's
+    decoding."""
+    model, ids = d.parts.captions.transformer, d.tokenizer.encode_questions([text], 20)
     ids = ids[:, : int((ids != d.tokenizer.pad).sum())]
+    features = d.features(picture)
+    if model.config.caption_attention == "prefix":
+        keys_values = model.visual_keys_values(model.encode_visual_prefix(features))
+        return model.question_states(ids, None, keys_values)
+    visual = model.encode_visual(features)
+    return model.masked_text_states(ids, None, visual, torch.zeros(1, dtype=torch.long))
+
+
+def test_probabilities_are_those_of_the_transformer(answering: Diptych, pictures) -> None:
     with torch.inference_mode():
-        features = d.features(pictures[0])
-        if model.config.caption_attention == "prefix":
-            keys_values = model.visual_keys_values(model.encode_visual_prefix(features))
-            states = model.question_states(ids, None, keys_values)
-        else:
-            visual = model.encode_visual(features)
-            states = model.masked_text_states(ids, None, visual, torch.zeros(1, dtype=torch.long))
-        expected = model.answer_logits(states).softmax(-1)[0].tolist()
-    assert np.allclose(probabilities(d, pictures[0], QUESTIONS[1]), expected, atol=1e-5)
+        read = states(answering, pictures[0], QUESTIONS[1])
+        expected = answering.parts.captions.transformer.answer_logits(read).softmax(-1)[0].tolist()
+    assert np.allclose(probabilities(answering, pictures[0], QUESTIONS[1]), expected, atol=1e-5)
 
 
 def test_pictures_and_questions_go_together(answering: Diptych, pictures) -> None:
@@ -166,6 +169,11 @@ def test_statements_about_two_pictures(answering: Diptych, pictures) -> None:
     statements = [statement, statement, "two boats."]
     several = answering.verify(pairs, statements, batch_size=2)
     assert len(several) == 3
+    with torch.inference_mode():
+        for found, pair, text in zip(several, pairs, statements, strict=True):
+            sides = [states(answering, picture, text) for picture in pair]
+            logits = answering.parts.captions.transformer.pair_logits(*sides)  # of (false, true)
+            assert math.isclose(found.probability, float(logits.softmax(-1)[0, 1]), abs_tol=1e-5)
     for found, pair, text in zip(several, pairs, statements, strict=True):
         assert math.isclose(found.probability, answering.verify(pair, text)[0].probability, abs_tol=1e-5)
     with pytest.raises(UserError, match="1 statements for 2 pairs"):

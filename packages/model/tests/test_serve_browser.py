@@ -9,15 +9,17 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from headless_chromium import headless_chromium
 from PIL import Image
-from waiting import HANG_SECONDS
+from waiting import HANG_SECONDS, wait_for_hold
 
 pytest.importorskip("fastapi", reason="the extra is missing: pip install 'diptych-model[serve]'")
 
@@ -27,9 +29,25 @@ SENTENCE = "a red kite floats."
 QUESTIONS = ["is there a red kite?", "how many boats are there?"]
 
 
-def started(*arguments: str, port: str = "0") -> tuple[subprocess.Popen[str], str]:
-    """The command as a process, and the address that it prints."""
-    command = [sys.executable, "-m", "diptych.model.command.app", "serve", "--port", port, *arguments]
+COMMAND = ("-m", "diptych.model.command.app")
+# the command, which tells when it begins a painting, never ends one, and waits shorter for those who are answered
+PAINTING = """
+from threading import Event
+import uvicorn
+from diptych.model import Diptych
+from diptych.model.command import app
+own = uvicorn.Config
+uvicorn.Config = lambda *given, **options: own(*given, **{**options, "timeout_graceful_shutdown": 0.1})
+Diptych.paint = lambda *given, **options: print("here", flush=True) or Event().wait()
+app.main()
+"""
+
+
+def started(
+    *arguments: str, port: str = "0", python: Sequence[str] = COMMAND
+) -> tuple[subprocess.Popen[str], str]:
+    """The command as a process, and the address that it prints. python: what Python runs."""
+    command = [sys.executable, *python, "serve", "--port", port, *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stderr is not None
     line = process.stdout.readline()
@@ -70,6 +88,25 @@ def test_it_ends_cleanly_and_leaves_nothing(package: Path, sent: signal.Signals)
     out, errors = process.communicate(timeout=HANG_SECONDS)
     assert (process.returncode, out, errors) == (0, "Ended.\n", "")
     assert {path: path.stat().st_mtime_ns for path in package.rglob("*")} == files
+
+
+def test_it_ends_at_once_while_the_model_works(package: Path) -> None:
+    """As `docker stop` does it; a painting would be waited for, which here never ends."""
+    process, found = started("--model", str(package), python=("-c", PAINTING))
+    body = json.dumps({"caption": SENTENCE}).encode()
+    request = urllib.request.Request(found + "/api/paint", body, {"Content-Type": "application/json"})
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(urllib.request.urlopen, request)
+        wait_for_hold(process)
+        process.terminate()
+        try:
+            out, errors = process.communicate(timeout=HANG_SECONDS)
+        finally:
+            process.kill()
+        assert (process.returncode, out) == (0, "Ended.\n") and "Traceback" not in errors
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            asked.result()
+    assert refused.value.code == 503
 
 
 def test_an_address_that_is_taken_is_an_error_before_the_model_is_loaded(package: Path) -> None:

@@ -103,8 +103,9 @@ def test_who_goes_while_it_works_keeps_the_place(monkeypatch: pytest.MonkeyPatch
 
     async def all_of_it() -> None:
         task = asyncio.create_task(asking())
-        while not begun.is_set():
-            await asyncio.sleep(0.001)
+        async with asyncio.timeout(HANG_SECONDS):
+            while not begun.is_set():
+                await asyncio.sleep(0.001)
         await asyncio.sleep(0.05)  # several looks
         taken = queue.taken
         free.set()
