@@ -286,7 +286,7 @@ def test_shares_of_masked_words_are_checked() -> None:
 
 def test_all_processes_have_gradients_of_the_same_weights(pretrained, tiny, monkeypatch) -> None:
     """Also where one of them has no question in its rows: what they sum must be alike."""
-    model, questions = pretrained
+    model, _ = pretrained
     few = QuestionTable(
         [{"image_ids": [tiny.train.keys[0]], "question": "what color?", "answers": ["red"] * 10}],
         tiny.train.keys, tiny.tokenizer, TABLE, LENGTH,

@@ -101,7 +101,8 @@ def relaxed_painting(
         return vectors, chosen, distributions.gather(-1, chosen[..., None])[..., 0]
 
     for step, count in enumerate(mask_predict_counts(cells, steps)):
-        if step == 0:  # all cells hold the mask feature, in every image: encode one image, unless dropout makes them differ
+        if step == 0:
+            # all cells hold the mask feature, in every image: encode one image, unless dropout makes them differ
             positions = everywhere
             differing = n if model.training and model.config.dropout else 1
             features = torch.zeros(differing, cells, codebook.shape[1], device=device, dtype=codebook.dtype)
