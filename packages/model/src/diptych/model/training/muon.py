@@ -78,16 +78,12 @@ class Muon(torch.optim.Optimizer):
         moved = [each for group in self.param_groups for each in group["params"] if each.grad is not None]
         if not moved:
             return {}
-        owners = [self.owners[parameter] for parameter in moved]
-        summed = iter(self.processes.sums_of_own([parameter.grad for parameter in moved], owners))
-        norms = {}
-        for parameter in moved:
-            if self._own(parameter):
-                parameter.grad = next(summed)
-                norms[parameter] = parameter.grad.norm()
-            else:
-                norms[parameter] = parameter.grad.new_zeros(())
-        return norms
+        gradients = [parameter.grad for parameter in moved]
+        self.processes.sum_own(gradients, [self.owners[parameter] for parameter in moved])
+        return {
+            parameter: gradient.norm() if self._own(parameter) else gradient.new_zeros(())
+            for parameter, gradient in zip(moved, gradients, strict=True)
+        }
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
