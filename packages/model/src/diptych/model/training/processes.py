@@ -58,7 +58,9 @@ class Processes:
         """Replace every tensor (of one float dtype, all on one device) by its sum over all processes."""
         if self.count == 1:
             return
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        numbers = sum(tensor.numel() for tensor in tensors)
+        flat = _room("sent", tensors[0], tensors[0].dtype, numbers)
+        torch.cat([tensor.reshape(-1) for tensor in tensors], out=flat)
         dist.all_reduce(flat)
         parts = flat.split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
