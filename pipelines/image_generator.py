@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from diptych.features.codebook.reading import load_codebook
 from diptych.features.detector import load_detector
+from diptych.features.ranges import check_at_least
 from diptych.features.shards.reading import ShardDataset
 from diptych.model.networks.image_generator import ImageGenerator, named_config, save_image_generator
 from diptych.model.objectives.perceptual import read_encoder
@@ -17,7 +18,6 @@ from diptych.model.training.processes import current_processes
 from pipelines.measuring.detection import has_main_objects, main_object_shares, prepared
 from pipelines.measuring.samples import repainted_pictures, write_samples
 from pipelines.measuring.shards import shards_of
-from pipelines.runner.params import at_least
 from pipelines.runner.processes import run, training_device
 from pipelines.runner.stage import Stage
 
@@ -45,7 +45,7 @@ class ImageGeneratorParams:
     training: ImageGeneratorTrainingConfig
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "val_images")
+        check_at_least(self, 1, "val_images")
 
 
 def main(stage: Stage, params: ImageGeneratorParams) -> None:

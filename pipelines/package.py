@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from diptych.features.codebook.reading import load_codebook
 from diptych.features.images import read_image
+from diptych.features.ranges import check_at_least
 from diptych.model.decoding.options import AnswerOptions, CaptionOptions, PaintOptions
 from diptych.model.networks.image_generator import load_image_generator
 from diptych.model.packaged.card import CardFacts, unified_facts
@@ -20,7 +21,7 @@ from diptych.model.pretrained import load_transformer
 from pipelines.measuring.package_params import CommonPackageParams
 from pipelines.measuring.packages import common_parts, megabytes, with_intervals
 from pipelines.measuring.shards import shards_of
-from pipelines.runner.params import at_least, read_params
+from pipelines.runner.params import read_params
 from pipelines.runner.stage import Stage, commit, run
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ class PackageParams(CommonPackageParams):
     export: Literal["none", "torch_export"]
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "examples")
-        at_least(self, 8, "example_pixels")
+        check_at_least(self, 0, "examples")
+        check_at_least(self, 8, "example_pixels")
 
 
 def main(stage: Stage, params: PackageParams) -> None:

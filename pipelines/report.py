@@ -12,6 +12,7 @@ from diptych.eval.report.page import ReportInputs, write_report
 from diptych.eval.report.sheet import contact_sheet
 from diptych.eval.report.tables import check_targets
 from diptych.features.codebook.reading import load_cluster_sizes, read_codes
+from diptych.features.ranges import check_at_least
 from pipelines.reporting.answers import answer_galleries
 from pipelines.reporting.failures import failures, lost_pictures, shares_by_class
 from pipelines.reporting.histories import read_history
@@ -23,7 +24,7 @@ from pipelines.reporting.pictures import (
     training_samples,
 )
 from pipelines.reporting.test_set import read_test_set
-from pipelines.runner.params import at_least, read_params
+from pipelines.runner.params import read_params
 from pipelines.runner.stage import Stage, commit, run
 
 CODEBOOK = Path("data/codebook")
@@ -56,8 +57,8 @@ class ReportParams:
     ceilings: dict[str, float] | None
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "captions", "pictures", "evaluations")
-        at_least(self, 0, "steps", "clusters")
+        check_at_least(self, 1, "captions", "pictures", "evaluations")
+        check_at_least(self, 0, "steps", "clusters")
         check_targets(self.targets or {})
 
 

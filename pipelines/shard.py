@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diptych.features.manifest import read_manifest
+from diptych.features.ranges import check_at_least
 from diptych.features.shards.writing import write_shards
-from pipelines.runner.params import at_least
 from pipelines.runner.stage import Stage, run
 
 MANIFEST = Path("data/dataset/manifest.parquet")
@@ -20,7 +20,7 @@ class ShardParams:
     shard_size: int
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "shard_size")
+        check_at_least(self, 1, "shard_size")
 
 
 def main(stage: Stage, params: ShardParams) -> None:

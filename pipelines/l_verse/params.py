@@ -7,11 +7,11 @@ from pathlib import Path
 
 from diptych.features.extraction.extract import EncodingConfig
 from diptych.features.pictures import TokenizedPictures
+from diptych.features.ranges import check_at_least
 from diptych.model.training.autoencoder import AutoencoderTrainingConfig
 from diptych.model.training.biart_config import BiARTTrainingConfig
 from pipelines.measuring.generate_params import GenerateParams
 from pipelines.measuring.package_params import CommonPackageParams
-from pipelines.runner.params import at_least
 
 SCENES, MANIFEST = Path("data/dataset/scenes.parquet"), Path("data/dataset/manifest.parquet")
 TOKENS, GENERATED = Path("data/l_verse/tokens"), Path("data/l_verse/generated")
@@ -54,7 +54,7 @@ class VocabularyParams:
     pieces: int | None
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "min_count", "pieces")
+        check_at_least(self, 1, "min_count", "pieces")
         if (self.min_count is None) == (self.pieces is None):
             raise ValueError("give one of min_count and pieces, and null for the other")
 
@@ -83,7 +83,7 @@ class Params:
     captions: int
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "pictures", "captions")
+        check_at_least(self, 1, "pictures", "captions")
         if any(wanted.answer for wanted in self.generate.sets.values()):
             raise ValueError("generate.sets: L-Verse does not answer questions; set answer to null")
         if self.generate.paint.method != "rows":

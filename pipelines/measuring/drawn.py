@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelines.runner.params import at_least
+from diptych.features.ranges import check_at_least
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Sample:
     limit: int | None
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "limit")
+        check_at_least(self, 1, "limit")
         if not self.splits:
             raise ValueError("splits: name at least one")
 

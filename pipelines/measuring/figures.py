@@ -28,9 +28,9 @@ from diptych.eval.scorers.inspector import PARTS, Inspector, load_inspector, mai
 from diptych.eval.words import read_words
 from diptych.features.detector import load_detector
 from diptych.features.manifest import read_manifest
+from diptych.features.ranges import check_at_least
 from pipelines.measuring.clips import read_clip
 from pipelines.measuring.objects import object_finder
-from pipelines.runner.params import at_least
 from pipelines.runner.spread import spread
 from pipelines.runner.stage import UNFINISHED_STORE, Stage
 
@@ -71,7 +71,7 @@ class EvaluateParams:
     fid_protocols: tuple[FidProtocol, ...] = ("diptych",)
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "image_size", "batch_size", "negatives", "folds")
+        check_at_least(self, 1, "image_size", "batch_size", "negatives", "folds")
         read_words(self.words)
         if not self.fid_protocols:
             raise ValueError(f"fid_protocols: name one or more of {', '.join(FID_PROTOCOLS)}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from diptych.features.ranges import check_at_least
 from diptych.model.decoding.options import AnswerOptions, CaptionOptions, PaintOptions
 from pipelines.measuring.drawn import Sample
-from pipelines.runner.params import at_least
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class GenerateParams:
     answer: AnswerOptions = field(default_factory=AnswerOptions)
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size")
+        check_at_least(self, 1, "batch_size")
         if "test" not in self.sets:
             raise ValueError("sets: one has to be named test, which is what evaluate measures")
         for name in self.sets:

@@ -77,14 +77,6 @@ class Machine:
             )
 
 
-def at_least(section: Any, least: float, *names: str) -> None:
-    """For `__post_init__`: ValueError where a field of `section` is below `least`; null passes."""
-    for name in names:
-        value = getattr(section, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, is {value}")
-
-
 def provided_by(machine: Machine, seed: int) -> dict[str, Any]:
     """What a run sets in every section that has a field of the name, and no section may."""
     return {

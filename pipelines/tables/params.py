@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diptych.features.ranges import check_at_least
 from pipelines.measuring.drawn import Sample
 from pipelines.runner.check import check_java
 from pipelines.runner.items import read_items
-from pipelines.runner.params import Machine, ParameterError, at_least, provided_by, read_section
+from pipelines.runner.params import Machine, ParameterError, provided_by, read_section
 
 if TYPE_CHECKING:
     from pipelines.x_lxmert.params import Params
@@ -60,7 +61,7 @@ class PretrainingTableParams(TableParams):
     examples: int
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "generator_steps", "examples")
+        check_at_least(self, 1, "generator_steps", "examples")
         super().__post_init__()
 
     def trainings(self, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +131,7 @@ class TransformerTableParams(TableParams):
     java: bool | None
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "token_steps", "sequence_steps", "scst_steps", "scst_batch_size", "examples")
+        check_at_least(self, 1, "token_steps", "sequence_steps", "scst_steps", "scst_batch_size", "examples")
         super().__post_init__()
 
     def check(self, name: str, pipeline: Path, params: Mapping[str, Any]) -> None:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diptych.features.ranges import check_at_least
 from diptych.model.training.butd_config import BUTDTrainingConfig
 from diptych.model.training.dm_gan_config import DMGANTrainingConfig, MatchingTrainingConfig
 from pipelines.measuring.drawn import Sample
 from pipelines.runner.check import check_java
-from pipelines.runner.params import ParameterError, at_least
+from pipelines.runner.params import ParameterError
 from pipelines.tables.params import TableParams
 
 
@@ -26,7 +27,7 @@ class BUTDParams:
     sequence: BUTDTrainingConfig
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "min_count")
+        check_at_least(self, 1, "min_count")
         if (self.words.objective, self.sequence.objective) != ("words", "scst"):
             raise ValueError("words.objective is words, sequence.objective is scst")
 
@@ -41,7 +42,7 @@ class DMGANParams:
     training: DMGANTrainingConfig
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "min_count")
+        check_at_least(self, 1, "min_count")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class SystemsTableParams(TableParams):
     java: bool | None
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "regions", "examples", "study")
+        check_at_least(self, 1, "regions", "examples", "study")
         super().__post_init__()
 
     def check(self, name: str, pipeline: Path, params: Mapping[str, Any]) -> None:

@@ -9,9 +9,9 @@ from typing import Any, Literal
 from diptych.features.datasets.question_files import QuestionFilesConfig
 from diptych.features.datasets.toybox import QuestionsConfig
 from diptych.features.questions import questions_of, read_questions
+from diptych.features.ranges import check_at_least
 from diptych.model.training.fine_tuning import FineTuningConfig
 from diptych.model.training.pretraining import PretrainingConfig
-from pipelines.runner.params import at_least
 from pipelines.train_token import AnswersParams, TokenizerParams
 
 CODEBOOK = Path("data/codebook")
@@ -62,7 +62,7 @@ class FineTuneParams:
     training: FineTuningConfig
 
     def __post_init__(self) -> None:
-        at_least(self, 3, "length")
+        check_at_least(self, 3, "length")
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class Params:
     examples: int
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size")
-        at_least(self, 0, "examples")
+        check_at_least(self, 1, "batch_size")
+        check_at_least(self, 0, "examples")
         if not self.tasks or "pretrained" not in self.starts:
             raise ValueError("give at least one of tasks, and of starts at least pretrained")
         for name in self.fine_tuning:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 
 def check_at_least(config: object, least: float, *names: str) -> None:
-    """Raise ValueError where a field of `config`, or one of its numbers where it holds several, is below `least`."""
+    """Raise ValueError where a field of `config`, or one of its numbers where it holds several, is below `least`; null passes."""
     for name in names:
         value = getattr(config, name)
-        if not all(number >= least for number in (value if isinstance(value, (list, tuple)) else (value,))):
+        numbers = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+        if not all(number >= least for number in numbers):  # not `<`: NaN is wrong too
             raise ValueError(f"{name} must be at least {least}, is {value}")
 
 
