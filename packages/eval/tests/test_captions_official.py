@@ -132,7 +132,7 @@ def test_meteor_of_any_captions_is_meteor_s_own(
         np.array([40, 40]),
         np.array([42, 42, 40]),
     ]
-    sets += [generator.integers(0, len(pairs), generator.integers(1, 60)) for _ in range(60)]
+    sets += [generator.integers(0, len(pairs), generator.integers(1, 60)) for _ in range(25)]
     for chosen in sets:
         expected = official_meteor.score([counts[number] for number in chosen])
         assert meteor.score(rows[chosen].sum(0)) == expected

@@ -24,7 +24,6 @@ JOBS: dict[str, list[dict[str, Any]]] = {
     "alone": [{}],
     "pieces": [{"config": {"accumulation": 3}}],
     "processes": [{"processes": 2, "checkpoints": True}],
-    "processes_and_pieces": [{"processes": 2, "config": {"accumulation": 2}}],
     "stopped": [
         {**MASKED, "checkpoints": True, "end_after_saves": 10},
         {**MASKED, "processes": 2, "checkpoints": True, "end_after_saves": 12},
@@ -86,7 +85,7 @@ def assert_same_training(folder: Path, other: Path) -> None:
             assert row == pytest.approx(expected_row, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["pieces", "processes", "processes_and_pieces"])
+@pytest.mark.parametrize("name", ["pieces", "processes"])
 def test_pieces_and_processes_train_as_the_whole_batch(name: str, trainings: Path) -> None:
     """Batches of 5 and 7, so that the pieces are of unlike size, with unlike numbers of words and masked cells."""
     assert_same_training(trainings / name, trainings / "alone")
