@@ -15,6 +15,7 @@ from diptych.model.training import muon
 from diptych.model.training.config import LoopConfig
 from diptych.model.training.muon import Muon, inner_matrices, orthogonalised, shares_of
 from diptych.model.training.optimisation import build_optimizers, parameter_groups
+from diptych.model.training.processes import Processes
 
 LOOP = LoopConfig(
     steps=6,
@@ -149,3 +150,18 @@ def test_matrices_and_kernels_decay_and_nothing_else() -> None:
     decayed, others = parameter_groups(model, 0.1)
     assert [tuple(each.shape) for each in decayed["params"]] == [(4, 3, 3, 3), (2, 4)] and decayed["weight_decay"] == 0.1
     assert len(others["params"]) == 5 and others["weight_decay"] == 0
+
+
+def test_a_process_without_a_matrix_takes_the_steps_of_others(monkeypatch) -> None:
+    class Second(Processes):
+        def share(self, own, like, owners, dtype):
+            assert not own and owners == [0]
+            return [torch.ones_like(like[0], dtype=dtype)]
+
+    monkeypatch.setattr(muon, "current_processes", lambda: Second(1, 2))
+    weight = nn.Parameter(torch.zeros(4, 4))
+    weight.grad = torch.ones(4, 4)
+    optimizer = Muon([(weight, 1)], 0.0, "float32")
+    optimizer.param_groups[0]["lr"] = 0.1
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.full((4, 4), -0.1 * muon.ADAM_STEP * 2))

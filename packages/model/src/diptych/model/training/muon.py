@@ -99,8 +99,10 @@ class Muon(torch.optim.Optimizer):
             own = [parameter for parameter in moved if self._own(parameter)]
             gradients = [parameter.grad for parameter in own]
             momenta = [self.state[parameter]["momentum"] for parameter in own]
-            torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
-            ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)
+            ahead: list[Tensor] = []
+            if own:  # one of many processes may have none
+                torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+                ahead = list(torch._foreach_lerp(gradients, momenta, MOMENTUM))
 
             dtype = resolve_precision(moved[0].device, self.precision)
             matrices = [
