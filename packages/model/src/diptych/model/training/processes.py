@@ -58,9 +58,7 @@ class Processes:
         """Replace every tensor (of one float dtype, all on one device) by its sum over all processes."""
         if self.count == 1:
             return
-        numbers = sum(tensor.numel() for tensor in tensors)
-        flat = _room("sent", tensors[0], tensors[0].dtype, numbers)
-        torch.cat([tensor.reshape(-1) for tensor in tensors], out=flat)
+        flat = _flattened(tensors, tensors[0], tensors[0].dtype)
         dist.all_reduce(flat)
         parts = flat.split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
@@ -71,18 +69,13 @@ class Processes:
         of what :meth:`sum` sends; what others own stays as it is."""
         if self.count == 1:
             return
-        of_ranks: list[list[Tensor]] = [[] for _ in range(self.count)]
-        for tensor, owner in zip(tensors, owners, strict=True):
-            of_ranks[owner].append(tensor)
+        of_ranks = self._by_owner(tensors, owners)
         own = of_ranks[self.rank]
-        sizes = [sum(tensor.numel() for tensor in each) for each in of_ranks]
-        sent = _room("sent", tensors[0], tensors[0].dtype, sum(sizes) - sizes[self.rank])
-        others = [rank for rank in range(self.count) if rank != self.rank]
-        parts = sent.split([sizes[rank] for rank in others])
-        for rank, part in zip(others, parts, strict=True):
-            if of_ranks[rank]:
-                torch.cat([tensor.reshape(-1) for tensor in of_ranks[rank]], out=part)
-        received = self._exchange(parts, [sizes[self.rank]] * len(others))
+        others = [of_ranks[rank] for rank in self._others()]
+        sent = _flattened([tensor for each in others for tensor in each], tensors[0], tensors[0].dtype)
+        received = self._exchange(
+            sent.split([_numbers(each) for each in others]), [_numbers(own)] * len(others)
+        )
         for part in received if own else ():
             pieces = part.split([tensor.numel() for tensor in own])
             torch._foreach_add_(
@@ -96,32 +89,31 @@ class Processes:
         process its ``own``. All are of ``dtype`` and on the device of ``like``. Those of others hold until the next call."""
         if self.count == 1:
             return list(own)
-        sizes = [0] * self.count
-        for tensor, owner in zip(like, owners, strict=True):
-            sizes[owner] += tensor.numel()
-        sent = _room("sent", like[0], dtype, sizes[self.rank])
-        if own:
-            torch.cat([tensor.reshape(-1) for tensor in own], out=sent)
-        others = [rank for rank in range(self.count) if rank != self.rank]
-        received = self._exchange([sent] * len(others), [sizes[rank] for rank in others])
-        parts, starts, mine = dict(zip(others, received, strict=True)), [0] * self.count, iter(own)
-        shared = []
-        for tensor, owner in zip(like, owners, strict=True):
-            if owner == self.rank:
-                shared.append(next(mine).view(tensor.shape))
-                continue
-            shared.append(parts[owner][starts[owner] :][: tensor.numel()].view(tensor.shape))
-            starts[owner] += tensor.numel()
-        return shared
+        of_ranks, others = self._by_owner(like, owners), self._others()
+        sent = _flattened(own, like[0], dtype)
+        received = self._exchange([sent] * len(others), [_numbers(of_ranks[rank]) for rank in others])
+        pieces = {self.rank: iter(own)}
+        for rank, part in zip(others, received, strict=True):
+            pieces[rank] = iter(part.split([tensor.numel() for tensor in of_ranks[rank]]))
+        return [next(pieces[owner]).view(tensor.shape) for tensor, owner in zip(like, owners, strict=True)]
 
-    def _exchange(self, sent: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+    def _others(self) -> list[int]:
+        """The other processes' ranks."""
+        return [rank for rank in range(self.count) if rank != self.rank]
+
+    def _by_owner(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> list[list[Tensor]]:
+        """The tensors that each process owns."""
+        of_ranks: list[list[Tensor]] = [[] for _ in range(self.count)]
+        for tensor, owner in zip(tensors, owners, strict=True):
+            of_ranks[owner].append(tensor)
+        return of_ranks
+
+    def _exchange(self, sent: Sequence[Tensor], sizes: Sequence[int]) -> Sequence[Tensor]:
         """Send one of the flat tensors ``sent`` to each other process, in the order of their ranks; return what came from each, of
         ``sizes``. Point to point: gloo's all-to-all and all-gather take twice the time."""
-        room = _room("received", sent[0], sent[0].dtype, sum(sizes))
-        received = list(room.split(list(sizes)))
-        others = [rank for rank in range(self.count) if rank != self.rank]
+        received = _room("received", sent[0], sent[0].dtype, sum(sizes)).split(list(sizes))
         operations = []
-        for rank, leaving, coming in zip(others, sent, received, strict=True):
+        for rank, leaving, coming in zip(self._others(), sent, received, strict=True):
             operations += [dist.P2POp(dist.isend, leaving, rank)] if leaving.numel() else []
             operations += [dist.P2POp(dist.irecv, coming, rank)] if coming.numel() else []
         for work in dist.batch_isend_irecv(operations) if operations else ():
@@ -160,6 +152,18 @@ def _room(name: str, like: Tensor, dtype: torch.dtype, size: int) -> Tensor:
     if (room := _rooms.get((name, dtype))) is None or len(room) < size:
         room = _rooms[name, dtype] = torch.empty(size, dtype=dtype)
     return room[:size]
+
+
+def _flattened(tensors: Sequence[Tensor], like: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers of tensors of ``dtype`` on the device of ``like``, one after the other, in the room for what is sent."""
+    room = _room("sent", like, dtype, _numbers(tensors))
+    if tensors:
+        torch.cat([tensor.reshape(-1) for tensor in tensors], out=room)
+    return room
+
+
+def _numbers(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
 
 
 @contextmanager
