@@ -23,6 +23,8 @@ from pipelines.runner.writing import remove
 from pipelines.tables.item import embeddings, mends
 from pipelines.tables.items import TableItems, table_items
 from pipelines.tables.jobs import DVC, default_jobs, gpu_count, one_line, rounds, run_items, run_shared
+from pipelines.tables.kept import forget_taken, keep, take_kept
+from pipelines.tables.measurements import ran_here
 from pipelines.tables.table import Table, read_table
 
 
@@ -50,8 +52,15 @@ def main() -> None:
         for items, side_by_side in rounds(table, plan.work, jobs, gpus):
             run_items(table, plan, items, side_by_side, gpus)
         others = [seed for seed in sorted(section.seeds) if seed not in seeds]
+        forget_taken(table)
         for seed in others:
-            leave_out_if_stale(table, table_items(table, params, [seed]), seed)
+            of_seed = table_items(table, params, [seed])
+            leave_out_if_stale(table, of_seed, seed)
+            if not ran_here(table, seed):
+                take_kept(table, of_seed, seed, params)
+        for seed in seeds:
+            if ran_here(table, seed):
+                keep(table, table_items(table, params, [seed]), seed, params)
         run_items(table, plan, [plan.last], 1, gpus)
         remove(embeddings(table))
         print(f"{table.name}: {table.metrics}, {table.page}")

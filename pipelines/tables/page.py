@@ -18,6 +18,7 @@ from diptych.eval.comparisons.claims_page import (
 )
 from diptych.eval.comparisons.paired import Difference
 from pipelines.tables.item import TableItem, run
+from pipelines.tables.measurements import measured_where, ran_here
 from pipelines.tables.table import OURS, Claim, Column, PaperTable, Samplers, Table, Texts
 from pipelines.tables.verdicts import (
     Judged,
@@ -63,15 +64,14 @@ def main(item: TableItem, section: TableParams) -> None:
 def page(
     table: Table, results: Results, section: TableParams, tables: Sequence[ComparisonTable]
 ) -> ClaimsPage:
-    """The page: claims, the tables, paintings of the first seed."""
+    """The page: claims, the tables, paintings of the first seed that ran here."""
     title = table.title
     waiting = [seed for seed in section.seeds if seed not in results.seeds]
     if waiting:
         title += f" (seeds {', '.join(map(str, waiting))} are not finished)"
-    first = results.seeds[0]
-    galleries = [paintings(table, first)] if table.gallery else []
-    if table.texts is not None:
-        galleries.append(texts(table, table.texts, first))
+    here = [seed for seed in results.seeds if ran_here(table, seed)]
+    galleries = [paintings(table, seed) for seed in here[:1] if table.gallery]
+    galleries += [texts(table, table.texts, seed) for seed in here[:1] if table.texts is not None]
     return ClaimsPage(
         title,
         " ".join(filter(None, (table.introduction, RULE, table.caveat))),
@@ -98,6 +98,9 @@ def measured_table(table: Table, results: Results, section: TableParams) -> Comp
         f"{section.conditions}: mean ± standard deviation over seeds; below, the difference to ours on the "
         "same seeds and pictures with its 95% interval, for seeds and pictures like these."
     )
+    for seed in seeds:
+        if not ran_here(table, seed):
+            note += f" Seed {seed} ran elsewhere: {measured_where(table, seed)}."
     if table.note:
         note += f" {table.note}"
     missing = {

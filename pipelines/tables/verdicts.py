@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,23 +22,10 @@ from diptych.eval.comparisons.paired import (
     seed_difference,
 )
 from pipelines.runner.params import ParameterError
+from pipelines.tables.measurements import ModelValues, measured_seeds, read_seed
 from pipelines.tables.table import OURS, Claim, Comparison, Row, Samplers, Table
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 NO_FIGURE = {"value": None, "reason": "these data have no such figure"}
-
-
-@dataclass(frozen=True)
-class ModelValues:
-    """What `measured` has left of a model and seed. figures: records by name. pictures: a row per picture, by
-    image_id."""
-
-    name: str
-    parameters: int
-    figures: Mapping[str, Mapping[str, Any]]
-    pictures: pa.Table
 
 
 @dataclass(frozen=True)
@@ -95,7 +82,8 @@ def results_of(table: Table, wanted: Sequence[int]) -> Results:
     Raises ParameterError where no seed is finished, and where rows were not measured alike.
     """
     seeds = measured_seeds(table, wanted)
-    rows = {name: read_row(table, row, seeds) for name, row in table.rows.items()}
+    measured = [read_seed(table, seed) for seed in seeds]
+    rows = {name: read_row(table, row, measured) for name, row in table.rows.items()}
     check_alike(table, rows)
     differences = {
         name: {column: difference(row, rows[OURS], column) for column in table.columns}
@@ -106,23 +94,6 @@ def results_of(table: Table, wanted: Sequence[int]) -> Results:
     return Results(seeds, rows, differences, claims)
 
 
-def measured_seeds(table: Table, wanted: Sequence[int]) -> list[int]:
-    """The seeds of which all that the page shows is there. Raises ParameterError where there is none."""
-
-    def whole(seed: int) -> bool:
-        files = [table.measured / f"{model}-{seed}" / "figures.json" for model in table.models]
-        if table.texts is not None:
-            files.append(Path(table.folder) / table.texts.file.format(seed=seed))
-        return all(file.is_file() for file in files)
-
-    found = [seed for seed in wanted if whole(seed)]
-    if not found:
-        raise ParameterError(
-            f"{table.measured}: no seed of {list(wanted)} has all its rows: run `{table.command}`"
-        )
-    return found
-
-
 def measure_again(table: Table) -> str:
     """What mends measurements that do not fit each other."""
     return f"remove {table.measured}, and `{table.command}` measures all models again"
@@ -131,12 +102,9 @@ def measure_again(table: Table) -> str:
 # Reading
 
 
-def read_row(table: Table, row: Row, seeds: Sequence[int]) -> RowValues:
-    """Figures and values of pictures of one row."""
-    measured = {
-        model: [read_model(table.measured / f"{model}-{seed}") for seed in seeds]
-        for model in dict.fromkeys(row.models.values())
-    }
+def read_row(table: Table, row: Row, seeds: Sequence[Mapping[str, ModelValues]]) -> RowValues:
+    """Figures and values of pictures of one row, from all models of each seed."""
+    measured = {model: [models[model] for models in seeds] for model in dict.fromkeys(row.models.values())}
     values: dict[str, list[float]] = {}
     reasons: dict[str, str] = {}
     pictures: dict[str, PictureValues] = {}
@@ -157,19 +125,6 @@ def read_row(table: Table, row: Row, seeds: Sequence[int]) -> RowValues:
     counted = {model for kind, model in row.models.items() if not table.counted or kind in table.counted}
     parameters = sum(of_seeds[0].parameters for model, of_seeds in measured.items() if model in counted)
     return RowValues(parameters, values, reasons, pictures, measured_by)
-
-
-def read_model(folder: Path) -> ModelValues:
-    """One model of one seed, from its folder."""
-    import pyarrow.parquet as pq
-
-    records = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
-    return ModelValues(
-        folder.name,
-        int((folder / "parameters.txt").read_text()),
-        {record["name"]: record for record in records},
-        pq.read_table(folder / "pictures.parquet").sort_by("image_id"),
-    )
 
 
 def picture_values(table: Table, of_seeds: Sequence[ModelValues], parts: Sequence[str]) -> PictureValues:
