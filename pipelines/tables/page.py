@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 RULE = (
     "Every verdict is computed from the intervals by the rule that stands beside it. A claim holds when all "
     "of its comparisons hold and fails when one fails, that is, when a whole interval is on the wrong side; "
-    "otherwise it is undecided."
+    "otherwise it is undecided. A claim's differences are positive where the first is better."
 )
 
 

@@ -16,7 +16,7 @@ from diptych.eval.report.sheet import contact_sheet
 def test_the_page_holds_figures_and_sheets_and_escapes_names(tmp_path: Path) -> None:
     page = tmp_path / "index.html"
     sheets = {name: Image.new("RGB", (4, 4), colour) for name, colour in (("a<b", "red"), ("c", "blue"))}
-    figures = {"l1": {"a<b": 0.0123456, "c": None}, "minutes": {"c": 3.0}}
+    figures = {"l1": {"a<b": 0.0123456, "c": None}, "minutes": {"c": 3.0}, "steps": {"c": 51739}}
     write_comparison(page, "Two & two", "Equal steps.", figures, sheets)
     text = page.read_text(encoding="utf-8")
     assert "Two &amp; two" in text and "a&lt;b" in text and "a<b" not in text
@@ -24,6 +24,7 @@ def test_the_page_holds_figures_and_sheets_and_escapes_names(tmp_path: Path) -> 
     rows = [line for line in text.splitlines() if line.startswith("<tr><td>")]
     assert "<tr><td>l1</td><td>0.01235</td><td>–</td></tr>" in text
     assert "<tr><td>minutes</td><td>–</td><td>3</td></tr>" in text and len(rows) >= 1
+    assert "<td>51,739</td></tr>" in text
     assert "http" not in text and [path.name for path in tmp_path.iterdir()] == ["index.html"]
 
 

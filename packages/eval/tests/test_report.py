@@ -296,6 +296,9 @@ def test_empty_sections_are_left_out_and_bad_targets_named(inputs: ReportInputs,
         write_report(dataclasses.replace(inputs, targets={"detector.map50": "much"}), tmp_path / "other.html")
     with pytest.raises(UserError, match="'map50' is no name of a figure"):
         write_report(dataclasses.replace(inputs, targets={"map50": 0.9}), tmp_path / "other.html")
+    for small in ("evaluate.painted.fid", "evaluate.painted.frechet_judge", "image_generator.l1", "train_token.code_loss"):
+        with pytest.raises(UserError, match=f"'{small}' is to be small"):
+            write_report(dataclasses.replace(inputs, targets={small: 0.9}), tmp_path / "other.html")
     assert not (tmp_path / "other.html").exists()
 
 

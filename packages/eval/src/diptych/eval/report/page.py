@@ -39,7 +39,7 @@ class ReportInputs:
     pictures: by choice, rows {"image_id", "prompt", "real", "reconstruction", "painted", "right", "score"}.
     choices: what the choices of the galleries mean, {"captions": {"best": ...}, "pictures": {...}, "answers": {...}}.
     painting: sentences step by step, {"prompt", "real", "steps"}; steps are {"name", "painted", "changed" (numbers
-        of the cells whose code is another than the step before)}; cells are 8 x 8.
+        of the cells whose code is another than in the step shown before)}; cells are 8 x 8.
     cluster_sizes: cells per code. clusters: by choice, rows {"code", "cells", "patches"}, the last a strip of pictures.
     bars: shares by class and the like, {"title", "note", "groups": [{"label", "bars": [{"label", "share", "low",
         "high", "n"}]}]}; low and high may be None.

@@ -34,6 +34,8 @@ _COLUMNS = {
     "fid_0": "FID ↓",
     **{f"fid_{radius}": f"FID-{radius} ↓" for radius in (1, 2, 4, 8)},
 }
+# distances, losses, costs and faults
+_SMALL_IS_GOOD = re.compile(r"[._](fid|frechet|distance|loss|l1|minutes|memory|megabytes|repeated)(?![a-z])")
 _TITLES = {
     "captions": "Captions",
     "painted": "Painted pictures",
@@ -43,11 +45,16 @@ _TITLES = {
 
 
 def check_targets(targets: Mapping[str, float | str]) -> None:
-    """Raise UserError for a target that no stage's figure can have, or that is neither a number nor a share such as "x0.7"."""
+    """Raise UserError for a target without a stage's name or of a figure that is to be small, or that is neither a number nor a share
+    such as "x0.7"."""
     for name, target in targets.items():
         if "." not in name:
             raise UserError(
                 f"targets: '{name}' is no name of a figure: write STAGE.FIGURE, evaluate.caption.cider_d"
+            )
+        if _SMALL_IS_GOOD.search(name):
+            raise UserError(
+                f"targets: '{name}' is to be small, and a target is the least that is wanted; remove it"
             )
         if isinstance(target, str) and not re.fullmatch(r"x\d*\.?\d+", target):
             raise UserError(
