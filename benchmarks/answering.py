@@ -24,6 +24,7 @@ from benchmarks.figures import record
 from diptych.features.shards.reading import ShardDataset
 from diptych.model import Diptych
 from pipelines.measuring.answers import QUESTIONS
+from pipelines.runner.errors import one_line_errors
 from pipelines.runner.threads import keep_freed_memory
 
 AIM_SECONDS, TOGETHER = 0.1, 100
@@ -65,4 +66,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("benchmarks.answering"):
+        main()

@@ -3,7 +3,8 @@
 `python -m benchmarks.attention [--steps 300] [--seeds 0 1 2]` needs data/shards and data/codebook, which `make run`
 leaves. Both schemes train the default network on captions alone, by the default settings but for AdamW as the only optimizer,
 with the same batches; then they caption the val split greedily. Time is that of one thread of the processor, which other
-programs on the machine do not change. Every run is kept in .cache/attention and not repeated; the figures go to benchmarks/results/attention.json.
+programs on the machine do not change. Every run is kept in .cache/attention and not repeated with the same data, settings and code;
+the figures go to benchmarks/results/attention.json.
 
 | run | steps |
 | --- | --- |
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 from ruamel.yaml import YAML
 
+from benchmarks.figures import record
 from diptych.eval.captions.cider import CiderDReward
 from diptych.features.codebook.reading import load_codebook
 from diptych.features.shards.reading import ShardDataset
@@ -31,15 +33,18 @@ from diptych.model.decoding.caption import decode_captions, encode_images
 from diptych.model.training.initial import random_transformer
 from diptych.model.training.scst import reference_words
 from diptych.model.training.token import TokenTrainingConfig, train_token
+from pipelines.runner.errors import one_line_errors
+from pipelines.runner.stage import key_of
+from pipelines.runner.writing import writing
 
-RESULTS = Path(__file__).parent / "results" / "attention.json"
 RUNS = Path(".cache/attention")
 BATCH_SIZE = 50
 
 
 def captioning(attention: str, steps: int, seed: int, params: dict[str, Any]) -> dict[str, float]:
     """Train and measure once: ``cider_d`` of greedy val captions, and the ``seconds`` of training."""
-    file = RUNS / f"{attention}-{steps}-{seed}.json"
+    made_of = key_of(params, ("data/shards", "data/codebook", "code/train_token.json"))
+    file = RUNS / f"{attention}-{steps}-{seed}-{made_of}.json"
     if file.is_file():
         return json.loads(file.read_text())
     train, val = (ShardDataset(Path("data/shards"), split) for split in ("train", "val"))
@@ -65,8 +70,8 @@ def captioning(attention: str, steps: int, seed: int, params: dict[str, Any]) ->
         captions += [tokenizer.words(row) for row in written.ids]
     reward = CiderDReward(reference_words(tokenizer, val, config.caption_length))
     measured = {"cider_d": float(reward.reward(range(len(val)), captions).mean()), "seconds": seconds}
-    RUNS.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(measured))
+    with writing(str(file)) as unfinished:
+        unfinished.write_text(json.dumps(measured))
     print(f"{attention}, {steps} steps, seed {seed}: {measured}", flush=True)
     return measured
 
@@ -111,8 +116,9 @@ def main() -> None:
         print(
             f"| {name} | {count} | {results[name]['seconds']:.0f} | {statistics.mean(scores):.2f}{spread} |"
         )
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    record("attention", results)
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("benchmarks.attention"):
+        main()

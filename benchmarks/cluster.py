@@ -44,6 +44,7 @@ from pipelines.measuring.generate_params import GenerateParams
 from pipelines.measuring.generation import IMAGE_GENERATOR, Making
 from pipelines.measuring.models import CodeModel
 from pipelines.runner import ray_processes
+from pipelines.runner.errors import one_line_errors
 from pipelines.runner.processes import training_device
 from pipelines.runner.spread import spread
 from pipelines.runner.stage import Stage, read_stage
@@ -95,7 +96,8 @@ def take_steps(stage: Stage, params: TrainTokenParams) -> None:
 
 
 def written_rates() -> Path:
-    return Path(os.environ.get("TMPDIR", "/tmp"), "diptych-steps.json")
+    """Where a training's process 0, which other processes start, leaves them: a name that every process of a user knows."""
+    return Path(tempfile.gettempdir(), f"diptych-steps-{os.getuid()}.json")
 
 
 @contextmanager
@@ -122,7 +124,9 @@ def trained(address: str, processes: int) -> list[float]:
         replace(stage, machine=machine), "train_token", TrainTokenParams, take_steps, ()
     )
     _shut_down()
-    return json.loads(written_rates().read_text())
+    rates: list[float] = json.loads(written_rates().read_text())
+    written_rates().unlink()
+    return rates
 
 
 def generated(address: str, nodes: int, making: Making) -> float:
@@ -200,4 +204,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("benchmarks.cluster"):
+        main()

@@ -1,17 +1,15 @@
 """All measurements of the features half: `make bench`, or `python -m benchmarks.features`.
 
-Writes the medians of the ratios to benchmarks/results/features.json.
+The medians of the ratios go to benchmarks/results/features.json.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
 from benchmarks import features_data, features_extract
-
-RESULTS = Path(__file__).parent / "results" / "features.json"
+from benchmarks.figures import record
 
 
 def main() -> None:
@@ -19,9 +17,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         ratios = features_extract.measure(Path(scratch), images=2000, rounds=5, memory_images=(2000, 20000))
     ratios |= features_data.measure()
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({name: round(value, 3) for name, value in ratios.items()}, indent=2) + "\n")
-    print(RESULTS.read_text())
+    for name, value in ratios.items():
+        print(f"{name}: {value:.3f}")
+    record("features", {name: round(value, 3) for name, value in ratios.items()})
 
 
 if __name__ == "__main__":

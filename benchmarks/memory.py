@@ -98,6 +98,11 @@ def numbered_tokenizer(size: int) -> CaptionTokenizer:
     return CaptionTokenizer(backend)
 
 
+def without_numbers(shapes: Shapes, features: Sequence[Tensor]) -> list[Tensor]:
+    """Features that count, in the place of those that were read; codes, by which weights are looked up, stay as they are."""
+    return [shapes.tensor(*part.shape, dtype=part.dtype) if part.is_floating_point() else part for part in features]
+
+
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
     """A network without weights."""
     with torch.device("meta"):
@@ -112,7 +117,7 @@ class Unified:
         config = replace(named_config("base"), caption_attention=attention, **heads)  # type: ignore[arg-type]
         self.config = config
         self.tokenizer = numbered_tokenizer(config.vocab_size)
-        self.model: Any = self.shapes.network(on_meta(lambda: build_transformer(config))).train()
+        self.model: Any = self.shapes.network(on_meta(lambda: build_transformer(config)))
         self.codebook = self.shapes.tensor(config.codebook_size, config.feature_dim)
 
     def pictures(self, batch: int) -> Pictures:
@@ -124,8 +129,9 @@ class Unified:
             caption_length=19, warmup_share=0.05, label_smoothing=0.2, least_masked=0.0, text_drop=0.0, all_masked=1.0,
         )  # fmt: skip
         train = self.pictures(batch)
-        steps = TokenSteps(config, self.model, self.tokenizer, self.codebook, train)
-        return step_memory(self.shapes, config, self.model, steps.pieces(0, steps.read(0)))
+        steps = TokenSteps(config, self.model.train(), self.tokenizer, self.codebook, train)
+        pieces = steps.pieces(0, without_numbers(self.shapes, steps.read(0)))
+        return step_memory(self.shapes, config, self.model, pieces, codebook=self.codebook)
 
     def pretraining(self, batch: int) -> StepMemory:
         seed = next(seed for seed in range(99) if masked_in(0, seed, 1 / 3) == "cells")
@@ -133,8 +139,9 @@ class Unified:
             **{**SHARED, "seed": seed}, batch_size=batch, text_length=20, warmup_share=0.05, all_masked=1.0
         )
         train = self.pictures(batch)
-        steps = PretrainingSteps(config, self.model, self.tokenizer, self.codebook, train, None)
-        return step_memory(self.shapes, config, self.model, steps.pieces(0, steps.read(0)))
+        steps = PretrainingSteps(config, self.model.train(), self.tokenizer, self.codebook, train, None)
+        pieces = steps.pieces(0, steps.read(0))
+        return step_memory(self.shapes, config, self.model, pieces, codebook=self.codebook)
 
     def scst(self, batch: int) -> StepMemory:
         """The pass that improves the sampled captions; that which samples them keeps nothing for gradients."""
@@ -152,8 +159,8 @@ class Unified:
                     part = compute()
                 yield part, {}
 
-        self.model.eval()
-        return step_memory(self.shapes, config, self.model, [Piece(1.0, batch, loss)])
+        self.model.eval()  # as SCST does (diptych.model.training.scst)
+        return step_memory(self.shapes, config, self.model, [Piece(1.0, batch, loss)], codebook=self.codebook)
 
     def clip(self, batch: int) -> StepMemory:
         config = self._sequence(batch)
@@ -162,10 +169,10 @@ class Unified:
         for frozen in (generator, scorer):
             frozen.eval().requires_grad_(False)
         steps = SequenceSteps(
-            config, self.model, self.tokenizer, self.codebook, self.pictures(batch), None, generator, scorer  # type: ignore[arg-type]
+            config, self.model.train(), self.tokenizer, self.codebook, self.pictures(batch), None, generator, scorer  # type: ignore[arg-type]
         )  # fmt: skip
         pieces = steps.pieces(1, [[]])
-        return step_memory(self.shapes, config, self.model, pieces, frozen=(generator, scorer))
+        return step_memory(self.shapes, config, self.model, pieces, frozen=(generator, scorer), codebook=self.codebook)
 
     def _sequence(self, batch: int) -> SequenceTrainingConfig:
         return SequenceTrainingConfig(
@@ -214,7 +221,8 @@ def generator_step(batch: int) -> StepMemory:
     )
     train = Pictures(batch, 64, 10000, 2048)
     steps = ImageGeneratorSteps(config, generator, shapes.like(codebook), train, encoder, discriminator)
-    return step_memory(shapes, config, generator, steps.pieces(0, steps.read(0)), discriminator, [encoder])
+    pieces = steps.pieces(0, steps.read(0))
+    return step_memory(shapes, config, generator, pieces, discriminator, [encoder], steps.codebook)
 
 
 def biart_step(batch: int, caption_share: float) -> StepMemory:
@@ -256,7 +264,7 @@ def butd_step(batch: int) -> StepMemory:
     )
     train = Pictures(batch, 64, 1, 2048)
     steps = BUTDSteps(config, model, numbered_tokenizer(10000), train, None, torch.device("cpu"))
-    return step_memory(shapes, config, model, steps.pieces(0, steps.read(0)))
+    return step_memory(shapes, config, model, steps.pieces(0, without_numbers(shapes, steps.read(0))))
 
 
 def trainings() -> list[Training]:

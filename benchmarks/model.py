@@ -1,6 +1,6 @@
 """The transformer against the reference code's way to use it, at the papers' size with the same random weights.
 
-`python -m benchmarks.model [--only caption.masked.b4 ...] [--rounds 5] [--threads 2]`. Both sides take turns; a figure
+`python -m benchmarks.model [--only caption.masked.b4 ...] [--rounds 5] [--threads 1]`. Both sides take turns; a figure
 is the median of the rounds, written to `benchmarks/results/model.json`; those not measured stay there as they are.
 
 | figure | ours / reference |
@@ -233,7 +233,8 @@ def compare(
     """Measure reference / ours and report it with both sides' FLOPs, and what ours would take for its FLOPs and for reading its
     weights at the machine's rates."""
     both = turns(make)
-    both["ours"]()  # not the first touch of memory
+    for side in both.values():  # each, so that a round's draw stays that of both, and nobody's first touch of memory counts
+        side()
     times = alternate(both, rounds)
     work = make()
     floors = {side: sides.floor(work[side]) for side in ("reference", "ours")}
@@ -451,7 +452,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", choices=FIGURES, default=list(FIGURES), metavar="FIGURE")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--size", choices=("base", "small"), default="base")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -20,6 +20,7 @@ on one core. `--parts` shows what each stage consists of.
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import math
 import tempfile
@@ -717,7 +718,7 @@ class Stages:
         return [Work(PRETRAINING, "step", training.steps, self.pretraining_step, "step")]
 
     def pretraining_step(self, gpus: int) -> Counts:
-        """The mean of the first steps: what is masked is drawn."""
+        """The mean of a step of each task, weighed by how often it is drawn."""
         params = self.profile.x_lxmert
         network = self.transformer(
             params.network, params.architecture, params.pretraining.attention, answers=9500, matching=True
@@ -725,9 +726,13 @@ class Stages:
         batch = math.ceil(params.pretraining.training.batch_size / gpus)
         config = replace(params.pretraining.training, batch_size=batch)
         steps = PretrainingSteps(config, network, self.tokenizer, self.codebook, self.pictures(batch), None)
-        few = 6
-        counts = [counted_step(self.shapes, steps.pieces(step, steps.read(step)), network) for step in range(few)]
-        return summed(*counts, times=1 / few)
+        cells = config.cells_share
+        means = []
+        for masked, share in (("cells", cells), ("words", (1 - cells) / 2), ("nothing", (1 - cells) / 2)):
+            step = next(step for step in itertools.count() if steps.plan(step)[0] == masked)
+            counts = counted_step(self.shapes, steps.pieces(step, steps.read(step)), network)
+            means.append(summed(counts, times=share))
+        return summed(*means)
 
 
 def summed(*several: Counts, times: float = 1.0) -> Counts:

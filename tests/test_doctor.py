@@ -365,12 +365,16 @@ def test_space_of_coco_is_the_papers_arithmetic(tmp_path: Path) -> None:
     places = space_needed(params, tmp_path, cache, store, linked=True)
     features = 123_287 * 256 * 1024
     assert places["feature store"] == (store, features - 10**6, features), "what is there may be another detector's"
-    networks = pytest.approx(0.1 * 2**30)
-    assert places["DVC's cache"][2] - features == networks, "the shards; features are linked from the store"
+    # pictures in the shards; networks, and the test sets' pictures
+    rest = pytest.approx(123_287 * 154_000 + 16 * 2**30)
+    assert places["DVC's cache"][2] - features == rest, "the shards; features are linked from the store"
     assert places["this clone"] == (tmp_path, 0, 0)
     copied = space_needed(params, tmp_path, cache, store, linked=False)
-    assert copied["DVC's cache"][2] - 2 * features == networks
-    assert copied["this clone"][2] - features == networks, "the shards; features are linked from the store"
+    assert copied["DVC's cache"][2] - 2 * features == rest
+    assert copied["this clone"][2] - features == rest, "the shards; features are linked from the store"
+    drawn = {"dataset": {"toybox": {"train": 10}}, "detector": {"network": {"feature_dim": 128}}}
+    small = space_needed(drawn, tmp_path, cache, store, linked=True)["DVC's cache"][2]
+    assert small == pytest.approx(10 * 64 * 128 * 2 + 0.1 * 2**30), "Toybox's pictures are a few kilobytes"
     toybox = {"dataset": {"toybox": {"train": 10, "val": 2, "test": 2, "compositional": 1, "ablation": 1}}}
     assert image_count(toybox, tmp_path) == 16
 

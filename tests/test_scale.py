@@ -132,3 +132,21 @@ def test_a_pass_for_each_word_until_all_captions_are_done(stages: Stages) -> Non
     assert few.total < many.total < 3 * few.total
     whole, words_alone = many, stages.written(2, 1, 12, see=False)
     assert whole.total > words_alone.total
+
+
+def test_a_pretraining_step_is_the_mean_of_its_tasks_as_often_as_they_are_drawn(stages: Stages, monkeypatch) -> None:
+    taken = []
+
+    def counted(shapes, pieces, network) -> Counts:
+        taken.append(pieces[0].loss.__qualname__)
+        counts = Counts()
+        counts.flops["products", torch.bfloat16] = {"cell": 9.0, "word": 3.0, "matching": 6.0}[kind(taken[-1])]
+        return counts
+
+    def kind(name: str) -> str:
+        return next(each for each in ("cell", "word", "matching") if f"{each}_pieces" in name)
+
+    monkeypatch.setattr(scale, "counted_step", counted)
+    found = stages.pretraining_step(8)
+    assert sorted(map(kind, taken)) == ["cell", "matching", "word"]
+    assert found.flops["products", torch.bfloat16] == pytest.approx(6.0), "a third of the steps each"

@@ -54,6 +54,9 @@ def test_a_steps_memory_is_what_real_tensors_take(tiny, attention, caption_share
     assert found.working == pytest.approx(live.peak, rel=0.05)
     assert found.working >= found.saved > 0
     assert found.total == found.weights + found.optimizer + found.working
+    codebook = shapes.tensor(12, 10)
+    with_codebook = step_memory(shapes, config, fake, pieces(fake, codebook), codebook=codebook)
+    assert with_codebook.weights == found.weights + 12 * 10 * 4
 
 
 @pytest.mark.parametrize("muon", [0.0, 2.0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from architectures import both_architectures
 
+from benchmarks import model as benchmark
 from benchmarks.reference_model import ReferenceModel
 from diptych.model.decoding.caption import decode_captions, encode_images
 from diptych.model.decoding.decisions import PAPER, REFERENCE
@@ -287,3 +289,19 @@ def test_the_inference_copy_also_runs_under_autocast(tiny):
             rounded, _ = fast(tiny.ids, visible, tiny.features)
     difference = (rounded.float() - exact).abs().max()
     assert 0 < difference < 0.1 * exact.abs().max()
+
+
+def test_both_sides_of_a_round_have_the_same_draw(monkeypatch):
+    """Also after the first calls, which do not count."""
+    drawn = iter(range(9))
+    seen = {"reference": [], "ours": []}
+
+    def make():
+        draw = next(drawn)
+        return {side: functools.partial(seen[side].append, draw) for side in seen}
+
+    monkeypatch.setattr(benchmark, "product_rate", lambda: 1.0)
+    monkeypatch.setattr(benchmark, "read_rate", lambda: 1.0)
+    sides = SimpleNamespace(floor=lambda work: SimpleNamespace(flops=1.0, weight_bytes=1.0))
+    benchmark.compare(sides, benchmark.Report(), "paint.b4", make, rounds=5, agreement="")
+    assert seen["reference"] == seen["ours"] and len(seen["ours"]) == 1 + 5

@@ -14,6 +14,11 @@ from pipelines.commands.doctor.finding import Finding, note, ok, problem, togeth
 COCO_IMAGES = 123_287  # of train2014 and val2014 together
 CELLS = 64
 GIB = 2**30
+# What is neither features nor shards. Toybox: networks. Photographs: two transformers, a checkpoint and the other networks (5 GiB),
+# and the paintings of the test sets as PNG beside the real pictures (11)
+REST, REST_OF_PHOTOGRAPHS = 0.1 * GIB, 16 * GIB
+# a JPEG of COCO's, in the mean: the shards hold the pictures, too
+PHOTOGRAPH = 154_000
 
 
 def check_links(clone: Path, cache: Path, types: Sequence[str]) -> Finding:
@@ -144,16 +149,19 @@ def space_needed(
     and at most, if nothing is, but of other parameters, pictures or detectors.
 
     Features dominate: 64 cells x D x 2 bytes an image, once in the store, once as DVC's output (none where that is
-    linked from the store), once more in the shards. linked: DVC links from its cache; else the clone holds copies.
+    linked from the store), once more in the shards, beside the pictures. linked: DVC links from its cache; else the clone holds
+    copies.
     """
-    features = float(image_count(params, clone) * CELLS * feature_dim(params) * 2)
-    networks = 0.1 * GIB
+    images, toybox = image_count(params, clone), bool(params.get("dataset", {}).get("toybox"))
+    features = float(images * CELLS * feature_dim(params) * 2)
+    shards = features + (0 if toybox else images * PHOTOGRAPH)
+    rest = REST if toybox else REST_OF_PHOTOGRAPHS
     near_store, near_cache = _device(clone) == _device(store), _device(clone) == _device(cache)
-    cached = features + networks + (0 if linked and near_store and near_cache else features)
+    cached = shards + rest + (0 if linked and near_store and near_cache else features)
     if linked:
-        in_clone = 0 if near_cache else features  # one folder at a time, until DVC has moved it to its cache
+        in_clone = 0 if near_cache else shards  # one folder at a time, until DVC has moved it to its cache
     else:
-        in_clone = features + networks + (0 if near_store else features)
+        in_clone = shards + rest + (0 if near_store else features)
     return {
         "feature store": (store, max(0.0, features - used_bytes(store)), features),
         "DVC's cache": (cache, max(0.0, cached - used_bytes(cache)), cached),

@@ -39,7 +39,7 @@ class StepMemory:
     """Bytes.
 
     Attributes:
-        weights: of all networks that a step runs, frozen ones too.
+        weights: of all networks that a step runs, frozen ones too, and the codebook.
         optimizer: what it keeps of the trained weights, and their averages.
         working: the largest sum of all else that is there at one time: activations, gradients, results in between.
         saved: of these, what the forward pass keeps for the backward pass.
@@ -193,14 +193,16 @@ def step_memory(
     pieces: Sequence[Piece],
     opponent: nn.Module | None = None,
     frozen: Sequence[nn.Module] = (),
+    codebook: Tensor | None = None,
 ) -> StepMemory:
     """The memory of a step of ``pieces``, whose networks are those of :meth:`Shapes.network`.
 
     Args:
-        opponent: learns in the same step, by Adam. frozen: networks that do not learn.
+        opponent: learns in the same step, by Adam. frozen: networks that do not learn. codebook: beside them, for as long.
     """
     networks = [model, *([opponent] if opponent is not None else []), *frozen]
     weights = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
+    weights += [] if codebook is None else [codebook]
     kept = optimizer_bytes(model, config) + (
         2 * size_of(opponent.parameters()) if opponent is not None else 0
     )
