@@ -208,6 +208,21 @@ def test_questions_that_cannot_be_read(answering: Diptych, pictures, question: s
         answering.check_question(QUESTIONS[0])
 
 
+def test_the_first_question_that_is_wrong_is_named(answering: Diptych, pictures) -> None:
+    pair = (pictures[0], pictures[1])
+    for number in range(20):  # by chance, another one would be named
+        texts = [f"is there a zeppelin{letter}?" for letter in "abcdef"[number % 6 :]]
+        first = texts[0].split()[-1].rstrip("?")
+        with pytest.raises(UserError, match=f"never read: {first};"):
+            answering.answer(pictures[0], texts)
+        with pytest.raises(UserError, match=f"never read: {first};"):
+            answering.verify([pair] * len(texts), texts)
+    with pytest.raises(UserError, match=r"questions have to be text, \['is there a red kite\?'\] is none"):
+        answering.answer(pictures[0], [[QUESTIONS[0]]])
+    with pytest.raises(UserError, match="statements have to be text"):
+        answering.verify([pair], [[QUESTIONS[0]]])
+
+
 def test_other_mistakes(answering: Diptych, diptych: Diptych, pictures) -> None:
     with pytest.raises(UserError, match="2 questions for 3 pictures"):
         answering.answer(pictures[:3], QUESTIONS[:2])

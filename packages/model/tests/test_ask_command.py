@@ -160,6 +160,21 @@ def test_each_picture_is_seen_once(run, photos, monkeypatch) -> None:
     assert status == 0 and len(lines) == 40 and sum(seen) == 2
 
 
+def test_a_picture_named_by_half_a_character_is_missing_alone(run, photos, answering: Diptych) -> None:
+    rows = [
+        {"question_id": 1, "image": "\ud83d.png", "question": KITE},
+        {"question_id": 2, "image": "0.png", "question": KITE},
+    ]
+    for folder in ("photos", None):
+        file = write("photos/halves.json", rows)
+        arguments = ["ask", *([folder] if folder else []), "-q", file, "--json"]
+        status, lines, _ = run(*arguments)
+        wrong, right = map(json.loads, lines)
+        assert (status, wrong["question_id"], right["question_id"]) == (1, 1, 2)
+        assert "picture \ufffd.png is not" in wrong["error"]
+        assert right["answer"] == str(answering.answer(photos[0], KITE)[0])
+
+
 def test_what_fails_alone(run, photos) -> None:
     """A picture that cannot be read; of a file, also a question without its picture or with unknown words."""
     Path(photos[1]).write_bytes(Path(photos[1]).read_bytes()[:60])

@@ -226,6 +226,38 @@ def test_doctor(run, package: Path, answering_package: Path, tmp_path: Path) -> 
     assert status == 0 and "none is named" in lines[-1]
 
 
+def test_names_that_are_no_utf8(package: Path, tmp_path: Path) -> None:
+    """Are printed as the bytes that they are, or as U+FFFD in JSON."""
+    name = os.fsdecode(b"caf\xe9")
+    try:
+        (tmp_path / name).touch()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+
+    def run(*command: str) -> tuple[int, bytes, bytes]:
+        strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+        done = subprocess.run(
+            [sys.executable, *command], capture_output=True, cwd=tmp_path, check=False, env=strict
+        )
+        assert b"Traceback" not in done.stderr, done.stderr
+        return done.returncode, done.stdout, done.stderr
+
+    diptych = ("-m", "diptych.model.command.app")
+    status, out, _ = run(*diptych, "doctor", "--model", name, "--device", "cpu")
+    assert status == 1 and b"model: caf\xe9: a file; give the folder" in out
+    status, out, _ = run(*diptych, "doctor", "--model", name, "--device", "cpu", "--json")
+    assert status == 1 and json.loads(out.splitlines()[-1])["message"].startswith("caf\ufffd: a file")
+    imported = (
+        "import sys; from diptych.model.command import app; from diptych.model.importers import __main__ as importers;"
+        "importers.import_into = lambda request: 'done'; app.main(['import-checkpoint', *sys.argv[1:]])"
+    )
+    assert run("-c", imported, "x", name, "--format", "bert") == (0, b"caf\xe9: done\n", b"")
+    # no tokenizer can be written there
+    status, _, err = run(*diptych, "import-checkpoint", str(package), f"{name}-out", "--format", "to-lxmert")
+    assert status == 1 and b"-out: cannot be made (" in err and err.count(b"\n") == 1
+    assert os.listdir(os.fsencode(tmp_path)) == [b"caf\xe9"]
+
+
 def test_doctor_where_the_caption_has_no_word(run, monkeypatch) -> None:
     painted: list[str] = []
     own = Diptych.paint
@@ -237,7 +269,7 @@ def test_doctor_where_the_caption_has_no_word(run, monkeypatch) -> None:
 
 def test_doctor_without_packages(monkeypatch) -> None:
     def version(name: str) -> str:
-        if name in ("torchvision", "open_clip_torch"):
+        if name in ("torchvision", "diptych-eval", "open_clip_torch"):
             raise doctor.importlib.metadata.PackageNotFoundError(name)
         return "1"
 
@@ -246,6 +278,7 @@ def test_doctor_without_packages(monkeypatch) -> None:
     assert (
         found["torchvision"].state == "problem" and "pip install torchvision" in found["torchvision"].message
     )
+    assert found["diptych-eval"].state == "problem"  # a packaged model is not even imported without it
     assert found["open_clip_torch"].state == "note" and "reranking" in found["open_clip_torch"].message
     assert "packages are missing" in found["model"].message and "device" not in found
     assert doctor.guarded("x", lambda: 1 / 0).state == "problem"  # type: ignore[arg-type, return-value]

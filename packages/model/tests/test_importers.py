@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -355,6 +357,24 @@ def test_bert_starts_the_language_side(tmp_path, kind):
         import_bert(tmp_path, dataclasses.replace(size, language_layers=5), torch.randn(12, 10))
 
 
+def test_bert_has_no_answers(tiny, tmp_path):
+    """A config with an answer head may be that of a model which answers; here nobody knows what its rows mean."""
+    import transformers
+
+    small = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
+    vocabulary = {"vocab_size": len(tiny.tokenizer), "max_position_embeddings": 20}
+    transformers.BertModel(transformers.BertConfig(**small, **vocabulary)).save_pretrained(tmp_path / "bert")
+    tiny.tokenizer.save(tmp_path / "bert")
+    np.save(tmp_path / "centroids.npy", tiny.codebook.numpy())
+    words = len(tiny.tokenizer)
+    size = dataclasses.replace(CONFIG, vocab_size=words, language_layers=2, answers=7, matching=True)
+    (tmp_path / "size.json").write_text(size.to_json())
+    options = ["--size", str(tmp_path / "size.json"), "--codebook", str(tmp_path / "centroids.npy")]
+    assert main(["bert", str(tmp_path / "bert"), str(tmp_path / "model"), *options]) == 0
+    model, _, _ = load_transformer(tmp_path / "model")
+    assert model.config == dataclasses.replace(size, answers=0)
+
+
 @pytest.mark.parametrize("code_head", ["linear", "features", "codebook"])
 def test_export_and_import_are_exact(tiny, tmp_path, code_head):
     from transformers import LxmertForPreTraining, LxmertModel
@@ -406,13 +426,20 @@ def test_export_writes_standardised_features_into_the_projection(tiny, tmp_path)
     assert not (tmp_path / "other").exists()
 
 
+def test_heads_that_lxmert_has_no_place_for_are_refused(tiny, tmp_path):
+    """They were dropped without a word, and import-checkpoint reads all back without loss."""
+    for heads in ({"regresses": True}, {"regresses": True, "object_classes": 3}):
+        model = build_transformer(dataclasses.replace(tiny.config, **heads))
+        with pytest.raises(UserError, match="a head that regresses features"):
+            export_lxmert(tmp_path / "exported", model, tiny.tokenizer, tiny.codebook)
+    assert not (tmp_path / "exported").exists()
+
+
 def test_every_weight_of_ours_has_a_name_in_lxmert(tiny):
     for code_head in ("linear", "features", "codebook"):
         heads = {"answers": 7, "matching": True, "pairs": True} if code_head == "features" else {}
         config = dataclasses.replace(tiny.config, code_head=code_head, **heads)
-        assert set(lxmert_names(config)) == {
-            name for name, _ in build_transformer(config).named_parameters()
-        }
+        assert set(lxmert_names(config)) == {name for name, _ in build_transformer(config).named_parameters()}
 
 
 def test_the_command_writes_a_model_directory_or_nothing(tiny, tmp_path, capsys):
@@ -461,3 +488,75 @@ def test_the_command_writes_a_model_directory_or_nothing(tiny, tmp_path, capsys)
     rest[1] = str(tmp_path / "centroids.safetensors")
     assert main(["bert", str(tmp_path / "plain"), str(tmp_path / "from-bert"), *rest]) == 1
     assert "not the config of a bert model" in capsys.readouterr().err
+
+
+@pytest.fixture
+def export(tiny, tmp_path):
+    """Export a model directory to the folder of this name, with these options: (status, message)."""
+    save_transformer(tmp_path / "model", tiny.model, tiny.tokenizer, tiny.codebook)
+
+    def run(out, *options, capsys):
+        status = main(["to-lxmert", str(tmp_path / "model"), str(out), *options])
+        message = capsys.readouterr().err.strip()
+        assert bool(status) == bool(message) and "\n" not in message
+        return status, message
+
+    return run
+
+
+def test_a_folder_called_unfinished_is_left_alone(export, tmp_path, capsys):
+    """It may be somebody's own, or that of another import."""
+    (tmp_path / "exported.unfinished").mkdir()
+    (tmp_path / "exported.unfinished/mine.txt").write_text("work of days")
+    assert export(tmp_path / "exported", capsys=capsys)[0] == 0
+    assert (tmp_path / "exported.unfinished/mine.txt").read_text() == "work of days"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "exported.unfinished", "model"]
+    assert (tmp_path / "exported").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_folder_that_cannot_be_made_is_one_message(export, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    for out in (".", "/", "..", "model"):
+        status, message = export(out, capsys=capsys)
+        assert status == 1 and message.startswith(f"{out}: exists already")
+    for out in ("file/exported", "a" * 300):
+        status, message = export(out, capsys=capsys)
+        assert status == 1 and message.startswith(f"{out}: cannot be made ([Errno ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "model"]
+
+
+FULL_DISK = """
+import resource, signal, sys
+from diptych.model.importers.__main__ import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python has it; an error of the file instead
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+sys.exit(main(["to-lxmert", "model", "exported"]))
+"""
+
+
+@pytest.mark.parametrize("room", [10, 2_000])  # bytes of a file: too few for the config, for the weights
+def test_a_full_disk_is_one_message(export, tmp_path, capsys, room):
+    command = [sys.executable, "-c", FULL_DISK, str(room)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("exported: cannot be made ("), done.stderr
+    assert done.stderr.count("\n") == 1 and [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("form", "option"),
+    [
+        ("to-lxmert", "codebook"), ("to-lxmert", "tokenizer"), ("to-lxmert", "size"), ("to-lxmert", "answers"),
+        ("aug-vae", "codebook"), ("aug-vae", "tokenizer"), ("image-generator", "tokenizer"), ("bert", "answers"),
+        ("generate-it", "answers"),
+    ],
+)  # fmt: skip
+def test_options_that_a_format_does_not_read_are_refused(tmp_path, capsys, form, option):
+    assert main([form, str(tmp_path), str(tmp_path / "out"), f"--{option}", "base"]) == 1
+    assert capsys.readouterr().err == f"format {form} does not read --{option}; leave it out\n"
+
+
+def test_a_directory_of_lxmert_has_a_size_of_its_own(export, tmp_path, capsys):
+    assert export(tmp_path / "exported", capsys=capsys)[0] == 0
+    assert main(["lxmert", str(tmp_path / "exported"), str(tmp_path / "back"), "--size", "base"]) == 1
+    assert "its own config.json tells its size; leave out --size" in capsys.readouterr().err

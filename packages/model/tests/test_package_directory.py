@@ -19,6 +19,7 @@ from diptych.model import Diptych
 from diptych.model.decoding.options import AnswerOptions, CaptionOptions, PaintOptions
 from diptych.model.errors import UserError
 from diptych.model.networks.architectures import build_transformer
+from diptych.model.packaged import directory
 from diptych.model.packaged.directory import (
     Common,
     read_scorer,
@@ -120,6 +121,57 @@ def test_what_is_wrong_with_a_package_is_said(copy: Path, damage, message: str) 
     damage(copy)
     with pytest.raises(UserError, match=message):
         Diptych.from_pretrained(copy, device="cpu")
+
+
+def test_what_the_system_refuses_is_said(copy: Path, tmp_path: Path, monkeypatch) -> None:
+    """A name that no file can have, a drive that fails, a place that nothing can be written to."""
+    diptych = Diptych.from_pretrained(copy, device="cpu")
+    sums = (copy / "SHA256SUMS").read_text()
+    (copy / "SHA256SUMS").write_text(f"{sums}{'0' * 64}  {'a' * 300}\n")
+    with pytest.raises(UserError, match="aaa: cannot be read .File name too long"):
+        verify_package(copy)
+    with pytest.raises(UserError, match="saved: cannot be made .*File name too long"):
+        diptych.save_pretrained(tmp_path / "saved")
+    (copy / "SHA256SUMS").write_text(sums)
+    with pytest.raises(UserError, match="README.md/saved: cannot be made"):
+        diptych.save_pretrained(copy / "README.md/saved")
+
+    def fails(path: Path) -> str:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(directory, "sha256_of", fails)
+    with pytest.raises(UserError, match=r"config\.json|README\.md: cannot be read .Input/output error"):
+        verify_package(copy)
+    assert not list(tmp_path.glob("*saved*"))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"captioning": CaptionOptions(length=12, method="sample", samples=4)},
+        {"painting": PaintOptions(temperature=1.0, samples=4)},
+    ],
+)
+def test_several_samples_need_a_scorer(parts, scorer, tmp_path: Path, changed) -> None:
+    """Else every caption or painting of somebody who asks for nothing else would fail."""
+    options = {"captioning": CaptionOptions(length=12), "painting": PaintOptions(), **changed}
+    with pytest.raises(UserError, match=f"{next(iter(changed))}: samples is 4, .* has no scorer"):
+        write_package(tmp_path / "package", **vars(parts), **options)
+    assert not list(tmp_path.iterdir())
+    write_package(tmp_path / "package", **vars(parts), **options, common=Common(scorer=scorer))
+
+
+def test_what_the_sums_do_not_list_is_no_part_of_the_package(copy: Path) -> None:
+    """Such as a scorer and examples of the package that was in this place before."""
+    lines = (copy / "SHA256SUMS").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if "scorer/" not in line and "examples" not in line]
+    (copy / "SHA256SUMS").write_text("".join(kept))
+    diptych = Diptych.from_pretrained(copy, device="cpu")
+    assert (copy / "scorer").is_dir() and not diptych.has_scorer and not diptych.has_examples
+    with pytest.raises(UserError, match="has no scorer"):
+        diptych.score(diptych.draw([[0] * 64]), ["a kite."])
+    with pytest.raises(UserError, match="no examples of codes"):
+        diptych.examples(0)
 
 
 def test_verification_can_be_left_out(copy: Path) -> None:
@@ -306,6 +358,7 @@ def test_push_to_hub_uploads_the_package_and_nothing_else(copy: Path, monkeypatc
     assert calls[:2] == ["t", ("team/kites", {"private": True, "exist_ok": True})]
     assert calls[2]["repo_id"] == "team/kites" and calls[2]["folder_path"] == copy
     assert "secret.txt" not in calls[2]["allow_patterns"] and "SHA256SUMS" in calls[2]["allow_patterns"]
+    assert calls[2]["delete_patterns"] == "*"  # files of the package that was there before
     (copy / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="its sha256"):
         diptych.push_to_hub("team/kites")

@@ -14,6 +14,7 @@ from diptych.model.decoding.caption import Captions
 from diptych.model.decoding.options import CaptionOptions, PaintOptions
 from diptych.model.decoding.paint import Paintings
 from diptych.model.errors import UserError
+from diptych.model.packaged.arguments import seed_list
 from diptych.model.packaged.attention import WordAttention
 from diptych.model.packaged.captioning import CaptioningPart
 from diptych.model.packaged.machine import Machine
@@ -94,9 +95,9 @@ def test_seeing(greys) -> None:
         part.draw([[8] * 4], 1)
 
 
-def test_captioning(greys, tmp_path: Path) -> None:
+def test_captioning(greys) -> None:
     tokenizer = build_tokenizer(["dark bright."], min_count=1)
-    scoring = ScoringPart(tmp_path, MACHINE)
+    scoring = ScoringPart(None, MACHINE)
     part = CaptioningPart(Namer(Greys(), tokenizer), tokenizer, CaptionOptions(length=6), scoring, MACHINE)
     found = part.captions(greys, 2, None, 0, True, 2, {})
     words = [caption.text.rstrip(".") for caption in found]
@@ -112,8 +113,8 @@ def test_captioning(greys, tmp_path: Path) -> None:
         part.captions(greys, 2, True, 0, False, 2, {})
 
 
-def test_painting(tmp_path: Path) -> None:
-    part = PaintingPart(Shader(), Greys(), PaintOptions(), ScoringPart(tmp_path, MACHINE), MACHINE)
+def test_painting() -> None:
+    part = PaintingPart(Shader(), Greys(), PaintOptions(), ScoringPart(None, MACHINE), MACHINE)
     found = part.paintings(["bright", "dark"], 2, None, [4, 5], True, None, None, None, 2, {})
     assert [painting.codes.tolist() for painting in found] == [
         [0, 7, 7, 7],
@@ -150,16 +151,16 @@ def test_painting(tmp_path: Path) -> None:
         ({"method": "rows", "temperature": 0.7, "samples": 16}, 3, {}, 0.7, 3),
     ],
 )
-def test_several_paintings_come_of_chance(tmp_path, own, samples, changes, temperature, made) -> None:
-    part = PaintingPart(Shader(), Greys(), PaintOptions(**own), ScoringPart(tmp_path, MACHINE), MACHINE)
+def test_several_paintings_come_of_chance(own, samples, changes, temperature, made) -> None:
+    part = PaintingPart(Shader(), Greys(), PaintOptions(**own), ScoringPart(None, MACHINE), MACHINE)
     options = part.changed(samples, changes)
     assert (options.temperature, options.samples) == (temperature, made)
     with pytest.raises(UserError, match="paints the same every time"):
         part.changed(2, {"method": "rows", "temperature": 0})
 
 
-def test_one_sample_needs_no_scorer(greys, tmp_path: Path) -> None:
-    tokenizer, scoring = build_tokenizer(["dark bright."], min_count=1), ScoringPart(tmp_path, MACHINE)
+def test_one_sample_needs_no_scorer(greys) -> None:
+    tokenizer, scoring = build_tokenizer(["dark bright."], min_count=1), ScoringPart(None, MACHINE)
     several = CaptionOptions(length=6, method="sample", samples=4)
     captioning = CaptioningPart(Namer(Greys(), tokenizer), tokenizer, several, scoring, MACHINE)
     assert len(captioning.captions(greys, None, None, 0, False, 2, {"method": "greedy"})) == 3
@@ -176,8 +177,8 @@ def test_one_sample_needs_no_scorer(greys, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, -1])
-def test_batches_have_at_least_one(greys, tmp_path: Path, size: int) -> None:
-    tokenizer, scoring = build_tokenizer(["dark bright."], min_count=1), ScoringPart(tmp_path, MACHINE)
+def test_batches_have_at_least_one(greys, size: int) -> None:
+    tokenizer, scoring = build_tokenizer(["dark bright."], min_count=1), ScoringPart(None, MACHINE)
     captioning = CaptioningPart(
         Namer(Greys(), tokenizer), tokenizer, CaptionOptions(length=6), scoring, MACHINE
     )
@@ -195,8 +196,34 @@ def test_batches_have_at_least_one(greys, tmp_path: Path, size: int) -> None:
             call()
 
 
-def test_what_is_no_array_of_whole_numbers_is_said(tmp_path: Path) -> None:
-    part = PaintingPart(Shader(), Greys(), PaintOptions(), ScoringPart(tmp_path, MACHINE), MACHINE)
+@pytest.mark.parametrize("rerank", [False, True])
+def test_pictures_are_drawn_a_batch_at_a_time(monkeypatch, package: Path, rerank: bool) -> None:
+    """However many samples of one caption were decoded together."""
+    drawn: list[int] = []
+    own = Greys.pixels
+    monkeypatch.setattr(Greys, "pixels", lambda self, codes: drawn.append(len(codes)) or own(self, codes))
+    part = PaintingPart(Shader(), Greys(), PaintOptions(), ScoringPart(package / "scorer", MACHINE), MACHINE)
+    found = part.paintings(["bright"], 7, rerank, 0, True, None, None, None, 3, {})
+    assert max(drawn) == 3 and len(found) == (1 if rerank else 7)
+    assert len(found[0].steps) == 2
+
+
+def test_seeds() -> None:
+    for one in (5, np.int64(5), np.uint8(5), np.array(5), torch.tensor(5)):
+        assert seed_list(one, 2) == [5, 5]
+    for several in ([5, 6], (np.int32(5), 6), np.array([5, 6]), torch.tensor([5, 6]), range(5, 7)):
+        found = seed_list(several, 2)
+        assert found == [5, 6] and all(type(seed) is int for seed in found)
+    truths = (True, np.True_, torch.tensor(True), [True, 2])
+    for seed in (*truths, 1.0, np.float64(1), "12", [1.5, 2], [None, 1], -1, 2**63, object()):
+        with pytest.raises(UserError, match="^seed: .* is no whole number from 0"):
+            seed_list(seed, 2)
+    with pytest.raises(UserError, match="3 seeds for 2 items"):
+        seed_list(np.arange(3), 2)
+
+
+def test_what_is_no_array_of_whole_numbers_is_said() -> None:
+    part = PaintingPart(Shader(), Greys(), PaintOptions(), ScoringPart(None, MACHINE), MACHINE)
 
     def paint(codes, **cells):
         given = cells.get("locked"), cells.get("repaint")
@@ -213,7 +240,7 @@ def test_what_is_no_array_of_whole_numbers_is_said(tmp_path: Path) -> None:
 
 
 def test_the_scorer_chooses_for_any_family(greys, package: Path) -> None:
-    scoring = ScoringPart(package, MACHINE)
+    scoring = ScoringPart(package / "scorer", MACHINE)
     assert scoring.exists
     part = PaintingPart(Shader(), Greys(), PaintOptions(), scoring, MACHINE)
     every = part.paintings(["bright"], 3, False, 0, False, None, None, None, 3, {})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,16 +13,25 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from diptych.model.command.options import MODEL_VARIABLE, Device, Json, Model, Precision
+from diptych.model.command.pictures import as_their_bytes, json_line, readable_name
 from diptych.model.errors import UserError
 
 if TYPE_CHECKING:
     from diptych.model import Diptych
 
 OLDEST_PYTHON = (3, 11)
-NEEDED = ("torch", "torchvision", "numpy", "pillow", "safetensors", "tokenizers", "diptych-features")
+NEEDED = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "tokenizers",
+    "diptych-features",
+    "diptych-eval",
+)
 # What works without each of these, and what does not.
 OPTIONAL = {
-    "diptych-eval": "reranking and scores",
     "open_clip_torch": "reranking and scores",
     "huggingface_hub": "models of the Hugging Face Hub",
     "transformers": "saving tokenizers and importing checkpoints",
@@ -45,14 +53,15 @@ def doctor(
     model: Model = None, device: Device = None, precision: Precision = "auto", as_json: Json = False
 ) -> None:
     """Tell what this machine lacks to use a model; the status is 1 if anything."""
+    as_their_bytes()
     problems = False
     for finding in findings(model, device, precision):
         problems |= finding.state == "problem"
         if as_json:
-            typer.echo(json.dumps(asdict(finding)))
+            print(json_line({**asdict(finding), "message": readable_name(finding.message)})[0])
         else:
             mark = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}[finding.state]
-            typer.echo(f"{mark}  {finding.subject}: {finding.message}")
+            print(f"{mark}  {finding.subject}: {finding.message}")
     if problems:
         raise typer.Exit(1)
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from diptych.model.command.pictures import as_their_bytes
+
 
 def import_checkpoint(
     source: Annotated[
@@ -45,7 +47,8 @@ def import_checkpoint(
     from diptych.model.importers.__main__ import ImportRequest, import_into
     from diptych.model.importers.detect import detect_format
 
+    as_their_bytes()
     request = ImportRequest(
         form or detect_format(source), source, out, codebook, tokenizer, size, seed, answers
     )
-    typer.echo(f"{out}: {import_into(request)}")
+    print(f"{out}: {import_into(request)}")

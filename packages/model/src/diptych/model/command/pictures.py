@@ -6,6 +6,7 @@ import codecs
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from diptych.features.picture_folders import ENDINGS, find_pictures
 from diptych.model.errors import UserError
 
 LENIENT = "diptych_file_names"  # how names are written that are not UTF-8
+# of characters; U+DC80 to U+DCFF are bytes of names that are not UTF-8
+_HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 Result = TypeVar("Result")
 Line = tuple[str, TextIO]
 
@@ -161,8 +164,12 @@ def read(name: str) -> Any:
 
 
 def readable_name(name: str) -> str:
-    """A name with U+FFFD for each byte that is not UTF-8."""
-    return os.fsencode(name).decode(errors="replace") if has_surrogates(name) else name
+    """A name with U+FFFD for each byte that is not UTF-8, and for each half of a character that is no byte, as a file of
+    questions may have it."""
+    if not has_surrogates(name):
+        return name
+    whole = _HALVES.sub("\ufffd", name)
+    return whole.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def has_surrogates(text: str) -> bool:

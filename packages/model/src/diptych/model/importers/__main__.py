@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +34,20 @@ from diptych.model.networks.image_generator import SIZES as IMAGE_GENERATOR_SIZE
 from diptych.model.networks.image_generator import ImageGeneratorConfig, save_image_generator
 from diptych.model.networks.image_generator import named_config as named_image_generator
 from diptych.model.networks.image_generator import read_config as read_image_generator
+from diptych.model.new_folders import appearing, refusals_told
 from diptych.model.pretrained import load_transformer, save_transformer
 from diptych.model.tokenizer import load_tokenizer
 from diptych.model.weight_files import read_tensors, why_no_array
 
 FORMATS = ("x-lxmert", "generate-it", "lxmert", "uniter", "bert", "image-generator", "aug-vae", "to-lxmert")
-WITH_ANSWERS = ("x-lxmert", "lxmert", "uniter")
+TRANSFORMERS = ("x-lxmert", "generate-it", "lxmert", "uniter", "bert")
+# the formats that read an option
+READ_BY = {
+    "codebook": (*TRANSFORMERS, "image-generator"),
+    "tokenizer": TRANSFORMERS,
+    "size": (*TRANSFORMERS, "image-generator", "aug-vae"),
+    "answers": ("x-lxmert", "lxmert", "uniter"),
+}
 REPORT_FILE = "import.json"
 
 
@@ -89,7 +96,7 @@ class ImportRequest:
         out: the directory to write; must not exist.
         codebook: centroids ``[K, D]``, .npy or .safetensors.
         tokenizer: a folder of tokenizer files; None: ``source`` if a directory.
-        size: a named size or a config file; None: the default of the format.
+        size: a named size or a config file; None: the default of the format. A directory of LXMERT has its own.
         seed: of weights that the checkpoint lacks.
         answers: the list of the answers of its answer head; None: ``source/answers.json`` if there.
     """
@@ -180,23 +187,18 @@ def import_into(request: ImportRequest) -> str:
     """Make the folder ``request.out``, whole or not at all; returns what to print.
 
     Raises:
-        UserError: it exists, the format is unknown, or the source cannot be converted.
+        UserError: it exists or cannot be made, the format is unknown or does not read an option that is given, or the source
+            cannot be converted.
     """
     if request.format not in FORMATS:
         raise UserError(f"format {request.format!r} is unknown; use one of {', '.join(FORMATS)}")
-    if request.answers and request.format not in WITH_ANSWERS:
-        raise UserError(f"format {request.format} has no answer head; leave out --answers")
-    unfinished = request.out.with_name(request.out.name + ".unfinished")
-    if request.out.exists():
-        raise UserError(f"{request.out}: exists already; remove it or write elsewhere")
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        message = write(request, unfinished)
-        unfinished.rename(request.out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return message
+    for option, formats in READ_BY.items():
+        if getattr(request, option) is not None and request.format not in formats:
+            raise UserError(f"format {request.format} does not read --{option}; leave it out")
+    if request.format == "lxmert" and request.size is not None and request.source.is_dir():
+        raise UserError(f"{request.source}: its own config.json tells its size; leave out --size")
+    with refusals_told(request.out), appearing(request.out) as folder:
+        return write(request, folder)
 
 
 def main(argv: list[str] | None = None) -> int:

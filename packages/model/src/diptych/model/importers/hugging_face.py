@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +94,15 @@ def import_bert(folder: Path, config: TransformerConfig, codebook: Tensor, seed:
     if it has one, the word head. The rest starts at random (listed in the report).
 
     Args:
-        config: the transformer's size; what it shares with BERT has to be the same.
+        config: the transformer's size; what it shares with BERT has to be the same. It starts without an answer head: BERT
+            has no answers that the rows of one could mean.
         codebook: float ``[K, D]``.
         seed: of what starts at random.
 
     Raises:
         UserError: a file is missing, unreadable or not BERT's, or of another size.
     """
+    config = replace(config, answers=0)
     values = read_hugging_face_config(folder, "bert")
     if values["num_attention_heads"] != config.attention_heads:
         raise UserError(
@@ -139,7 +142,8 @@ def export_lxmert(
     pooler if it lacks all, transformers starts at random and says so.
 
     Raises:
-        UserError: the network is a single stream, or has row and column embeddings of cells, for which LXMERT has no place.
+        UserError: the network is a single stream, has row and column embeddings of cells, or regresses features, for which LXMERT
+            has no place.
     """
     check_codebook(model, codebook, "codebook")
     config = model.config
@@ -149,6 +153,10 @@ def export_lxmert(
         raise UserError(
             "LXMERT has no embeddings of a cell's row and column; only a transformer trained with cell_positions false "
             "can be exported"
+        )
+    if config.regresses:
+        raise UserError(
+            "the model has a head that regresses features, ours and not LXMERT's; only a transformer without it can be exported"
         )
     ours = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     mean, scale = ours["visual_embedding.feature_mean"], ours["visual_embedding.feature_scale"]

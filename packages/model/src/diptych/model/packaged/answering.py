@@ -129,8 +129,7 @@ class AnsweringPart:
             raise UserError(f"most: {most} answers; at least 1")
         check_batch_size(batch_size)
         asked = self._asked(listed(pictures), questions)
-        for text in {text for _, texts in asked for text in texts}:
-            self._check(text)
+        self._check_all([text for _, texts in asked for text in texts])
         return [
             answer
             for batch in equally_asked(asked, batch_size)
@@ -140,8 +139,7 @@ class AnsweringPart:
     def check(self, question: str) -> None:
         """See :meth:`diptych.model.Diptych.check_question`."""
         self._check_head()
-        for text in listed_captions(question, "questions"):
-            self._check(text)
+        self._check_all(listed_captions(question, "questions"))
 
     def verify(
         self, pairs: Sequence[tuple[Picture, Picture]], statements: Sequence[str], batch_size: int
@@ -156,8 +154,7 @@ class AnsweringPart:
                 f"{len(statements)} statements for {len(pairs)} pairs; give one statement for each"
             )
         check_batch_size(batch_size)
-        for text in set(statements):
-            self._check(text, "statement")
+        self._check_all(statements, "statement")
         found = []
         for start in range(0, len(pairs), batch_size):
             part = pairs[start : start + batch_size]
@@ -197,10 +194,16 @@ class AnsweringPart:
                 "this package has no answer head: its model was trained without questions, so that it captions and paints only"
             )
 
-    def _check(self, text: str, what: str = "question") -> None:
+    def _check_all(self, texts: Sequence[str], what: str = "question") -> None:
+        """Raise a UserError about the first question that the model cannot read."""
+        for text in texts:
+            if not isinstance(text, str):
+                raise UserError(f"{what}s have to be text, {text!r:.60} is none")
+        for text in dict.fromkeys(texts):  # each once, in their order
+            self._check(text, what)
+
+    def _check(self, text: str, what: str) -> None:
         """Raise a UserError unless the model can read a question."""
-        if not isinstance(text, str):
-            raise UserError(f"{what}s have to be text, {text!r:.60} is none")
         if not any(character.isalnum() for character in text):
             raise UserError(f"the {what} {text!r} has no word; write at least one")
         if unknown := self.tokenizer.unknown_words(text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import secrets
 import warnings
 from collections.abc import Sequence
@@ -40,20 +41,32 @@ def pairs(pictures: Pictures, captions: str | Sequence[str]) -> tuple[list[Pictu
 
 
 def seed_list(seed: int | Sequence[int] | None, count: int) -> list[int]:
-    """Return one seed per item: the given ones, or the same for all; None draws one.
+    """Return one seed per item: the given ones, or the same for all; None draws one. NumPy's whole numbers are some too.
 
     Raises:
         UserError: not one per item, or one is no whole number from 0 to 2**63 - 1.
     """
     if seed is None:
         seed = secrets.randbelow(2**31)
-    seeds = [seed] * count if isinstance(seed, int) else list(seed)
+    try:
+        seeds: list[Any] = list(seed)  # type: ignore[arg-type]
+    except TypeError:  # one number, whatever kind of number
+        seeds = [seed] * count
     if len(seeds) != count:
         raise UserError(f"seed: {len(seeds)} seeds for {count} items; give one for all, or one each")
-    for number in seeds:
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**63:
-            raise UserError(f"seed: {number!r} is no whole number from 0 to 2**63 - 1")
-    return seeds
+    return [_seed(number) for number in seeds]
+
+
+def _seed(number: Any) -> int:
+    """One seed as Python's int; a UserError where it is something else."""
+    try:
+        whole = operator.index(number)
+    except TypeError:
+        whole = -1
+    truth = isinstance(number, bool) or (isinstance(number, Tensor) and number.dtype == torch.bool)
+    if truth or not 0 <= whole < 2**63:
+        raise UserError(f"seed: {number!r} is no whole number from 0 to 2**63 - 1")
+    return whole
 
 
 def whole_numbers(values: Any, what: str) -> Tensor:

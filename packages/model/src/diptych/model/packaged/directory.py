@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from diptych.model.answer_table import load_answer_table
 from diptych.model.decoding.options import AnswerOptions, CaptionOptions, PaintOptions
 from diptych.model.errors import UserError
 from diptych.model.networks.config import read_config
+from diptych.model.new_folders import appearing, refusals_told
 from diptych.model.pretrained import (
     CODEBOOK_FILE,
     CODEBOOK_FOLDER,
@@ -203,15 +203,19 @@ def verify_package(folder: Path) -> None:
     """Compare all files that SHA256SUMS names with their sums.
 
     Raises:
-        UserError: the first that is missing or another.
+        UserError: the first that is missing, cannot be read or is another.
     """
     sums = read_sums(folder)
 
     def problem(name: str) -> str | None:
         path = folder / name
-        if not path.is_file():
-            return f"{path}: no such file; the package is not complete, copy it again"
-        if sha256_of(path) != sums[name]:
+        try:
+            if not path.is_file():
+                return f"{path}: no such file; the package is not complete, copy it again"
+            found = sha256_of(path)
+        except OSError as error:
+            return f"{path}: cannot be read ({error.strerror}); mend that, or copy the package again"
+        if found != sums[name]:
             return f"{path}: its sha256 is not that of {SUMS_FILE}: the file is damaged or was changed; copy it again"
         return None
 
@@ -221,33 +225,13 @@ def verify_package(folder: Path) -> None:
                 raise UserError(found)
 
 
-@contextmanager
-def appearing(out: Path) -> Iterator[Path]:
-    """A folder that gets the name ``out`` when the block ends without an error; otherwise nothing is left of it.
-
-    Raises:
-        UserError: ``out`` exists.
-    """
-    if out.exists():
-        raise UserError(f"{out}: exists already; remove it or write elsewhere")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield partial
-        for path in (partial, *partial.rglob("*")):  # tempfile and safetensors write for the owner only
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def copy_package(folder: Path, out: Path) -> None:
     """Copy the files of a package, and nothing else that lies beside them, to a new folder.
 
     Raises:
-        UserError: ``out`` exists, or a file is missing or another than its sum says.
+        UserError: ``out`` exists or cannot be made, or a file is missing, unreadable or another than its sum says.
     """
-    with appearing(out) as partial:
+    with refusals_told(out), appearing(out) as partial:
         for name in (*read_sums(folder), SUMS_FILE):
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -282,7 +266,8 @@ def write_package(
         common: what packages of all families have.
 
     Raises:
-        UserError: a part is missing or unreadable, or does not fit the others; ``out`` exists.
+        UserError: a part is missing or unreadable, or does not fit the others; captions or paintings are the best of several
+            and there is no scorer; ``out`` exists.
     """
     from diptych.features.detector.load import load_detector
     from diptych.features.errors import UserError as FeaturesError
@@ -361,7 +346,18 @@ def new_package(
     further: Mapping[str, Any] | None = None,
 ) -> Iterator[Path]:
     """A package's folder with what all families have; it appears as ``out``, with its sums, when the block ends without an error.
-    ``further``: entries of its config."""
+    ``further``: entries of its config.
+
+    Raises:
+        UserError: captions or paintings are the best of several and there is no scorer, or ``out`` exists.
+    """
+    if common.scorer is None:
+        for name, options in (("captioning", captioning), ("painting", painting)):
+            if options.samples > 1:  # so that every call without options would ask for the scorer
+                raise UserError(
+                    f"{name}: samples is {options.samples}, of which the scorer chooses the best, but the package has no "
+                    "scorer; give it one, or set samples to 1"
+                )
     with appearing(out) as folder:
         config = {
             "model_type": MODEL_TYPE,

@@ -94,13 +94,11 @@ def read_examples(folder: Path, code: int) -> list[Image.Image]:
     """Read the patches of one code, nearest first, without reading those of others.
 
     Raises:
-        UserError: the package has no examples.
+        UserError: the file is missing or not readable.
     """
     from safetensors import SafetensorError, safe_open
 
     path = folder / EXAMPLES_FILE
-    if not path.is_file():
-        raise UserError(f"{path}: this package has no examples of codes; package it with examples")
     try:
         with safe_open(path, framework="numpy") as file:
             patches = file.get_slice("patches")[code : code + 1][0]

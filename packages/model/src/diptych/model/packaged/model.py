@@ -16,6 +16,8 @@ from diptych.model.packaged.answering import Answer, AnsweringPart, Verdict, two
 from diptych.model.packaged.attention import WordAttention
 from diptych.model.packaged.captioning import Caption, CaptionChanges, CaptioningPart
 from diptych.model.packaged.directory import (
+    SCORER,
+    SUMS_FILE,
     PackageConfig,
     copy_package,
     read_package_config,
@@ -60,12 +62,18 @@ class Diptych:
     """
 
     def __init__(self, folder: Path, config: PackageConfig, parts: Parts, machine: Machine) -> None:
-        """Take loaded parts; :meth:`from_pretrained` loads them."""
+        """Take loaded parts; :meth:`from_pretrained` loads them.
+
+        Raises:
+            UserError: ``folder`` has no SHA256SUMS.
+        """
         self.folder, self.config, self.parts = folder, config, parts
         self.device, self.precision = machine.device, machine.precision
         self.tokenizer = parts.tokenizer
+        self._files = read_sums(folder)  # what else lies in the folder is no part of the package
         self._seeing = SeeingPart(parts.images, machine)
-        self._scoring = ScoringPart(folder, machine)
+        scores = any(name.startswith(f"{SCORER}/") for name in self._files)
+        self._scoring = ScoringPart(folder / SCORER if scores else None, machine)
         self._captioning = CaptioningPart(
             parts.captions, parts.tokenizer, config.captioning, self._scoring, machine
         )
@@ -100,7 +108,6 @@ class Diptych:
         resolve_precision(machine.device, precision)  # a wrong one is found before anything is read
         folder = find_package(source, revision)
         config = read_package_config(folder)
-        read_sums(folder)
         if verify:
             verify_package(folder)
         return cls(folder, config, FAMILIES[config.family](folder, config, machine), machine)
@@ -141,7 +148,7 @@ class Diptych:
     @property
     def has_examples(self) -> bool:
         """Whether the package knows what its codes look like (:meth:`examples`)."""
-        return (self.folder / CODEBOOK_FOLDER / EXAMPLES_FILE).is_file()
+        return f"{CODEBOOK_FOLDER}/{EXAMPLES_FILE}" in self._files
 
     # Pictures to features, codes and pictures
 
@@ -248,7 +255,8 @@ class Diptych:
             codes: int ``[cells]``, a painting to start from, with one of:
             locked: the cells that keep their codes, as numbers from 0 (top left) or as bool ``[cells]``;
             repaint: the cells that do not.
-            batch_size: paintings at a time.
+            batch_size: paintings at a time. Those of one caption are decoded together, however many they are, and drawn so
+                many at a time.
             changes: options other than the package's, such as ``steps``, ``temperature`` and ``guidance``
                 (:class:`diptych.model.decoding.options.PaintOptions`).
 
@@ -358,6 +366,8 @@ class Diptych:
         """
         if not 0 <= code < self.codebook_size:
             raise UserError(f"code {code}: codes are from 0 to {self.codebook_size - 1}")
+        if not self.has_examples:
+            raise UserError(f"{self.folder}: this package has no examples of codes; package it with examples")
         return read_examples(self.folder / CODEBOOK_FOLDER, code)
 
     # The package itself
@@ -366,7 +376,7 @@ class Diptych:
         """Copy the package to a new folder.
 
         Raises:
-            UserError: the folder exists, or a file of the package has changed since.
+            UserError: the folder exists or cannot be made, or a file of the package has changed since.
         """
         copy_package(self.folder, Path(folder))
 
@@ -380,7 +390,8 @@ class Diptych:
         token: str | None = None,
     ) -> str:
         """Upload the package to a repository of the Hugging Face Hub (``OWNER/NAME``), made if there is none; returns
-        the commit's address.
+        the commit's address. The revision then holds the package and nothing else: other files of it are deleted, since
+        they would be taken for parts of this package.
 
         Raises:
             UserError: a file of the package has changed since it was made, or the Hub refuses or cannot be reached.
@@ -388,7 +399,7 @@ class Diptych:
         from huggingface_hub import HfApi
 
         verify_package(self.folder)
-        names = [*read_sums(self.folder), "SHA256SUMS"]
+        names = [*read_sums(self.folder), SUMS_FILE]
         api = HfApi(token=token)
         try:
             api.create_repo(repository, private=private, exist_ok=True)
@@ -396,6 +407,7 @@ class Diptych:
                 repo_id=repository,
                 folder_path=self.folder,
                 allow_patterns=names,
+                delete_patterns="*",
                 revision=revision,
                 commit_message=message,
             )

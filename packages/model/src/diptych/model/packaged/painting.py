@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypedDict
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -137,7 +138,7 @@ class PaintingPart:
         step = max(1, batch_size // options.samples)
         for start in range(0, len(texts), step):
             part = slice(start, start + step)
-            found += self._batch(texts[part], options, seeds[part], given, rerank, return_steps)
+            found += self._batch(texts[part], options, seeds[part], given, rerank, return_steps, batch_size)
         return found
 
     def changed(self, samples: int | None, changes: PaintChanges) -> PaintOptions:
@@ -190,7 +191,9 @@ class PaintingPart:
         given: FixedCells | None,
         rerank: bool,
         return_steps: bool,
+        at_once: int,
     ) -> list[Painting]:
+        """Paint some captions; their pictures are drawn ``at_once`` at a time."""
         count = options.samples
         if given is not None:
             given = FixedCells(given.codes.expand(len(texts), -1), given.fixed.expand(len(texts), -1))
@@ -199,15 +202,17 @@ class PaintingPart:
         numbers, scores = list(range(count)) * len(texts), None
         each = count
         if rerank:
-            best = self.scoring.best_paintings(painted, count, texts, self.image_tokenizer.pixels)
+            best = self.scoring.best_paintings(
+                painted, count, texts, lambda codes: self._pixels(codes, at_once)
+            )
             painted, numbers, each = best.best, best.chosen.tolist(), 1
             scores = scores_of_cosines(best.best_scores).tolist()
         with self.machine.inference():
-            images = drawn(self.image_tokenizer, painted.codes)
+            images = drawn(self.image_tokenizer, painted.codes, at_once)
             steps: list[tuple[PaintingStep, ...]] = [()] * len(images)
             if painted.steps is not None:
                 for row, history in enumerate(painted.steps):
-                    pictures = drawn(self.image_tokenizer, history)
+                    pictures = drawn(self.image_tokenizer, history, at_once)
                     steps[row] = tuple(
                         PaintingStep(image, codes)
                         for image, codes in zip(pictures, history.cpu().clone(), strict=True)
@@ -225,3 +230,7 @@ class PaintingPart:
             )
             for row, image in enumerate(images)
         ]
+
+    def _pixels(self, codes: Tensor, at_once: int) -> Tensor:
+        """Codes int64 ``[n, cells]`` to pixels float32 ``[n, 3, S, S]`` in -1..1, drawn ``at_once`` at a time."""
+        return torch.cat([self.image_tokenizer.pixels(part) for part in codes.split(at_once)])

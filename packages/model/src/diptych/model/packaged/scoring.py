@@ -24,7 +24,7 @@ from diptych.model.decoding.paint import Paintings
 from diptych.model.decoding.rerank import Reranked
 from diptych.model.errors import UserError
 from diptych.model.packaged.arguments import pairs
-from diptych.model.packaged.directory import SCORER, read_scorer
+from diptych.model.packaged.directory import read_scorer
 from diptych.model.packaged.machine import Machine
 from diptych.model.packaged.pictures import Pictures, read_batches
 
@@ -45,8 +45,8 @@ class ScoringPart:
     process.
     """
 
-    def __init__(self, folder: Path, machine: Machine) -> None:
-        """``folder``: of the package, which may have no scorer."""
+    def __init__(self, folder: Path | None, machine: Machine) -> None:
+        """``folder``: of the scorer; None: the package has none."""
         self.folder, self.machine = folder, machine
         self._loaded: Clip | None = None
         self._lock = threading.RLock()
@@ -54,7 +54,7 @@ class ScoringPart:
     @property
     def exists(self) -> bool:
         """Whether the package has a scorer."""
-        return (self.folder / SCORER).is_dir()
+        return self.folder is not None
 
     def score(self, pictures: Pictures, captions: str | Sequence[str], batch_size: int) -> Tensor:
         """See :meth:`diptych.model.Diptych.score`."""
@@ -96,11 +96,9 @@ class ScoringPart:
         """The scorer, for one thread at a time."""
         with self._lock:
             if self._loaded is None:
-                if not self.exists:
-                    raise UserError(
-                        f"{self.folder}: this package has no scorer, so that it cannot rerank or score"
-                    )
-                self._loaded = read_scorer(self.folder / SCORER, str(self.machine.device))
+                if self.folder is None:
+                    raise UserError("this package has no scorer, so that it cannot rerank or score")
+                self._loaded = read_scorer(self.folder, str(self.machine.device))
             with self.machine.inference():
                 yield self._loaded
 

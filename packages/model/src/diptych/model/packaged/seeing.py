@@ -47,9 +47,13 @@ class ImageTokenizer(Protocol):
         -1..1."""
 
 
-def drawn(tokenizer: ImageTokenizer, codes: Tensor) -> list[Image.Image]:
-    """Codes int64 ``[n, cells]`` as n RGB images."""
-    return [to_image(picture) for picture in to_uint8(tokenizer.pixels(codes)).cpu()]
+def drawn(tokenizer: ImageTokenizer, codes: Tensor, at_once: int) -> list[Image.Image]:
+    """Codes int64 ``[n, cells]`` as n RGB images, drawn ``at_once`` at a time."""
+    return [
+        to_image(picture)
+        for part in codes.split(at_once)
+        for picture in to_uint8(tokenizer.pixels(part)).cpu()
+    ]
 
 
 class SeeingPart:
@@ -70,11 +74,8 @@ class SeeingPart:
         """See :meth:`diptych.model.Diptych.draw`."""
         check_batch_size(batch_size)
         rows = code_rows(codes, self.tokenizer.cells, self.tokenizer.codebook_size, least=-1)
-        images = []
-        for part in rows.split(batch_size):
-            with self.machine.inference():
-                images += drawn(self.tokenizer, part)
-        return images
+        with self.machine.inference():
+            return drawn(self.tokenizer, rows, batch_size)
 
     def _of_pictures(
         self, pictures: Pictures, batch_size: int, work: Callable[[Sequence[Image.Image]], Tensor]
