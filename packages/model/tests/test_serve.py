@@ -386,6 +386,35 @@ def test_who_finds_the_queue_full_is_sent_away(diptych: Diptych) -> None:
         assert client.post("/api/paint", json={"caption": CAPTION}).status_code == 200
 
 
+def test_an_upload_that_does_not_come_keeps_nobody_waiting(diptych: Diptych) -> None:
+    """The model has one place, and it is that of who is worked on."""
+    app, sent = make_app(diptych, ServeOptions(queue=0)), []
+    scope = {"type": "http", "method": "POST", "query_string": b"", "http_version": "1.1", "root_path": "", "scheme": "http"}
+
+    async def asked(path: str, kind: bytes, receive) -> None:
+        async def send_message(message) -> None:
+            sent.append(message)
+
+        headers = [(b"content-type", kind)]
+        await app({**scope, "path": path, "raw_path": path.encode(), "headers": headers}, receive, send_message)
+
+    async def nothing():
+        await asyncio.Event().wait()
+
+    async def sentence():
+        return {"type": "http.request", "body": json.dumps({"caption": CAPTION}).encode(), "more_body": False}
+
+    async def both() -> None:
+        stalled = asyncio.create_task(asked("/api/caption", b"image/png", nothing))
+        await asyncio.sleep(0.05)
+        await asked("/api/paint", b"application/json", sentence)
+        assert not stalled.done()
+        stalled.cancel()
+
+    asyncio.run(both())
+    assert sent[0]["type"] == "http.response.start" and sent[0]["status"] == 200
+
+
 def test_twenty_at_once_are_all_answered(diptych: Diptych, pictures) -> None:
     content = encoded(pictures[0])
     with client_of(diptych) as client, ThreadPoolExecutor(20) as threads:
@@ -453,6 +482,7 @@ def test_the_openapi_document_describes_every_call(client: TestClient) -> None:
         "/api/codes/{code}",
     }
     caption = document["paths"]["/api/caption"]["post"]
+    assert {"408", "413", "415", "422", "503"} <= set(caption["responses"])
     assert {one["name"] for one in caption["parameters"]} == {
         "samples",
         "temperature",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import gc
 import itertools
 import threading
 import time
+import weakref
 
 import pytest
 from waiting import HANG_SECONDS
 
 from diptych.model.serve import model_queue
-from diptych.model.serve.model_queue import Busy, ClientGone, Ending, ModelQueue
+from diptych.model.serve.model_queue import Busy, ClientGone, Ending, ModelQueue, UploadMemory
 
 
 async def here() -> bool:
@@ -88,6 +91,47 @@ def test_who_has_gone_is_skipped() -> None:
 
     asyncio.run(all_of_it())
     assert done == ["first", "last"]
+
+
+def test_nothing_is_kept_of_who_has_gone() -> None:
+    """Its turn stays with the thread, which is busy, and must not keep the picture that came with it."""
+    queue, free = ModelQueue(9), threading.Event()
+
+    class Upload:
+        pass
+
+    async def gone() -> bool:
+        return True
+
+    async def skipped() -> weakref.ref[Upload]:
+        upload = Upload()
+        with pytest.raises(ClientGone):
+            await queue.run(functools.partial(id, upload), gone)
+        return weakref.ref(upload)
+
+    async def all_of_it() -> None:
+        first = asyncio.create_task(queue.run(lambda: free.wait(HANG_SECONDS), here))
+        await asyncio.sleep(0.05)
+        kept = await skipped()
+        gc.collect()
+        assert not free.is_set() and kept() is None
+        free.set()
+        await first
+
+    asyncio.run(all_of_it())
+
+
+def test_uploads_share_the_memory_that_there_is() -> None:
+    memory = UploadMemory(10)
+    with memory.share() as first, memory.share() as second, memory.share():
+        first(6)
+        second(3)
+        second(1)
+        with pytest.raises(Busy):
+            first(1)
+    assert memory.taken == 0
+    with memory.share() as again:
+        again(10)
 
 
 def test_who_goes_while_it_works_keeps_the_place(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@
     messages.py      what requests and replies hold, and their limits
     model_queue.py   the one thread that uses the model, and who waits for it
     uploads.py       pictures that strangers send
-    prefix.py        the path that a proxy may leave before all addresses
     results.py       what the model does for a request
     failures.py      what cannot be answered, as one sentence
     app.py           pages and API; no request names a file, nothing is written

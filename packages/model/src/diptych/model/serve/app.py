@@ -50,7 +50,7 @@ from diptych.model.serve.messages import (
     PaintRequest,
     Problem,
 )
-from diptych.model.serve.model_queue import Busy, ClientGone, Ending, ModelQueue
+from diptych.model.serve.model_queue import Busy, ClientGone, Ending, ModelQueue, UploadMemory
 from diptych.model.serve.results import answered, cannot, captioned, changes_of, painted
 from diptych.model.serve.uploads import data_url
 
@@ -83,6 +83,7 @@ DESCRIPTION = """Captions pictures, paints sentences and answers questions about
 as PNG in data URLs. What fails has a JSON body with one sentence in "error"; when all places in the queue are taken, the
 status is 503 and Retry-After says after how many seconds to ask again."""
 REFUSALS: dict[int | str, dict[str, Any]] = {
+    408: {"model": Problem, "description": "The body took too long to come."},
     413: {"model": Problem, "description": "The body or the picture is too large."},
     422: {"model": Problem, "description": "A value is wrong; the message names it."},
     503: {"model": Problem, "description": "The queue is full; see Retry-After."},
@@ -113,6 +114,7 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
     """The ASGI application of one loaded model."""
     options = options or ServeOptions()
     queue = ModelQueue(options.queue)
+    memory = UploadMemory(queue.places * options.upload_bytes)
     words = known_words(diptych)
 
     @asynccontextmanager
@@ -187,11 +189,13 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
         check_media_type(
             request, ("application/json",), "send a JSON object, with Content-Type: application/json"
         )
-        with queue.place():
-            content = await read_body(request, LONGEST_JSON, options.upload_seconds)
+        queue.check_free()
+        with memory.share() as count:
+            content = await read_body(request, LONGEST_JSON, options.upload_seconds, count)
             wanted = read_wanted(content)
             check_wanted(diptych, wanted)
-            return await queue.run(lambda: painted(diptych, wanted), request.is_disconnected)
+            with queue.place():
+                return await queue.run(lambda: painted(diptych, wanted), request.is_disconnected)
 
     @app.post(
         "/api/caption",
@@ -203,11 +207,13 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
     async def caption(wanted: Annotated[CaptionQuery, Query()], request: Request) -> CaptionReply:
         check_scorer(diptych, wanted.rerank)
         check_picture_type(request)
-        with queue.place():
-            content = await read_body(request, options.upload_bytes, options.upload_seconds)
-            return await queue.run(
-                lambda: captioned(diptych, content, options.pixels, wanted), request.is_disconnected
-            )
+        queue.check_free()
+        with memory.share() as count:
+            content = await read_body(request, options.upload_bytes, options.upload_seconds, count)
+            with queue.place():
+                return await queue.run(
+                    lambda: captioned(diptych, content, options.pixels, wanted), request.is_disconnected
+                )
 
     @app.post(
         "/api/answer",
@@ -219,11 +225,13 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
     async def answer(wanted: Annotated[AnswerQuery, Query()], request: Request) -> AnswerReply:
         check_answers(diptych)
         check_picture_type(request)
-        with queue.place():
-            content = await read_body(request, options.upload_bytes, options.upload_seconds)
-            return await queue.run(
-                lambda: answered(diptych, content, options.pixels, wanted), request.is_disconnected
-            )
+        queue.check_free()
+        with memory.share() as count:
+            content = await read_body(request, options.upload_bytes, options.upload_seconds, count)
+            with queue.place():
+                return await queue.run(
+                    lambda: answered(diptych, content, options.pixels, wanted), request.is_disconnected
+                )
 
     @app.get(
         "/api/codes/{code}",
@@ -355,10 +363,11 @@ def read_wanted(content: bytes) -> PaintRequest:
         raise RequestValidationError(found) from None
 
 
-async def read_body(request: Request, most: int, seconds: float) -> bytes:
-    """Read a request's body; of one that is too large nothing is kept.
+async def read_body(request: Request, most: int, seconds: float, count: Callable[[int], None]) -> bytes:
+    """Read a request's body; of one that is too large nothing is kept. ``count`` is told how many bytes are.
 
     Raises:
+        Busy: ``count`` has no room for them.
         HTTPException: 413, it has more than ``most`` bytes; 408, it takes too long.
         ClientGone: it breaks off.
     """
@@ -373,6 +382,7 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
             async for part in request.stream():
                 size += len(part)
                 if size <= most:
+                    count(len(part))
                     parts.append(part)
                 else:
                     parts.clear()

@@ -31,6 +31,34 @@ class Ending(Exception):
     """The server ends before the work is done."""
 
 
+class UploadMemory:
+    """The bytes of all uploads in memory, bounded together: who has sent nothing yet takes nothing from others.
+
+    Its methods are called from the event loop.
+    """
+
+    def __init__(self, most: int) -> None:
+        """``most``: bytes."""
+        self.most, self.taken = most, 0
+
+    @contextmanager
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """What counts so many more bytes of one upload, until the block ends. It raises Busy where there is no room."""
+        own = 0
+
+        def count(size: int) -> None:
+            nonlocal own
+            if self.taken + size > self.most:
+                raise Busy(1)
+            self.taken += size
+            own += size
+
+        try:
+            yield count
+        finally:
+            self.taken -= own
+
+
 class ModelQueue:
     """Runs work on one thread in the order of arrival.
 
@@ -47,16 +75,19 @@ class ModelQueue:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=THREAD)
         self._mean_seconds = 1.0
 
+    def check_free(self) -> None:
+        """Raise Busy where there is no place: also before an upload is read in vain."""
+        if self.taken >= self.places:
+            raise Busy(max(1, math.ceil(self.taken * self._mean_seconds)))
+
     @contextmanager
     def place(self) -> Iterator[None]:
-        """A place in the queue for as long as the block lasts; taken before an upload is read, so that the uploads in
-        memory are bounded too.
+        """A place in the queue for as long as the block lasts.
 
         Raises:
             Busy: there is none.
         """
-        if self.taken >= self.places:
-            raise Busy(max(1, math.ceil(self.taken * self._mean_seconds)))
+        self.check_free()
         self.taken += 1
         try:
             yield
@@ -70,11 +101,14 @@ class ModelQueue:
             ClientGone: ``is_gone`` became true while it waited; it was not begun.
             Ending: it was cancelled, which is what the server does with those who still wait at its end.
         """
+        # a turn that is cancelled stays with the thread until that looks at it, and must not keep the upload meanwhile
+        held = [work]
+        del work
 
         def timed() -> Result:
             start = time.perf_counter()
             try:
-                return work()
+                return held.pop()()
             finally:
                 self._mean_seconds += 0.1 * (time.perf_counter() - start - self._mean_seconds)
 
@@ -89,7 +123,8 @@ class ModelQueue:
         except asyncio.CancelledError:
             raise Ending from None
         finally:
-            turn.cancel()  # without effect on what is done or has begun
+            if turn.cancel():  # without effect on what is done or has begun
+                held.clear()
 
     def close(self) -> None:
         """Drop what waits; what has begun ends."""
