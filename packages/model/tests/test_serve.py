@@ -139,7 +139,9 @@ def test_locked_cells_stay(client: TestClient) -> None:
 def test_the_model_and_its_codes(client: TestClient, diptych: Diptych) -> None:
     model = client.get("/api/model").json()
     assert (model["image_size"], model["grid_size"], model["codebook_size"]) == (16, 8, 16)
-    assert model["painting"] == {"method": "mask_predict", "steps": 3, "temperature": 0, "guidance": 1.5}
+    painting = {"method": "mask_predict", "steps": 3, "step_count": 3, "temperature": 0, "guidance": 1.5}
+    assert model["painting"] == painting
+    assert model["captioning"] == {"method": "greedy", "temperature": 1}
     assert {"kite", "a", "boats"} <= set(model["words"]) and "[UNK]" not in model["words"]
     assert model["has_scorer"] and model["has_examples"] and model["waiting"] == 0
     assert str(diptych.folder.parent) not in json.dumps(model)

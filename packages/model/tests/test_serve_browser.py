@@ -282,13 +282,20 @@ def test_painting_in_a_browser(address: str, browser) -> None:
         page.click("#cells button", cell)
         page.wait(lambda cell=cell: f"Code {second[cell]}:" in page.text("#look-hint"))
     assert all(image.size["width"] > 10 for image in page.all("#patches img")) and page.fits()
+    assert [cell.get_attribute("aria-pressed") for cell in page.all("#cells button")].index("true") == 63
+    assert [thumb.get_attribute("aria-pressed") for thumb in page.all("#strip button")] == ["false", "true", "false"]
+    # at another step another code may stand there
+    page.slide("#step", 1)
+    assert page.text("#look-hint").startswith("Touch a cell") and not page.all("#patches img")
     # locked cells stay: two that are touched, and by a stroke those between
     page.click("input[value=lock] + span")
+    assert page.codes() == second and not page.one("#step").is_enabled(), "what is locked is the painting itself"
     assert page.run("return document.getElementById('repaint').disabled")
     page.click("#cells button", 20)
     assert page.text("#locked-count") == "1 cell locked."
     stroke(page, 8, 13)
     assert page.text("#locked-count") == "7 cells locked." and page.fits()
+    assert page.one("#cells button:nth-child(9)").get_attribute("aria-pressed") == "true"
     page.slide("#samples", 1)
     page.slide("#temperature", 2)
     page.click("#repaint")
@@ -301,6 +308,38 @@ def test_painting_in_a_browser(address: str, browser) -> None:
     page.click("#caption-painting")
     page.wait(lambda: page.all("#captions li"))
     assert "zebra" in page.text("#origin") and page.fits()
+    assert_calm(browser)
+
+
+def test_all_that_the_page_offers_is_taken(address: str, browser) -> None:
+    """Most pictures in most steps: their steps would be more pictures than the server sends."""
+    page = Page(browser, address)
+    page.slide("#samples", 8)
+    page.slide("#steps", 16)
+    page.click("#paint-button")
+    page.wait(lambda: len(page.all("#strip button")) == 8)
+    assert page.text("#paint-notice") == "" and not page.one("#step-bar").is_displayed()
+    assert -1 not in page.codes()
+    assert_calm(browser)
+
+
+def test_what_is_asked_for_meanwhile_comes_next(address: str, browser) -> None:
+    page = Page(browser, address)
+    page.run("""
+      const own = window.fetch;
+      window.sentences = [];
+      window.fetch = async (address, options) => {
+        if (options && options.body) window.sentences.push(JSON.parse(options.body).caption);
+        await new Promise((go) => setTimeout(go, 300));
+        return own(address, options);
+      };
+      for (const text of ["a red kite.", "a blue boat.", "two red boats."]) {
+        document.querySelector("#sentence").value = text;
+        document.querySelector("#paint-form").requestSubmit();
+      }
+    """)
+    page.wait(lambda: page.one("#painted").get_attribute("alt") == "Painting of: two red boats.")
+    assert page.run("return window.sentences") == ["a red kite.", "two red boats."]
     assert_calm(browser)
 
 
@@ -459,8 +498,15 @@ def test_the_camera_in_a_browser(address: str, browser) -> None:
         assert page.run("return window.asked") == 1
         assert page.one("#snapshot").get_attribute("capture") == "environment"
         return
-    page.click("#camera")
+    page.run("""
+      const media = navigator.mediaDevices, own = media.getUserMedia.bind(media);
+      window.asked = 0;
+      media.getUserMedia = (wanted) => own(wanted, (window.asked += 1));
+      document.querySelector("#camera").click();
+      document.querySelector("#camera").click();
+    """)
     page.wait(lambda: page.run("return document.getElementById('video').videoWidth"))
+    assert page.run("return window.asked") == 1, "of two streams one would never be stopped"
     page.click("#shoot")
     page.wait(lambda: page.all("#captions li"))
     assert not page.one("#viewfinder").is_displayed()

@@ -40,6 +40,7 @@ from diptych.model.serve.messages import (
     MOST_SAMPLES,
     AnswerQuery,
     AnswerReply,
+    CaptioningDefaults,
     CaptionQuery,
     CaptionReply,
     CodeReply,
@@ -147,7 +148,7 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
 
     @app.get("/api/model", tags=["model"], summary="The model, its options and limits")
     async def model() -> ModelReply:
-        painting = diptych.config.painting
+        painting, captioning = diptych.config.painting, diptych.config.captioning
         return ModelReply(
             name=diptych.folder.name,
             image_size=diptych.image_size,
@@ -159,9 +160,11 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
             painting=PaintingDefaults(
                 method=painting.method,
                 steps=painting.steps,
+                step_count=diptych.parts.paintings.step_count(painting),
                 temperature=painting.temperature,
                 guidance=painting.guidance,
             ),
+            captioning=CaptioningDefaults(method=captioning.method, temperature=captioning.temperature),
             words=words,
             examples=list(options.examples),
             questions=list(options.questions) if diptych.can_answer else [],

@@ -176,8 +176,16 @@ class PaintingDefaults(BaseModel):
 
     method: str
     steps: int
+    step_count: int = Field(description="Pictures that `return_steps` brings of one painting, at most.")
     temperature: float
     guidance: float
+
+
+class CaptioningDefaults(BaseModel):
+    """The package's own options."""
+
+    method: str
+    temperature: float
 
 
 class Limits(BaseModel):
@@ -204,6 +212,7 @@ class ModelReply(BaseModel):
     has_examples: bool = Field(description="Whether it knows what its codes look like.")
     can_answer: bool = Field(description="Whether it answers questions about pictures.")
     painting: PaintingDefaults
+    captioning: CaptioningDefaults
     words: list[str] | None = Field(description="All words that it knows, where they are few.")
     examples: list[str] = Field(description="Sentences to begin with.")
     questions: list[str] = Field(description="Questions to begin with.")

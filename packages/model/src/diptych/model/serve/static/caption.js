@@ -111,6 +111,7 @@ document.addEventListener("paste", (event) => {
 // --- the camera: the phone's own where there is one to tap for, else a viewfinder here
 
 let stream = null;
+let asking = false; // the browser asks whether the camera may be used
 
 for (const button of [$("camera"), $("answer-camera")]) button.addEventListener("click", openCamera);
 
@@ -120,11 +121,15 @@ async function openCamera() {
     $("snapshot").click();
     return;
   }
+  if (asking || stream) return;
+  asking = true;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch {
     say(notice, "The camera cannot be used. Allow it in the browser, or choose a picture.");
     return;
+  } finally {
+    asking = false;
   }
   say(notice, "");
   $("video").srcObject = stream;

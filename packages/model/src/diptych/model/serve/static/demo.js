@@ -41,9 +41,14 @@ function say(notice, text, isNote = false) {
   notice.classList.toggle("note", isNote);
 }
 
-/** Run `work` with its button busy; what is refused stands in the notice. */
+const later = new Map(); // by button: what was asked for last while it was busy
+
+/** Run `work` with its button busy; what is refused stands in the notice. Of what is asked for meanwhile the latest comes next. */
 async function during(button, notice, frame, work) {
-  if (button.disabled) return;
+  if (button.disabled) {
+    later.set(button, work);
+    return;
+  }
   say(notice, "");
   button.disabled = true;
   button.classList.add("busy");
@@ -59,6 +64,9 @@ async function during(button, notice, frame, work) {
     button.classList.remove("busy");
     frame.classList.remove("waiting");
   }
+  const next = later.get(button);
+  later.delete(button);
+  if (next) await during(button, notice, frame, next);
 }
 
 function element(tag, properties = {}, ...children) {
@@ -109,9 +117,14 @@ async function meet() {
     `${model.name}: ${model.codebook_size} codes, pictures of ${model.image_size} × ${model.image_size} pixels`;
   $("sentence").maxLength = model.limits.letters;
   if (model.grid_size !== GRID) layCells(model.grid_size);
-  $("steps").value = model.painting.steps;
+  $("steps").max = Math.min(model.limits.steps, Math.max($("steps").max, model.painting.steps));
+  set($("steps"), model.painting.steps);
   $("steps").disabled = !inSteps();
-  $("temperature").value = model.painting.temperature;
+  set($("temperature"), model.painting.temperature);
+  if (model.captioning.method === "sample") {
+    $("caption-temperature").min = 0.1; // at 0 the package's own options would hold, which draw words
+    set($("caption-temperature"), model.captioning.temperature);
+  }
   document.querySelectorAll("output").forEach(refresh);
   begin($("sentence"), model.examples, $("examples"), $("vocabulary"), checkWords);
   meetAnswers();
@@ -159,7 +172,15 @@ function help(field, examples, vocabulary, form, check) {
 
 function refresh(output) {
   const range = $(output.htmlFor.value);
-  output.textContent = range.step === "0.1" ? Number(range.value).toFixed(1) : range.value;
+  output.textContent = Number(range.value).toFixed((range.step.split(".")[1] || "").length);
+}
+
+/** Set a slider, whose end and step give way where the value needs it. */
+function set(range, value) {
+  if (value > range.max) range.max = value;
+  if (range.step === "0.1" && Math.abs(Math.round(value * 10) - value * 10) > 1e-6) range.step = "0.01";
+  range.value = value;
+  refresh(document.querySelector(`output[for="${range.id}"]`));
 }
 
 for (const output of document.querySelectorAll("output")) {
@@ -168,10 +189,6 @@ for (const output of document.querySelectorAll("output")) {
 
 /** Several results need chance: the two sliders follow each other. */
 function tie(count, temperature, warm) {
-  const set = (range, value) => {
-    range.value = value;
-    refresh(document.querySelector(`output[for="${range.id}"]`));
-  };
   count.addEventListener("input", () => {
     if (count.value > 1 && Number(temperature.value) === 0) set(temperature, warm);
   });
@@ -226,6 +243,12 @@ $("paint-form").addEventListener("submit", (event) => {
   paint({});
 });
 
+/** Whether the server sends the painting after each step, too. */
+function stepsFit() {
+  const steps = inSteps() ? Number($("steps").value) : model.painting.step_count;
+  return !model || Number($("samples").value) * (steps + 1) <= model.limits.pictures;
+}
+
 function paint(start) {
   return during($("paint-button"), $("paint-notice"), $("painting"), async () => {
     const text = $("sentence").value.trim();
@@ -237,7 +260,7 @@ function paint(start) {
       ...(inSteps() ? { steps: Number($("steps").value) } : {}),
       temperature: Number($("temperature").value),
       seed: Number($("seed").value),
-      return_steps: true,
+      return_steps: stepsFit(),
       ...start,
     };
     const reply = await ask("api/paint", {
@@ -262,7 +285,7 @@ function paint(start) {
     $("strip").replaceChildren(...thumbs);
     $("strip").hidden = paintings.length < 2;
     choose(0);
-    watch();
+    watch(matchMedia("(prefers-reduced-motion: reduce)").matches);
     if (innerWidth <= 768) $("painting").scrollIntoView({ block: "start" });
   });
 }
@@ -270,7 +293,11 @@ function paint(start) {
 function choose(number) {
   stop();
   current = paintings[number];
-  [...$("strip").children].forEach((thumb, place) => thumb.classList.toggle("chosen", place === number));
+  if (!current.steps.length) current.steps = [{ image: current.image, codes: current.codes }];
+  [...$("strip").children].forEach((thumb, place) => {
+    thumb.classList.toggle("chosen", place === number);
+    thumb.ariaPressed = String(place === number);
+  });
   $("step").max = current.steps.length;
   $("step-bar").hidden = current.steps.length < 2;
   $("save").href = current.image;
@@ -301,10 +328,10 @@ function showStep(number) {
   });
 }
 
-/** Show the steps one after the other; the cells that a step changed are framed. */
-function watch() {
+/** Show the steps one after the other; the cells that a step changed are framed. still: show the last one only. */
+function watch(still = false) {
   stop();
-  if (current.steps.length < 2 || matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+  if (current.steps.length < 2 || still) return;
   let next = 0;
   const turn = () => {
     if (next === current.steps.length) {
@@ -327,6 +354,7 @@ function stop() {
 }
 
 $("play").addEventListener("click", () => {
+  forget();
   if (player === null) {
     watch();
   } else {
@@ -336,6 +364,7 @@ $("play").addEventListener("click", () => {
 });
 $("step").addEventListener("input", () => {
   stop();
+  forget();
   showStep(Number($("step").value) - 1);
 });
 
@@ -348,6 +377,7 @@ for (const radio of document.querySelectorAll("input[name=touch]")) {
     $("look").hidden = locking();
     $("lock").hidden = !locking();
     $("cells").classList.toggle("locking", locking());
+    $("step").disabled = $("play").disabled = locking(); // what is locked is the painting itself
     forget();
     if (locking()) {
       stop();
@@ -358,6 +388,7 @@ for (const radio of document.querySelectorAll("input[name=touch]")) {
 
 function forget() {
   cells.forEach((cell) => cell.classList.remove("chosen"));
+  tellPressed();
   $("patches").replaceChildren();
   $("look-hint").textContent = "Touch a cell of the painting to see what its code stands for.";
 }
@@ -367,6 +398,7 @@ async function lookInto(number) {
   showStep(step);
   forget();
   cells[number].classList.add("chosen");
+  tellPressed();
   const code = current.steps[step].codes[number];
   if (code < 0) {
     $("look-hint").textContent = "This cell is not painted yet.";
@@ -392,9 +424,15 @@ async function lookInto(number) {
   $("patches").replaceChildren(...found.examples.map((source, place) => element("img", { src: source, alt: alt(place) })));
 }
 
+/** Say of each cell whether it is locked, or looked into, to those who do not see it. */
+function tellPressed() {
+  for (const cell of cells) cell.ariaPressed = String(cell.classList.contains(locking() ? "locked" : "chosen"));
+}
+
 function setLocked(chosen) {
   locked = chosen;
   cells.forEach((cell, number) => cell.classList.toggle("locked", locked.has(number)));
+  tellPressed();
   $("locked-count").textContent = locked.size === 1 ? "1 cell locked." : `${locked.size} cells locked.`;
   $("repaint").disabled = locked.size === 0 || locked.size === cells.length;
 }
@@ -412,6 +450,10 @@ let drawing = null; // whether the pointer that is down locks or unlocks
 $("cells").addEventListener("pointerdown", (event) => {
   const cell = event.target.closest("[data-cell]");
   if (!cell || !locking() || event.button > 0) return;
+  if (player !== null) {
+    stop();
+    showStep(current.steps.length - 1); // what is locked is what is shown
+  }
   drawing = !locked.has(Number(cell.dataset.cell));
   lockOne(Number(cell.dataset.cell), drawing);
 });
