@@ -160,6 +160,7 @@ def test_steps_end_in_the_painting(diptych: Diptych) -> None:
     painting = diptych.paint(TEXTS[0], return_steps=True)[0]
     assert len(painting.steps) == 3 and painting.steps[-1].codes.equal(painting.codes)
     assert np.asarray(painting.steps[-1].image).tolist() == np.asarray(painting.image).tolist()
+    painting.steps[0].codes[0] = -1  # a tensor like any other
     row_by_row = diptych.paint(TEXTS[0], method="rows", return_steps=True)[0]
     assert [int((step.codes < 0).sum()) for step in row_by_row.steps] == list(range(63, -1, -1))
     assert np.asarray(row_by_row.steps[0].image).shape == (16, 16, 3)
@@ -208,9 +209,18 @@ def test_attention_of_words(diptych: Diptych, pictures) -> None:
         if written.endswith("."):  # a caption that was cut would be given a full stop
             again = diptych.attention(image, caption.text)[0]
             assert again.words == found.words and torch.allclose(again.weights, found.weights, atol=1e-5)
+        found.weights.div_(found.weights.max())  # a tensor like any other
     spelled = diptych.attention(pictures[0], "two zebras")[0]
     assert spelled.words == ("two", "zebras", ".")
     assert not torch.allclose(spelled.weights[0], spelled.weights[1], atol=1e-4)
+
+
+def test_attention_in_bfloat16_is_summed_in_float32(package: Path, pictures) -> None:
+    narrow = Diptych.from_pretrained(package, device="cpu", precision="bfloat16")
+    for caption in narrow.caption(pictures, return_attention=True):
+        assert caption.attention is not None
+        sums = caption.attention.weights.numpy().sum(1)
+        assert sums.dtype == np.float32 and np.allclose(sums, 1, atol=1e-5)
 
 
 def test_attention_is_what_the_network_reads(diptych: Diptych, package: Path, pictures) -> None:

@@ -223,6 +223,8 @@ def test_what_is_wrong_is_said():
         replace(MATCHING, image_size=20)
     with pytest.raises(UserError, match="batch_size must be at least 2"):
         replace(TRAINING, batch_size=1)
+    with pytest.raises(UserError, match="a caption has no word to paint"):
+        paint_pixels(generator, texts, TOKENIZER, TOKENIZER.no_text(1), [1])
 
 
 def test_matching_tells_pairs_apart():

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diptych.model.decoding.decode import paint_captions
+from diptych.model.decoding.decode import order_of, paint_captions
 from diptych.model.decoding.noise import gumbel_noise, sample_seeds, uniform_noise
 from diptych.model.decoding.options import PaintOptions
 from diptych.model.decoding.paint import FixedCells
@@ -339,9 +339,17 @@ def test_gibbs_sampling_draws_from_the_models_distribution(double):
     torch.testing.assert_close(shares, (logits / 1.5).softmax(-1), rtol=0, atol=0.06)
 
 
+def test_no_more_cells_at_once_than_there_are():
+    free = torch.ones(1, 64, dtype=torch.bool)
+    options = PaintOptions(method="gibbs", temperature=1.0, sweeps=2, cells_at_once=64)
+    wide = replace(options, cells_at_once=10**7)
+    assert order_of(wide, free, [3]).equal(order_of(options, free, [3]))
+
+
 def test_schedules():
     assert cosine_counts(64, 4) == [64, 60, 46, 25]
     assert cosine_counts(64, 1) == [64]
+    assert cosine_counts(64, 3) == [64, 56, 32] and cosine_counts(64, 6)[4] == 32
     assert schedule_counts(64, 4, "linear", 64) == [64, 48, 32, 16]
     assert schedule_counts(3, 4, "linear", 64) == [3, 2, 1, 0]
     for steps in range(1, 65):

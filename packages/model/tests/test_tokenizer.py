@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 from diptych.model.byte_pairs import learn_merges
 from diptych.model.errors import UserError
@@ -46,6 +47,19 @@ def test_captions_that_fit_are_no_warning(tiny, recwarn):
         tiny.tokenizer.encode(["two blue boats."], 5)[0, -1] == tiny.tokenizer.sep
     )  # only the full stop is lost
     assert not recwarn.list
+
+
+def test_what_may_not_be_written_is_sent_to_a_device_once_and_can_be_learned_from(tiny, monkeypatch):
+    """Also where a caption was written first, in inference mode."""
+    tokenizer = build_tokenizer(["a red kite."], 1)
+    sends = []
+    monkeypatch.setattr(
+        "diptych.model.tokenizer.sent", lambda tensor, device: sends.append(device) or tensor.to(device)
+    )
+    with torch.inference_mode():
+        first = tokenizer.forbidden_on(torch.device("meta"))
+    assert tokenizer.forbidden_on(torch.device("meta")) is first and len(sends) == 1
+    assert not first.is_inference()
 
 
 def test_rare_words_stay_out_of_the_vocabulary():

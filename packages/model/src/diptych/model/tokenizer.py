@@ -66,7 +66,11 @@ class CaptionTokenizer:
         """``forbidden`` on ``device``, where it stays: every word that is written asks for it."""
         if device == self.forbidden.device:
             return self.forbidden
-        return self._forbidden_on.setdefault(device, sent(self.forbidden, device))
+        if device not in self._forbidden_on:
+            # else losses could not use what a caption written before has left
+            with torch.inference_mode(False):
+                self._forbidden_on[device] = sent(self.forbidden, device)
+        return self._forbidden_on[device]
 
     def __len__(self) -> int:
         """Size of the vocabulary."""
@@ -225,7 +229,7 @@ def build_tokenizer(captions: Iterable[str], min_count: int) -> CaptionTokenizer
 
     It holds the special tokens, printable ASCII and every character of the captions, alone and as a continuation
     (``##a``), and every word that occurs at least ``min_count`` times; so rarer words are spelled and only
-    characters never seen become ``[UNK]``. The order depends on nothing but the counts.
+    characters never seen become ``[UNK]``, and words of more than 100 characters. The order depends on nothing but the counts.
     """
     from tokenizers import models
 

@@ -210,4 +210,4 @@ def order_of(options: PaintOptions, free: Tensor, seeds: Sequence[int]) -> Tenso
         return row_order(free)
     if options.method == "random":
         return random_order(free, seeds, options.extra_steps)
-    return sweep_order(free, seeds, options.sweeps, options.cells_at_once)
+    return sweep_order(free, seeds, options.sweeps, min(options.cells_at_once, free.shape[1]))

@@ -10,6 +10,7 @@ from torch import Tensor
 from diptych.model.decoding.noise import normal_noise, sample_seeds
 from diptych.model.decoding.paint import texts_to_paint
 from diptych.model.devices import Texts
+from diptych.model.errors import UserError
 from diptych.model.networks.dm_gan import DMGAN
 from diptych.model.networks.matching import TextEncoder
 from diptych.model.tokenizer import CaptionTokenizer
@@ -31,9 +32,12 @@ def paint_pixels(
         seeds: one whole number >= 0 per caption; the same seed gives a caption the same pictures in every batch.
 
     Raises:
-        UserError: there is no caption, or one is all padding. Both networks should be in eval mode.
+        UserError: there is no caption, or one has no word. Both networks should be in eval mode.
     """
     ids = texts_to_paint(tokenizer, ids).ids
+    words = ~torch.isin(ids, torch.tensor([tokenizer.pad, tokenizer.cls, tokenizer.sep], device=ids.device))
+    if not words.any(1).all():
+        raise UserError("a caption has no word to paint")
     texts = encoder(ids, tokenizer)
     if samples > 1:
         texts = texts.rows(torch.arange(len(ids), device=texts.sentence.device).repeat_interleave(samples))

@@ -9,6 +9,9 @@ from typing import Any, Literal, TypeVar
 
 from diptych.model.errors import UserError
 
+LEAST_TEMPERATURE = 1e-6  # above 0
+MOST_LENGTH_POWER = 100.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionOptions:
@@ -52,7 +55,10 @@ class CaptionOptions:
         only_for(self, "samples", ("sample", "beam"))
         at_least(self, {"length": 3, "no_repeat": 0, "beams": 1, "groups": 1, "samples": 1})
         at_least(self, {"diversity": 0, "length_power": 0})
+        if self.length_power > MOST_LENGTH_POWER:
+            raise UserError(f"length_power must be at most {MOST_LENGTH_POWER}, is {self.length_power}")
         above_zero(self, "temperature")
+        check_temperature(self)
         check_filters(self)
         if self.beams % self.groups:
             raise UserError(f"groups ({self.groups}) must divide beams ({self.beams})")
@@ -126,6 +132,7 @@ class PaintOptions:
         only_for(self, "confidence_noise", ("mask_predict", "easiest"))
         at_least(self, {"steps": 1, "extra_steps": 0, "sweeps": 1, "cells_at_once": 1, "samples": 1})
         at_least(self, {"temperature": 0, "confidence_noise": 0})
+        check_temperature(self)
         check_filters(self)
         if self.temperature == 0 and (self.top_k, self.top_p) != (None, 1.0):
             raise UserError(
@@ -203,6 +210,12 @@ def above_zero(options: Any, *names: str) -> None:
     for name in names:
         if not getattr(options, name) > 0:
             raise UserError(f"{name} must be above 0, is {getattr(options, name)}")
+
+
+def check_temperature(options: CaptionOptions | PaintOptions) -> None:
+    """Raise a UserError where logits divided by the temperature would be no float32 numbers any more."""
+    if 0 < options.temperature < LEAST_TEMPERATURE:
+        raise UserError(f"temperature must be at least {LEAST_TEMPERATURE:g}, is {options.temperature}")
 
 
 def check_filters(options: CaptionOptions | PaintOptions) -> None:

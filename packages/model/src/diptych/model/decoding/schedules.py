@@ -15,7 +15,9 @@ def cosine_counts(cells: int, steps: int) -> list[int]:
 
     More is predicted again than by the linear schedule, while little is certain.
     """
-    return [math.ceil(cells * math.cos(math.pi / 2 * step / steps)) for step in range(steps)]
+    shares = (math.cos(math.pi / 2 * step / steps) for step in range(steps))
+    # cos(pi / 3) is a little above a half, which is no cell more
+    return [math.ceil(round(cells * share, 9)) for share in shares]
 
 
 def schedule_counts(free: int, steps: int, schedule: str, cells: int) -> list[int]:

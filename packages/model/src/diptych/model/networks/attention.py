@@ -243,7 +243,8 @@ def attention_scores(attention: Attention, states: Tensor, keys: Tensor) -> Tens
     """Return the scores before the softmax of ``states`` ``[n, t, h]`` and ``keys`` ``[n, heads, k, d]``: float32
     ``[n, heads, t, k]``."""
     queries = attention.queries(states)
-    return queries.float() @ keys.float().transpose(-1, -2) / math.sqrt(queries.shape[-1])
+    with torch.autocast(states.device.type, enabled=False):  # which would round both again
+        return queries.float() @ keys.float().transpose(-1, -2) / math.sqrt(queries.shape[-1])
 
 
 def attention_weights(attention: Attention, states: Tensor, keys: Tensor) -> Tensor:

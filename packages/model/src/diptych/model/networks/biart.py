@@ -262,9 +262,10 @@ class BiART(nn.Module):
         total = torch.zeros((), device=ids.device)
         for layer, (image_keys, image_values) in zip(self.layers, image.keys_values, strict=True):
             queries, keys, _ = layer.attention.project(layer.attention_norm(tokens))
-            queries = queries.float() / math.sqrt(queries.shape[-1])
-            own = queries @ keys.float().transpose(-1, -2) + bias
-            seen = queries @ image_keys.float().transpose(-1, -2)
+            with torch.autocast(ids.device.type, enabled=False):  # which would round both again
+                queries = queries.float() / math.sqrt(queries.shape[-1])
+                own = queries @ keys.float().transpose(-1, -2) + bias
+                seen = queries @ image_keys.float().transpose(-1, -2)
             total = total + share_of_cells(
                 seen[..., 1:], torch.cat([seen[..., :1], own], -1)
             )  # [SOI] is no cell

@@ -235,8 +235,8 @@ class UnifiedTransformer(nn.Module, ABC):
         """Run causal text ``ids`` int64 ``[n * c, t]``, c captions for each of n images, to states
         ``[n * c, t, h]``; the state at a position predicts the next word.
 
-        With ``caches`` (:meth:`caption_caches`) ``ids`` is the one word that follows those already cached
-        (``[n, 1]``).
+        With ``caches`` (:meth:`caption_caches`) ``ids`` are the words that follow those already cached; one of each
+        caption, unless the caches are empty.
         """
 
     @abstractmethod

@@ -86,4 +86,6 @@ def grouped(tokenizer: CaptionTokenizer, pieces: list[int], weights: Tensor) -> 
         words.append(word)
         parts.append(weights[start : start + count].mean(0))
         start += count
-    return WordAttention(tuple(words), torch.stack(parts) if parts else weights[:0])
+    together = torch.stack(parts) if parts else weights[:0]
+    with torch.inference_mode(False):  # a tensor that may be changed outside
+        return WordAttention(tuple(words), together.clone())

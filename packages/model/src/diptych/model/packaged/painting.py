@@ -213,9 +213,10 @@ class PaintingPart:
             if painted.steps is not None:
                 for row, history in enumerate(painted.steps):
                     pictures = drawn(self.image_tokenizer, history, at_once)
+                    with torch.inference_mode(False):  # tensors that may be changed outside
+                        codes = history.cpu().clone()
                     steps[row] = tuple(
-                        PaintingStep(image, codes)
-                        for image, codes in zip(pictures, history.cpu().clone(), strict=True)
+                        PaintingStep(image, own) for image, own in zip(pictures, codes, strict=True)
                     )
         codes = painted.codes.cpu()
         return [
