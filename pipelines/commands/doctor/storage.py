@@ -158,10 +158,9 @@ def space_needed(
     rest = REST if toybox else REST_OF_PHOTOGRAPHS
     near_store, near_cache = _device(clone) == _device(store), _device(clone) == _device(cache)
     cached = shards + rest + (0 if linked and near_store and near_cache else features)
-    if linked:
-        in_clone = 0 if near_cache else shards  # one folder at a time, until DVC has moved it to its cache
-    else:
-        in_clone = shards + rest + (0 if near_store else features)
+    copies = shards + rest + (0 if near_store else features)
+    moved = 0 if near_cache else shards  # one folder at a time, until DVC has moved it to its cache
+    in_clone = moved if linked else copies
     return {
         "feature store": (store, max(0.0, features - used_bytes(store)), features),
         "DVC's cache": (cache, max(0.0, cached - used_bytes(cache)), cached),
