@@ -227,7 +227,7 @@ def test_bodies_that_are_no_request(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["samples=0", "samples=9", "samples=x", "temperature=0", "temperature=nan", "seed=-1", "attention=maybe", "file=/etc/passwd"]
+    "query", ["samples=0", "samples=9", "samples=x", "temperature=-1", "temperature=nan", "seed=-1", "attention=maybe", "file=/etc/passwd"]
 )  # fmt: skip
 def test_wrong_queries_are_named(client: TestClient, pictures, query: str) -> None:
     reply = send(client, encoded(pictures[0]), "?" + query)
@@ -337,6 +337,21 @@ def test_what_is_left_out_is_as_the_package_says(diptych: Diptych, pictures) -> 
     assert len(every) == 4
 
 
+def test_captions_at_temperature_0_are_the_likeliest(diptych: Diptych, pictures) -> None:
+    content = encoded(pictures[0])
+    [expected] = diptych.caption(content, method="greedy")
+    for own in (
+        CaptionOptions(length=12, method="sample", temperature=5.0, samples=4),
+        CaptionOptions(length=12, method="beam", samples=2),
+        CaptionOptions(length=12),
+    ):
+        client = client_of(with_options(diptych, own, diptych.config.painting))
+        [found] = send(client, content, "?temperature=0").json()["captions"]
+        assert (found["text"], found["log_probability"]) == (expected.text, expected.log_probability)
+        refused = send(client, content, "?temperature=0&samples=2")
+        assert refused.status_code == 422 and "samples" in error_of(refused)
+
+
 def test_a_reply_is_bounded_whatever_the_method(diptych: Diptych) -> None:
     gibbs = PaintOptions(method="gibbs", sweeps=3, temperature=1.0)
     client = client_of(with_options(diptych, diptych.config.captioning, gibbs))
@@ -390,31 +405,51 @@ def test_who_finds_the_queue_full_is_sent_away(diptych: Diptych) -> None:
 
 def test_an_upload_that_does_not_come_keeps_nobody_waiting(diptych: Diptych) -> None:
     """The model has one place, and it is that of who is worked on."""
-    app, sent = make_app(diptych, ServeOptions(queue=0)), []
-    scope = {"type": "http", "method": "POST", "query_string": b"", "http_version": "1.1", "root_path": "", "scheme": "http"}
+    app, sentence = make_app(diptych, ServeOptions(queue=0)), json.dumps({"caption": CAPTION}).encode()
 
-    async def asked(path: str, kind: bytes, receive) -> None:
-        async def send_message(message) -> None:
-            sent.append(message)
-
-        headers = [(b"content-type", kind)]
-        await app({**scope, "path": path, "raw_path": path.encode(), "headers": headers}, receive, send_message)
-
-    async def nothing():
-        await asyncio.Event().wait()
-
-    async def sentence():
-        return {"type": "http.request", "body": json.dumps({"caption": CAPTION}).encode(), "more_body": False}
-
-    async def both() -> None:
-        stalled = asyncio.create_task(asked("/api/caption", b"image/png", nothing))
+    async def both() -> int:
+        stalled = asyncio.create_task(status_of(app, "/api/caption", b"image/png", b"", ends=False))
         await asyncio.sleep(0.05)
-        await asked("/api/paint", b"application/json", sentence)
+        status = await status_of(app, "/api/paint", b"application/json", sentence)
         assert not stalled.done()
         stalled.cancel()
+        return status
 
-    asyncio.run(both())
-    assert sent[0]["type"] == "http.response.start" and sent[0]["status"] == 200
+    assert asyncio.run(both()) == 200
+
+
+def test_uploads_together_are_bounded(diptych: Diptych) -> None:
+    """Of two that come at once the model could take one only."""
+    app, kind = make_app(diptych, ServeOptions(queue=0, upload_bytes=1000)), b"image/png"
+
+    async def both() -> tuple[int, int]:
+        stalled = asyncio.create_task(status_of(app, "/api/caption", kind, bytes(900), ends=False))
+        await asyncio.sleep(0.05)
+        beside = await status_of(app, "/api/caption", kind, bytes(200))
+        assert not stalled.done()
+        stalled.cancel()
+        await asyncio.wait({stalled})
+        return beside, await status_of(app, "/api/caption", kind, bytes(200))
+
+    assert asyncio.run(both()) == (503, 415)  # 415: read, and no picture
+
+
+async def status_of(app, path: str, kind: bytes, body: bytes, ends: bool = True) -> int:
+    """Send a request whose body is ``body``, and after it nothing more for ever where it does not end."""
+    messages, sent = [{"type": "http.request", "body": body, "more_body": not ends}], []
+
+    async def receive() -> dict:
+        return messages.pop() if messages else await asyncio.Event().wait()
+
+    async def keep(message: dict) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": [(b"content-type", kind)],
+    }  # fmt: skip
+    await app(scope, receive, keep)
+    return sent[0]["status"]
 
 
 def test_twenty_at_once_are_all_answered(diptych: Diptych, pictures) -> None:

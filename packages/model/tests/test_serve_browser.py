@@ -21,6 +21,9 @@ from headless_chromium import headless_chromium
 from PIL import Image
 from waiting import HANG_SECONDS, wait_for_hold
 
+from diptych.model.decoding.options import CaptionOptions, PaintOptions
+from diptych.model.packaged.directory import write_package
+
 pytest.importorskip("fastapi", reason="the extra is missing: pip install 'diptych-model[serve]'")
 
 pytestmark = pytest.mark.parametrize("parts", ["prefix"], indirect=True)
@@ -73,6 +76,33 @@ def answering_address(answering_package: Path) -> Iterator[str]:
     process.terminate()
     out, errors = process.communicate(timeout=HANG_SECONDS)
     assert (process.returncode, out, errors) == (0, "Ended.\n", "")
+
+
+# what a package may say that the page did not come with: a painting in more steps than a reply holds, and sliders' ends
+OWN_OPTIONS = {
+    "gibbs": PaintOptions(method="gibbs", sweeps=3, temperature=1.0),
+    "twenty steps": PaintOptions(steps=20, temperature=2.125),
+}
+
+
+@pytest.fixture(scope="module")
+def own_address(
+    request: pytest.FixtureRequest, parts, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Of a package whose paintings are by the options of this name, and whose captions are drawn."""
+    folder = tmp_path_factory.mktemp("own") / "package"
+    write_package(
+        folder,
+        transformer=parts.transformer,
+        image_generator=parts.image_generator,
+        detector=parts.detector,
+        captioning=CaptionOptions(length=12, method="sample", temperature=0.35),
+        painting=OWN_OPTIONS[request.param],
+    )
+    process, found = started("--model", str(folder), "--example", SENTENCE)
+    yield found
+    process.terminate()
+    process.communicate(timeout=HANG_SECONDS)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
@@ -251,6 +281,9 @@ class Page:
         return self.run("return document.documentElement.scrollWidth <= innerWidth")
 
 
+ON_A_DESKTOP = pytest.mark.parametrize("browser", ["desktop"], indirect=True)
+
+
 def test_painting_in_a_browser(address: str, browser) -> None:
     page = Page(browser, address)
     assert page.one("#sentence").get_attribute("value") == SENTENCE
@@ -283,13 +316,19 @@ def test_painting_in_a_browser(address: str, browser) -> None:
         page.wait(lambda cell=cell: f"Code {second[cell]}:" in page.text("#look-hint"))
     assert all(image.size["width"] > 10 for image in page.all("#patches img")) and page.fits()
     assert [cell.get_attribute("aria-pressed") for cell in page.all("#cells button")].index("true") == 63
-    assert [thumb.get_attribute("aria-pressed") for thumb in page.all("#strip button")] == ["false", "true", "false"]
+    assert [thumb.get_attribute("aria-pressed") for thumb in page.all("#strip button")] == [
+        "false",
+        "true",
+        "false",
+    ]
     # at another step another code may stand there
     page.slide("#step", 1)
     assert page.text("#look-hint").startswith("Touch a cell") and not page.all("#patches img")
     # locked cells stay: two that are touched, and by a stroke those between
     page.click("input[value=lock] + span")
-    assert page.codes() == second and not page.one("#step").is_enabled(), "what is locked is the painting itself"
+    assert page.codes() == second and not page.one("#step").is_enabled(), (
+        "what is locked is the painting itself"
+    )
     assert page.run("return document.getElementById('repaint').disabled")
     page.click("#cells button", 20)
     assert page.text("#locked-count") == "1 cell locked."
@@ -340,7 +379,191 @@ def test_what_is_asked_for_meanwhile_comes_next(address: str, browser) -> None:
     """)
     page.wait(lambda: page.one("#painted").get_attribute("alt") == "Painting of: two red boats.")
     assert page.run("return window.sentences") == ["a red kite.", "two red boats."]
+    # nor does a failure of ours lose it, or keep it for the one after
+    page.run("""
+      const button = document.querySelector("#paint-button");
+      const run = (work) => during(button, document.querySelector("#paint-notice"), document.querySelector("#painting"), work);
+      const pause = () => new Promise((go) => setTimeout(go, 50));
+      window.done = [];
+      run(async () => {
+        await pause();
+        throw new Error("ours");
+      }).catch(() => window.done.push("failed"));
+      run(async () => window.done.push("next"));
+    """)
+    page.wait(lambda: page.run("return window.done") == ["next", "failed"])
     assert_calm(browser)
+
+
+@ON_A_DESKTOP
+def test_a_picture_that_comes_meanwhile_is_captioned_next(address: str, browser) -> None:
+    page = Page(browser, address)
+    page.run("""
+      const own = window.fetch;
+      window.sizes = [];
+      window.fetch = async (address, options) => {
+        if (options && options.body) window.sizes.push(options.body.size);
+        await new Promise((go) => setTimeout(go, 300));
+        return own(address, options);
+      };
+      const drop = (side) => {
+        const canvas = document.createElement("canvas");
+        canvas.width = canvas.height = side;
+        const bytes = Uint8Array.from(atob(canvas.toDataURL().split(",")[1]), (letter) => letter.charCodeAt(0));
+        const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(new File([bytes], "dropped.png", { type: "image/png" }));
+        document.dispatchEvent(new DragEvent("drop", { dataTransfer, cancelable: true }));
+      };
+      drop(20);
+      drop(30);
+    """)
+    page.wait(lambda: page.run("return document.getElementById('shown').naturalWidth") == 30)
+    assert len(page.run("return window.sizes")) == 2
+    assert_calm(browser)
+
+
+@ON_A_DESKTOP
+@pytest.mark.parametrize("own_address", ["gibbs"], indirect=True)
+def test_a_painting_of_more_steps_than_a_reply_holds(own_address: str, browser) -> None:
+    page = Page(browser, own_address)
+    page.click("#paint-options summary")
+    assert page.text("output[for=steps]") == "192" and not page.one("#steps").is_enabled()
+    page.slide("#temperature", 0)  # which the method does not know
+    page.click("#paint-button")
+    page.wait(lambda: page.one("#painting-tools").is_displayed() or page.text("#paint-notice"))
+    assert page.text("#paint-notice") == "" and not page.one("#step-bar").is_displayed()
+    assert -1 not in page.codes()
+    assert_calm(browser)
+
+
+@ON_A_DESKTOP
+@pytest.mark.parametrize("own_address", ["twenty steps"], indirect=True)
+def test_sliders_begin_with_the_packages_own_options(
+    own_address: str, browser, pictures, tmp_path: Path
+) -> None:
+    page = Page(browser, own_address)
+    page.run("""
+      const own = window.fetch;
+      window.asked = [];
+      window.fetch = (address, options) => {
+        if (options) window.asked.push(String(address).includes("caption") ? address : options.body);
+        return own(address, options);
+      };
+    """)
+    page.click("#paint-options summary")
+    assert page.text("output[for=steps]") == "20" and page.text("output[for=temperature]") == "2.125"
+    page.click("#paint-button")
+    page.painted()
+    sent = json.loads(page.run("return window.asked")[0])
+    assert (sent["steps"], sent["temperature"]) == (20, 2.125)
+    # its captions are drawn, unless the slider says 0
+    page.click("#caption-tab")
+    page.click("#caption details summary")
+    assert page.text("output[for=caption-temperature]") == "0.35"
+    pictures[4].save(tmp_path / "photo.png")
+    page.one("#file").send_keys(str(tmp_path / "photo.png"))
+    page.wait(lambda: page.all("#captions li"))
+    page.slide("#caption-temperature", 0)
+    assert page.text("output[for=caption-temperature]") == "0.00"
+    page.click("#caption-again")
+    page.wait(lambda: page.one("#caption-again").is_enabled() and len(page.run("return window.asked")) == 3)
+    page.wait(lambda: not page.all("#photo.waiting"))
+    first, second = page.run("return window.asked")[1:]
+    assert "temperature=0.35" in first and second.endswith("temperature=0")
+    assert not page.one("#caption-notice").is_displayed()
+    assert_calm(browser)
+
+
+@ON_A_DESKTOP
+def test_a_late_answer_on_a_code_is_not_that_of_another_step(address: str, browser) -> None:
+    page = Page(browser, address)
+    page.slide("#temperature", 2)  # without chance the steps of this model may be the same
+    page.click("#paint-button")
+    last = page.painted()
+    page.slide("#step", 1)
+    first = page.codes()
+    cell = next(cell for cell in range(64) if first[cell] != last[cell])
+    page.run("""
+      const own = window.fetch;
+      window.late = new Promise((go) => (window.answer = go));
+      window.fetch = async (address, options) => {
+        window.fetch = own;
+        const reply = await own(address, options);
+        await window.late;
+        return reply;
+      };
+    """)
+    page.click("#cells button", cell)
+    page.slide("#step", 3)
+    page.click("#cells button", cell)
+    page.wait(lambda: f"Code {last[cell]}:" in page.text("#look-hint"))
+    browser.execute_async_script("window.answer(); setTimeout(arguments[0], 200)")
+    assert f"Code {last[cell]}:" in page.text("#look-hint")
+    assert page.one("#patches img").get_attribute("alt") == f"Patch 1 of code {last[cell]}"
+    assert_calm(browser)
+
+
+@ON_A_DESKTOP
+def test_without_motion_paintings_are_watched_when_asked_for_only(address: str, browser) -> None:
+    reduced = {"features": [{"name": "prefers-reduced-motion", "value": "reduce"}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", reduced)
+    page = Page(browser, address)
+    page.click("#paint-button")
+    page.wait(lambda: page.one("#painting-tools").is_displayed())
+    assert page.text("#play") == "Watch" and page.text("#step-label").startswith("Step 3 of 3")
+    assert page.run("return window.watched") == 0
+    page.click("#play")
+    page.painted()
+    assert page.text("#step-label").startswith("Step 3 of 3")
+    assert_calm(browser)
+
+
+@ON_A_DESKTOP
+def test_cells_are_locked_by_keyboard_as_they_are_shown(address: str, browser) -> None:
+    page = Page(browser, address)
+    page.click("#paint-button")
+    last = page.painted()
+    page.click("input[value=lock] + span")
+    assert page.one("#locked-count").get_attribute("role") == "status"
+    # a click without a pointer, while the painting is watched
+    page.run("watch(); document.querySelector('#cells button').click()")
+    assert page.text("#locked-count") == "1 cell locked." and page.text("#play") == "Watch"
+    assert page.codes() == last and page.one("#cells button").get_attribute("aria-pressed") == "true"
+    assert_calm(browser)
+
+
+# of all text that is shown and of no disabled control: WCAG's ratio of its colour to that of what is behind it
+CONTRASTS = """
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => {
+    const [red, green, blue] = numbers(colour).map((one) => (one / 255 <= 0.04045 ? one / 255 / 12.92 : ((one / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+  };
+  const opaque = (colour) => (numbers(colour)[3] ?? 1) === 1;
+  const found = [];
+  for (const one of document.body.querySelectorAll("*")) {
+    const own = [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    if (!own || !one.checkVisibility() || one.matches(":disabled, option, noscript, script")) continue;
+    let behind = one;
+    while (behind !== document.documentElement && !opaque(getComputedStyle(behind).backgroundColor)) behind = behind.parentElement;
+    const [low, high] = [light(getComputedStyle(one).color), light(getComputedStyle(behind).backgroundColor)].sort((a, b) => a - b);
+    found.push([(high + 0.05) / (low + 0.05), one.textContent.trim().slice(0, 40)]);
+  }
+  return found;
+"""
+
+
+@ON_A_DESKTOP
+def test_all_text_can_be_read(answering_address: str, browser) -> None:
+    page = Page(browser, answering_address)
+    for tab in ("#paint-tab", "#caption-tab", "#answer-tab"):
+        page.click(tab)
+        for summary in page.all("summary"):
+            if summary.is_displayed():
+                summary.click()
+        found = page.run(CONTRASTS)
+        assert any("appears here" in text for _, text in found)
+        assert [one for one in found if one[0] < 4.5] == []
 
 
 def stroke(page: Page, start: int, end: int) -> None:
@@ -376,6 +599,8 @@ def test_captioning_in_a_browser(address: str, browser, pictures, tmp_path: Path
     assert len(set(page.run(dark))) == 1 and page.fits()
     page.click(".words button")
     assert "chosen" in words[0].get_attribute("class") and len(set(page.run(dark))) > 5
+    page.click(".words button", 1)
+    assert [word.get_attribute("aria-pressed") for word in words][:3] == ["false", "true", "false"]
     # several of them, by chance
     page.click("#caption details summary")
     page.slide("#caption-samples", 3)

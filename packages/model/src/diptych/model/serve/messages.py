@@ -61,7 +61,11 @@ class CaptionQuery(BaseModel):
 
     samples: int | None = Field(None, ge=1, le=MOST_SAMPLES, description="Captions of the picture.")
     temperature: float | None = Field(
-        None, gt=0, le=HIGHEST_TEMPERATURE, allow_inf_nan=False, description="Draws words instead."
+        None,
+        ge=0,
+        le=HIGHEST_TEMPERATURE,
+        allow_inf_nan=False,
+        description="Above 0 words are drawn; 0 takes the likeliest one each time.",
     )
     seed: Seed = None
     rerank: bool | None = Field(None, description="Only the caption that the scorer likes best.")
@@ -185,7 +189,7 @@ class CaptioningDefaults(BaseModel):
     """The package's own options."""
 
     method: str
-    temperature: float
+    temperature: float = Field(description="Of method `sample`; others have none.")
 
 
 class Limits(BaseModel):

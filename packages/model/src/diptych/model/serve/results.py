@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from fastapi import HTTPException
 from PIL import Image
 
 from diptych.model.errors import UserError
 from diptych.model.packaged.attention import WordAttention
+from diptych.model.packaged.captioning import CaptionChanges
 from diptych.model.packaged.model import Diptych
 from diptych.model.packaged.painting import PaintChanges
 from diptych.model.serve.messages import (
@@ -101,7 +101,6 @@ def captioned(diptych: Diptych, content: bytes, pixels: int, wanted: CaptionQuer
     """
     start = time.perf_counter()
     image = uploaded(content, pixels)
-    changes: dict[str, Any] = {} if wanted.temperature is None else {"temperature": wanted.temperature}
     try:
         found = diptych.caption(
             image,
@@ -109,7 +108,7 @@ def captioned(diptych: Diptych, content: bytes, pixels: int, wanted: CaptionQuer
             rerank=wanted.rerank,
             seed=wanted.seed,
             return_attention=wanted.attention,
-            **changes,
+            **caption_changes_of(wanted),
         )
     except UserError as error:
         raise cannot(diptych, error) from None
@@ -128,6 +127,14 @@ def captioned(diptych: Diptych, content: bytes, pixels: int, wanted: CaptionQuer
         height=image.height,
         seconds=round(time.perf_counter() - start, 3),
     )
+
+
+def caption_changes_of(wanted: CaptionQuery) -> CaptionChanges:
+    """The options other than the package's that a request to caption names."""
+    if wanted.temperature is None:
+        return {}
+    # a temperature of 0 is the limit of drawing words, where always the likeliest one comes
+    return {"temperature": wanted.temperature} if wanted.temperature > 0 else {"method": "greedy"}
 
 
 def answered(diptych: Diptych, content: bytes, pixels: int, wanted: AnswerQuery) -> AnswerReply:

@@ -9,7 +9,8 @@ function describe(content, paintedFrom) {
   if (!content) return;
   return during($("choose"), $("caption-notice"), $("photo"), async () => {
     const query = new URLSearchParams({ attention: "true", samples: $("caption-samples").value });
-    if (Number($("caption-temperature").value) > 0) query.set("temperature", $("caption-temperature").value);
+    // at 0 other packages write as their own options say, which may be to search for the likeliest caption
+    if ($("caption-temperature").value > 0 || drawsWords()) query.set("temperature", $("caption-temperature").value);
     const reply = await sendPicture("api/caption?" + query, content);
     picture = content;
     origin = paintedFrom;
@@ -55,7 +56,7 @@ function captionItem(found) {
 /** Words of which each shows where it looked: on the cells of `heat`; one of those in `around` is chosen at a time. */
 function fillWords(line, found, heat, around) {
   found.forEach((one, number) => {
-    const word = element("button", { type: "button", textContent: one.word });
+    const word = element("button", { type: "button", textContent: one.word, ariaPressed: "false" });
     const look = () => lookAt(around, heat, word, one.cells);
     word.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && look());
     word.addEventListener("focus", look);
@@ -68,8 +69,14 @@ function fillWords(line, found, heat, around) {
 
 /** Darken the picture where the word did not look; null shows all of it. */
 function lookAt(around, heat, word, weights = null) {
-  for (const other of around.querySelectorAll(".chosen")) other.classList.remove("chosen");
-  if (word) word.classList.add("chosen");
+  for (const other of around.querySelectorAll(".chosen")) {
+    other.classList.remove("chosen");
+    other.ariaPressed = "false";
+  }
+  if (word) {
+    word.classList.add("chosen");
+    word.ariaPressed = "true";
+  }
   const most = weights ? Math.max(...weights) : 1;
   [...heat.children].forEach((cell, number) => {
     const dark = weights ? 0.75 * (1 - weights[number] / most) : 0;

@@ -63,10 +63,10 @@ async function during(button, notice, frame, work) {
     button.disabled = false;
     button.classList.remove("busy");
     frame.classList.remove("waiting");
+    const next = later.get(button);
+    later.delete(button);
+    if (next) await during(button, notice, frame, next);
   }
-  const next = later.get(button);
-  later.delete(button);
-  if (next) await during(button, notice, frame, next);
 }
 
 function element(tag, properties = {}, ...children) {
@@ -117,14 +117,13 @@ async function meet() {
     `${model.name}: ${model.codebook_size} codes, pictures of ${model.image_size} × ${model.image_size} pixels`;
   $("sentence").maxLength = model.limits.letters;
   if (model.grid_size !== GRID) layCells(model.grid_size);
-  $("steps").max = Math.min(model.limits.steps, Math.max($("steps").max, model.painting.steps));
-  set($("steps"), model.painting.steps);
+  $("samples").max = $("caption-samples").max = model.limits.samples;
+  $("steps").max = Math.min(model.limits.steps, $("steps").max);
+  set($("steps"), model.painting.step_count);
   $("steps").disabled = !inSteps();
   set($("temperature"), model.painting.temperature);
-  if (model.captioning.method === "sample") {
-    $("caption-temperature").min = 0.1; // at 0 the package's own options would hold, which draw words
-    set($("caption-temperature"), model.captioning.temperature);
-  }
+  if (model.painting.method === "gibbs") $("temperature").min = $("temperature").step; // it always samples
+  if (drawsWords()) set($("caption-temperature"), model.captioning.temperature);
   document.querySelectorAll("output").forEach(refresh);
   begin($("sentence"), model.examples, $("examples"), $("vocabulary"), checkWords);
   meetAnswers();
@@ -133,6 +132,11 @@ async function meet() {
 /** Whether the model paints in a number of steps that can be chosen. */
 function inSteps() {
   return !model || model.painting.method === "mask_predict";
+}
+
+/** Whether the package's own captions are drawn by chance. */
+function drawsWords() {
+  return model !== null && model.captioning.method === "sample";
 }
 
 /** Offer texts to begin with, and the words that the model knows. */
@@ -170,15 +174,18 @@ function help(field, examples, vocabulary, form, check) {
   });
 }
 
+/** Decimal places of a number. */
+const places = (number) => (String(number).split(".")[1] || "").length;
+
 function refresh(output) {
   const range = $(output.htmlFor.value);
-  output.textContent = Number(range.value).toFixed((range.step.split(".")[1] || "").length);
+  output.textContent = Number(range.value).toFixed(places(range.step));
 }
 
 /** Set a slider, whose end and step give way where the value needs it. */
 function set(range, value) {
   if (value > range.max) range.max = value;
-  if (range.step === "0.1" && Math.abs(Math.round(value * 10) - value * 10) > 1e-6) range.step = "0.01";
+  if (places(value) > places(range.step)) range.step = (0.1 ** places(value)).toFixed(places(value));
   range.value = value;
   refresh(document.querySelector(`output[for="${range.id}"]`));
 }
@@ -245,8 +252,7 @@ $("paint-form").addEventListener("submit", (event) => {
 
 /** Whether the server sends the painting after each step, too. */
 function stepsFit() {
-  const steps = inSteps() ? Number($("steps").value) : model.painting.step_count;
-  return !model || Number($("samples").value) * (steps + 1) <= model.limits.pictures;
+  return !model || $("samples").value * (Number($("steps").value) + 1) <= model.limits.pictures;
 }
 
 function paint(start) {
@@ -347,6 +353,12 @@ function watch(still = false) {
   turn();
 }
 
+/** Show the painting itself, its last step. */
+function showWhole() {
+  stop();
+  showStep(current.steps.length - 1);
+}
+
 function stop() {
   clearInterval(player);
   player = null;
@@ -355,12 +367,8 @@ function stop() {
 
 $("play").addEventListener("click", () => {
   forget();
-  if (player === null) {
-    watch();
-  } else {
-    stop();
-    showStep(current.steps.length - 1);
-  }
+  if (player === null) watch();
+  else showWhole();
 });
 $("step").addEventListener("input", () => {
   stop();
@@ -379,10 +387,7 @@ for (const radio of document.querySelectorAll("input[name=touch]")) {
     $("cells").classList.toggle("locking", locking());
     $("step").disabled = $("play").disabled = locking(); // what is locked is the painting itself
     forget();
-    if (locking()) {
-      stop();
-      showStep(current.steps.length - 1);
-    }
+    if (locking()) showWhole();
   });
 }
 
@@ -408,14 +413,19 @@ async function lookInto(number) {
     $("look-hint").textContent = `Code ${code}. This package has no pictures of its codes.`;
     return;
   }
-  let found;
+  let found = null;
+  let problem = "";
   try {
     found = await ask(`api/codes/${code}`);
   } catch (error) {
-    $("look-hint").textContent = error.message;
+    problem = error.message;
+  }
+  // another cell was touched meanwhile, or this one at another step
+  if (!cells[number].classList.contains("chosen") || current.steps[step].codes[number] !== code) return;
+  if (!found) {
+    $("look-hint").textContent = problem;
     return;
   }
-  if (!cells[number].classList.contains("chosen")) return; // another cell was touched meanwhile
   const count = found.examples.length;
   $("look-hint").textContent = count
     ? `Code ${code}: the patches of training pictures nearest to its centroid.`
@@ -450,10 +460,7 @@ let drawing = null; // whether the pointer that is down locks or unlocks
 $("cells").addEventListener("pointerdown", (event) => {
   const cell = event.target.closest("[data-cell]");
   if (!cell || !locking() || event.button > 0) return;
-  if (player !== null) {
-    stop();
-    showStep(current.steps.length - 1); // what is locked is what is shown
-  }
+  if (player !== null) showWhole(); // what is locked is what is shown
   drawing = !locked.has(Number(cell.dataset.cell));
   lockOne(Number(cell.dataset.cell), drawing);
 });
@@ -470,7 +477,11 @@ $("cells").addEventListener("click", (event) => {
   if (!cell) return;
   const number = Number(cell.dataset.cell);
   if (!locking()) lookInto(number);
-  else if (event.detail === 0) lockOne(number, !locked.has(number)); // by keyboard; the pointer has done it
+  else if (event.detail === 0) {
+    // by keyboard; the pointer has done it
+    if (player !== null) showWhole();
+    lockOne(number, !locked.has(number));
+  }
 });
 $("cells").addEventListener("keydown", (event) => {
   const ways = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -GRID, ArrowDown: GRID };
