@@ -41,9 +41,11 @@ RUNS = Path(".cache/attention")
 BATCH_SIZE = 50
 
 
-def captioning(attention: str, steps: int, seed: int, params: dict[str, Any]) -> dict[str, float]:
-    """Train and measure once: ``cider_d`` of greedy val captions, and the ``seconds`` of training."""
-    made_of = key_of(params, ("data/shards", "data/codebook", "code/train_token.json"))
+def captioning(
+    attention: str, steps: int, seed: int, params: dict[str, Any], made_of: str
+) -> dict[str, float]:
+    """Train and measure once: ``cider_d`` of greedy val captions, and the ``seconds`` of training. made_of: a digest of ``params``,
+    data and code."""
     file = RUNS / f"{attention}-{steps}-{seed}-{made_of}.json"
     if file.is_file():
         return json.loads(file.read_text())
@@ -85,18 +87,19 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     params = YAML(typ="safe").load(Path("params.yaml"))["train_token"]
+    made_of = key_of(params, ("data/shards", "data/codebook", "code/train_token.json"))
     rows: dict[str, list[dict[str, float]]] = {
         "prefix": [],
         "masked, equal steps": [],
         "masked, equal time": [],
     }
     for seed in arguments.seeds:
-        prefix = captioning("prefix", arguments.steps, seed, params)
-        equal_steps = captioning("masked", arguments.steps, seed, params)
+        prefix = captioning("prefix", arguments.steps, seed, params, made_of)
+        equal_steps = captioning("masked", arguments.steps, seed, params, made_of)
         # of the first seed, so that all seeds take the same number of steps
         if not rows["prefix"]:
             steps = round(arguments.steps * prefix["seconds"] / equal_steps["seconds"])
-        equal_time = captioning("masked", steps, seed, params)
+        equal_time = captioning("masked", steps, seed, params, made_of)
         for row, measured in zip(rows.values(), (prefix, equal_steps, equal_time), strict=True):
             row.append(measured)
     results = {}

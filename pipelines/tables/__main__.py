@@ -60,7 +60,7 @@ def main() -> None:
                 take_kept(table, of_seed, seed, params)
         for seed in seeds:
             if ran_here(table, seed):
-                keep(table, table_items(table, params, [seed]), seed, params)
+                keep(table, plan, seed, params)
         run_items(table, plan, [plan.last], 1, gpus)
         remove(embeddings(table))
         print(f"{table.name}: {table.metrics}, {table.page}")

@@ -62,9 +62,14 @@ def table_items(table: Table, params: Mapping[str, Any], seeds: Iterable[int]) -
     first = [item for item in of_all if any(item.makes(dep) for each in of_seeds for dep in each.deps)]
     work = [*first, *of_seeds, *(item for item in of_all if item not in first)]
     read = [dep for item in [*work, last] for dep in item.deps]
-    systems = [stage for path in sorted(Path().glob(SYSTEMS)) for stage in read_items(path, params)]
     shared = [
-        *(stage.name for stage in read_items(SHARED, params) if any(map(stage.makes, read))),
-        *(stage.target for stage in systems if any(map(stage.makes, read))),
+        stage.name if stage.pipeline == SHARED else stage.target
+        for stage in shared_stages(params)
+        if any(map(stage.makes, read))
     ]
     return TableItems(work, last, shared)
+
+
+def shared_stages(params: Mapping[str, Any]) -> list[Item]:
+    """All stages of the pipeline, then of other systems', whatever of them a table reads."""
+    return [stage for path in (SHARED, *sorted(Path().glob(SYSTEMS))) for stage in read_items(path, params)]

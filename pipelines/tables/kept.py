@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diptych.eval.report.labels import flatten
-from pipelines.runner.items import listed_values, read_items
+from pipelines.runner.items import listed_values
 from pipelines.runner.stage import commit
 from pipelines.runner.writing import remove, writing
-from pipelines.tables.items import SHARED, SYSTEMS, TableItems
+from pipelines.tables.items import TableItems, shared_stages
 from pipelines.tables.measurements import MADE, MODELS, PARAMS, elsewhere, read_seed
 from pipelines.tables.table import Table
 
@@ -30,8 +30,8 @@ def kept_file(table: Table, seed: int) -> Path:
 
 def keep(table: Table, plan: TableItems, seed: int, params: Mapping[str, Any]) -> None:
     """Write the file of a seed that ran here: a row for each model and picture with the figures that the table's columns are made of,
-    and in the schema the figures of all pictures together, the parameters that the seed depends on, and where it ran. plan: of this
-    seed."""
+    and in the schema the figures of all pictures together, the parameters that the seed depends on, and where it ran. plan: has
+    this seed's items."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -57,7 +57,7 @@ def keep(table: Table, plan: TableItems, seed: int, params: Mapping[str, Any]) -
 
 def take_kept(table: Table, plan: TableItems, seed: int, params: Mapping[str, Any]) -> None:
     """Let the table have a seed that did not run here from its file, if there is one that was measured with the present parameters;
-    say so where there is another. plan: of this seed."""
+    say so where there is another. plan: has this seed's items."""
     import pyarrow.parquet as pq
 
     path = kept_file(table, seed)
@@ -99,8 +99,7 @@ def named(pictures: pa.Table, model: str, wanted: Collection[str]) -> pa.Table:
 
 def determining(plan: TableItems, seed: int, params: Mapping[str, Any]) -> dict[str, Any]:
     """The values of all parameters that the items of a seed list, and the stages behind them, as JSON has them: a name for each."""
-    known = [*plan.work, *read_items(SHARED, params)]
-    known += [item for path in sorted(Path().glob(SYSTEMS)) for item in read_items(path, params)]
+    known = [*plan.work, *shared_stages(params)]
     behind = [item for item in plan.work if item.seed == seed]
     for item in behind:  # it grows meanwhile
         makers = [each for each in known if any(map(each.makes, item.deps))]

@@ -270,6 +270,21 @@ class Page:
         self.watched = self.run("return window.watched")
         return self.codes()
 
+    def listen(self, milliseconds: int = 0) -> None:
+        """Note in window.sent what is sent from now on, {address, body}, and have each wait so long."""
+        self.run(
+            """
+            const own = window.fetch, milliseconds = arguments[0];
+            window.sent = [];
+            window.fetch = async (address, options) => {
+              if (options && options.body) window.sent.push({ address, body: options.body });
+              if (milliseconds) await new Promise((go) => setTimeout(go, milliseconds));
+              return own(address, options);
+            };
+            """,
+            milliseconds,
+        )
+
     def codes(self) -> list[int]:
         labels = self.run(
             "return [...document.querySelectorAll('#cells button')].map((cell) => cell.ariaLabel)"
@@ -364,21 +379,16 @@ def test_all_that_the_page_offers_is_taken(address: str, browser) -> None:
 
 def test_what_is_asked_for_meanwhile_comes_next(address: str, browser) -> None:
     page = Page(browser, address)
+    page.listen(300)
     page.run("""
-      const own = window.fetch;
-      window.sentences = [];
-      window.fetch = async (address, options) => {
-        if (options && options.body) window.sentences.push(JSON.parse(options.body).caption);
-        await new Promise((go) => setTimeout(go, 300));
-        return own(address, options);
-      };
       for (const text of ["a red kite.", "a blue boat.", "two red boats."]) {
         document.querySelector("#sentence").value = text;
         document.querySelector("#paint-form").requestSubmit();
       }
     """)
     page.wait(lambda: page.one("#painted").get_attribute("alt") == "Painting of: two red boats.")
-    assert page.run("return window.sentences") == ["a red kite.", "two red boats."]
+    sent = page.run("return window.sent.map((one) => JSON.parse(one.body).caption)")
+    assert sent == ["a red kite.", "two red boats."]
     # nor does a failure of ours lose it, or keep it for the one after
     page.run("""
       const button = document.querySelector("#paint-button");
@@ -398,14 +408,8 @@ def test_what_is_asked_for_meanwhile_comes_next(address: str, browser) -> None:
 @ON_A_DESKTOP
 def test_a_picture_that_comes_meanwhile_is_captioned_next(address: str, browser) -> None:
     page = Page(browser, address)
+    page.listen(300)
     page.run("""
-      const own = window.fetch;
-      window.sizes = [];
-      window.fetch = async (address, options) => {
-        if (options && options.body) window.sizes.push(options.body.size);
-        await new Promise((go) => setTimeout(go, 300));
-        return own(address, options);
-      };
       const drop = (side) => {
         const canvas = document.createElement("canvas");
         canvas.width = canvas.height = side;
@@ -418,7 +422,7 @@ def test_a_picture_that_comes_meanwhile_is_captioned_next(address: str, browser)
       drop(30);
     """)
     page.wait(lambda: page.run("return document.getElementById('shown').naturalWidth") == 30)
-    assert len(page.run("return window.sizes")) == 2
+    assert page.run("return window.sent.length") == 2
     assert_calm(browser)
 
 
@@ -442,19 +446,12 @@ def test_sliders_begin_with_the_packages_own_options(
     own_address: str, browser, pictures, tmp_path: Path
 ) -> None:
     page = Page(browser, own_address)
-    page.run("""
-      const own = window.fetch;
-      window.asked = [];
-      window.fetch = (address, options) => {
-        if (options) window.asked.push(String(address).includes("caption") ? address : options.body);
-        return own(address, options);
-      };
-    """)
+    page.listen()
     page.click("#paint-options summary")
     assert page.text("output[for=steps]") == "20" and page.text("output[for=temperature]") == "2.125"
     page.click("#paint-button")
     page.painted()
-    sent = json.loads(page.run("return window.asked")[0])
+    sent = json.loads(page.run("return window.sent[0].body"))
     assert (sent["steps"], sent["temperature"]) == (20, 2.125)
     # its captions are drawn, unless the slider says 0
     page.click("#caption-tab")
@@ -466,9 +463,9 @@ def test_sliders_begin_with_the_packages_own_options(
     page.slide("#caption-temperature", 0)
     assert page.text("output[for=caption-temperature]") == "0.00"
     page.click("#caption-again")
-    page.wait(lambda: page.one("#caption-again").is_enabled() and len(page.run("return window.asked")) == 3)
+    page.wait(lambda: page.one("#caption-again").is_enabled() and page.run("return window.sent.length") == 3)
     page.wait(lambda: not page.all("#photo.waiting"))
-    first, second = page.run("return window.asked")[1:]
+    first, second = page.run("return window.sent.slice(1).map((one) => one.address)")
     assert "temperature=0.35" in first and second.endswith("temperature=0")
     assert not page.one("#caption-notice").is_displayed()
     assert_calm(browser)

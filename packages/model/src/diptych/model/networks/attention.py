@@ -242,8 +242,13 @@ class Attention(MultiHead):
 def attention_scores(attention: Attention, states: Tensor, keys: Tensor) -> Tensor:
     """Return the scores before the softmax of ``states`` ``[n, t, h]`` and ``keys`` ``[n, heads, k, d]``: float32
     ``[n, heads, t, k]``."""
-    queries = attention.queries(states)
-    with torch.autocast(states.device.type, enabled=False):  # which would round both again
+    return scores_of(attention.queries(states), keys)
+
+
+def scores_of(queries: Tensor, keys: Tensor) -> Tensor:
+    """Return the scores before the softmax of queries ``[n, heads, t, d]`` and keys ``[n, heads, k, d]``: float32
+    ``[n, heads, t, k]``."""
+    with torch.autocast(queries.device.type, enabled=False):  # which would round both again
         return queries.float() @ keys.float().transpose(-1, -2) / math.sqrt(queries.shape[-1])
 
 

@@ -15,7 +15,6 @@ Letters in shape comments: n references, c texts or images of each, t words, v c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from diptych.model.networks.attention import (
     causal_bias,
     padding_bias,
     scaled_dot_product,
+    scores_of,
     share_of_cells,
 )
 from diptych.model.networks.config_files import CONFIG_FOLDER, check_fields, read_config_file
@@ -262,10 +262,7 @@ class BiART(nn.Module):
         total = torch.zeros((), device=ids.device)
         for layer, (image_keys, image_values) in zip(self.layers, image.keys_values, strict=True):
             queries, keys, _ = layer.attention.project(layer.attention_norm(tokens))
-            with torch.autocast(ids.device.type, enabled=False):  # which would round both again
-                queries = queries.float() / math.sqrt(queries.shape[-1])
-                own = queries @ keys.float().transpose(-1, -2) + bias
-                seen = queries @ image_keys.float().transpose(-1, -2)
+            own, seen = scores_of(queries, keys) + bias, scores_of(queries, image_keys)
             total = total + share_of_cells(
                 seen[..., 1:], torch.cat([seen[..., :1], own], -1)
             )  # [SOI] is no cell

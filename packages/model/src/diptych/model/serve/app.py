@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -58,6 +58,7 @@ from diptych.model.serve.uploads import data_url
 MOST_WORDS = 300  # a vocabulary of more is not listed
 LONGEST_JSON = 64 * 1024
 DISCARDED = 4  # so many times the limit is read of an upload, so that its sender sees why it is refused
+Result = TypeVar("Result")
 STATIC = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/docs": ("docs.html", "text/html; charset=utf-8"),
@@ -146,6 +147,19 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
             path, static_file(name, media_type), methods=["GET", "HEAD"], include_in_schema=False
         )
 
+    @asynccontextmanager
+    async def body_of_request(request: Request, most: int) -> AsyncIterator[bytes]:
+        """The body of a request for which there is a place; its bytes count until the block ends."""
+        queue.check_free()
+        with memory.share() as count:
+            yield await read_body(request, most, options.upload_seconds, count)
+
+    async def with_picture(request: Request, work: Callable[[bytes], Result]) -> Result:
+        """What the model makes of the picture in the body."""
+        async with body_of_request(request, options.upload_bytes) as content:
+            with queue.place():
+                return await queue.run(lambda: work(content), request.is_disconnected)
+
     @app.get("/api/model", tags=["model"], summary="The model, its options and limits")
     async def model() -> ModelReply:
         painting, captioning = diptych.config.painting, diptych.config.captioning
@@ -192,9 +206,7 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
         check_media_type(
             request, ("application/json",), "send a JSON object, with Content-Type: application/json"
         )
-        queue.check_free()
-        with memory.share() as count:
-            content = await read_body(request, LONGEST_JSON, options.upload_seconds, count)
+        async with body_of_request(request, LONGEST_JSON) as content:
             wanted = read_wanted(content)
             check_wanted(diptych, wanted)
             with queue.place():
@@ -210,13 +222,9 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
     async def caption(wanted: Annotated[CaptionQuery, Query()], request: Request) -> CaptionReply:
         check_scorer(diptych, wanted.rerank)
         check_picture_type(request)
-        queue.check_free()
-        with memory.share() as count:
-            content = await read_body(request, options.upload_bytes, options.upload_seconds, count)
-            with queue.place():
-                return await queue.run(
-                    lambda: captioned(diptych, content, options.pixels, wanted), request.is_disconnected
-                )
+        return await with_picture(
+            request, lambda content: captioned(diptych, content, options.pixels, wanted)
+        )
 
     @app.post(
         "/api/answer",
@@ -228,13 +236,7 @@ def make_app(diptych: Diptych, options: ServeOptions | None = None) -> SecurityH
     async def answer(wanted: Annotated[AnswerQuery, Query()], request: Request) -> AnswerReply:
         check_answers(diptych)
         check_picture_type(request)
-        queue.check_free()
-        with memory.share() as count:
-            content = await read_body(request, options.upload_bytes, options.upload_seconds, count)
-            with queue.place():
-                return await queue.run(
-                    lambda: answered(diptych, content, options.pixels, wanted), request.is_disconnected
-                )
+        return await with_picture(request, lambda content: answered(diptych, content, options.pixels, wanted))
 
     @app.get(
         "/api/codes/{code}",
