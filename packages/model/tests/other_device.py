@@ -320,7 +320,9 @@ def other_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[OtherDevice]:
     monkeypatch.setattr(nn.Module, "to", module_to)
     monkeypatch.setattr(torch, "autocast", Autocast)
     # a wrapper can be no view of one that is made outside of inference mode
-    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
+    monkeypatch.setattr(
+        torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else contextlib.nullcontext()
+    )
     monkeypatch.setattr(torch.optim.Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(grouped_there))
     device = OtherDevice.current = OtherDevice()
     try:
