@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import shutil
 import statistics
 import tempfile
@@ -32,6 +31,7 @@ from diptych.features.extraction.extract import ExtractConfig, extract_features
 from diptych.features.grid import CELLS, grid_boxes
 from diptych.features.images import read_image
 from diptych.features.manifest import read_manifest, resolve_image, write_manifest
+from pipelines.runner.memory import peak_resident
 
 NETWORK = DetectorConfig(image_size=64, channels=(32, 64, 128, 192), pyramid_channels=64, feature_dim=128)
 EXTRACT = ExtractConfig(
@@ -160,7 +160,9 @@ def peak_memory(folder: Path, images: int) -> float:
 def _extract_and_weigh(manifest: Path, folder: Path) -> float:
     torch.set_num_threads(1)
     extract(manifest, folder, workers=0)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_resident()
+    assert peak is not None
+    return peak / 2**20
 
 
 if __name__ == "__main__":

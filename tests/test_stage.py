@@ -255,3 +255,24 @@ def test_a_folder_is_copied_where_the_cache_is_on_another_disk(
         (folder / "0.tar").write_text("tar")
     assert [path.name for path in (work / "data").rglob("*")] == ["shards", "0.tar"]
     assert list((work / ".cache/unfinished").iterdir()) == []
+
+
+def test_a_commit_is_marked_where_more_was_changed_than_a_run_writes(work: Path) -> None:
+    def git(*command: str) -> None:
+        who = ["-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", *who, *command], check=True, capture_output=True)
+
+    assert stages.commit() == "none"
+    git("init", "--quiet")
+    written = [work / "metrics/measured.json", work / "dvc.lock", work / "pipelines/table/dvc.lock"]
+    for path in written:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("before")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "all")
+    made_from = stages.commit()
+    for path in (*written, work / "new.txt"):
+        path.write_text("after")
+    assert stages.commit() == made_from
+    (work / "code.txt").write_text("b")
+    assert stages.commit() == f"{made_from}, with changes"

@@ -1,4 +1,4 @@
-"""How much memory this process may take: the machine's, and of it what a container allows."""
+"""How much memory this process has, and how much it may take: the machine's, and of it what a container allows."""
 
 from __future__ import annotations
 
@@ -42,3 +42,21 @@ def _memory_of(group: Path) -> tuple[int, int] | None:
             continue
         return limit, max(0, limit - used + (int(cached[1]) if cached else 0))
     return None
+
+
+def resident() -> int | None:
+    """Bytes of memory that the process has now, where `/proc` says it."""
+    return _status("VmRSS")
+
+
+def peak_resident() -> int | None:
+    """The most that it ever had, not what the process had that started it: `ru_maxrss` remembers that one's."""
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)

@@ -219,9 +219,14 @@ def mends_of(folder: str) -> Mends | None:
 
 
 def commit() -> str:
-    """The commit this run is made from, marked where files were changed since."""
-    command = ["git", "describe", "--always", "--dirty=, with changes"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "none"
+    """The commit this run is made from, marked where files were changed since, other than those that a run itself writes."""
+    written = [":(top,exclude)metrics", ":(top,exclude,glob)**/dvc.lock"]
+    changes = "--porcelain", "--untracked-files=no", "--", ":/", *written
+    made_from, changed = (
+        subprocess.run(["git", *command], capture_output=True, text=True, check=False).stdout.strip()
+        for command in (("describe", "--always"), ("status", *changes))
+    )
+    return f"{made_from}, with changes" if changed else made_from or "none"
 
 
 def cost_so_far() -> dict[str, float]:

@@ -28,6 +28,7 @@ from pipelines.measuring.generation import IMAGE_GENERATOR
 from pipelines.measuring.models import read_l_verse, read_unified
 from pipelines.measuring.shards import shards_of
 from pipelines.measuring.test_set import measured_model
+from pipelines.runner.memory import peak_resident, resident
 from pipelines.runner.params import provided_by, read_params, read_section
 from pipelines.runner.stage import read_stage
 from pipelines.runner.threads import prepare_process
@@ -216,24 +217,6 @@ def timed(make: Callable[[int], None], index: int, device: str) -> float:
     if gpu:
         torch.cuda.synchronize()
     return clock() - begin
-
-
-def resident() -> int | None:
-    """Bytes of memory that the process has now, where `/proc` says it."""
-    return _status("VmRSS")
-
-
-def peak_resident() -> int | None:
-    """The most that it ever had."""
-    return _status("VmHWM")
-
-
-def _status(name: str) -> int | None:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
 
 
 if __name__ == "__main__":
