@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
+from diptych.model.command import app
 from diptych.model.importers.checkpoint import Imported
 from diptych.model.networks.config import TransformerConfig
 
@@ -69,3 +71,11 @@ def assert_complete(imported: Imported, tensors: dict[str, torch.Tensor]) -> Non
         if name.endswith("x_layers.0.lang_self_att.self.key.weight")
     )
     assert imported.model.cross_layers[0].text_attention.projection.weight[24:48].equal(query)
+
+
+def run_import(arguments: list[str]) -> int:
+    """Run ``diptych import-checkpoint`` with ``[FORMAT, SOURCE, OUT, options...]``; returns its status."""
+    form, *rest = arguments
+    with pytest.raises(SystemExit) as ended:
+        app.main(["import-checkpoint", "--format", form, *rest])
+    return int(ended.value.code or 0)

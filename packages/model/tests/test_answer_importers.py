@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from released_checkpoints import CONFIG, assert_complete, checkpoint
+from released_checkpoints import CONFIG, assert_complete, checkpoint, run_import
 
 from diptych.model.answer_table import AnswerTable, load_answer_table
 from diptych.model.errors import UserError
-from diptych.model.importers.__main__ import main
 from diptych.model.importers.answer_lists import read_answer_list
 from diptych.model.importers.checkpoint import Imported
 from diptych.model.importers.detect import detect_format
@@ -454,15 +453,15 @@ def test_the_command_imports_and_exports_with_answers(tiny, tmp_path: Path, caps
     answers = write_json(tmp_path / "all_ans.json", ANSWERS)
     rest = ["--codebook", str(codebook), "--tokenizer", str(words)]
     out = tmp_path / "model"
-    assert main(["lxmert", str(source), str(out), *rest, "--answers", str(answers)]) == 0
+    assert run_import(["lxmert", str(source), str(out), *rest, "--answers", str(answers)]) == 0
     model, _, _ = load_transformer(out)
     table = load_answer_table(out, model.config.answers)
     assert table and table.answers == tuple(ANSWERS)
     capsys.readouterr()
-    assert main(["to-lxmert", str(out), str(tmp_path / "exported")]) == 0
+    assert run_import(["to-lxmert", str(out), str(tmp_path / "exported")]) == 0
     said = capsys.readouterr().out
     assert "LxmertForPreTraining" in said and "LxmertForQuestionAnswering" in said and "random" not in said
-    assert main(["lxmert", str(tmp_path / "exported"), str(tmp_path / "back")]) == 0
+    assert run_import(["lxmert", str(tmp_path / "exported"), str(tmp_path / "back")]) == 0
     again, _, _ = load_transformer(tmp_path / "back")
     assert again.config == model.config
     for one, other in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
@@ -475,7 +474,7 @@ def test_the_command_imports_and_exports_with_answers(tiny, tmp_path: Path, caps
         ["lxmert", str(source), str(tmp_path / "no"), *rest],
         ["bert", str(source), str(tmp_path / "no"), *rest],
     ):
-        assert main([*arguments, "--answers", str(answers)]) == 1
+        assert run_import([*arguments, "--answers", str(answers)]) == 1
         message = capsys.readouterr().err.strip()
         assert "answer" in message and "\n" not in message and not (tmp_path / "no").exists()
 

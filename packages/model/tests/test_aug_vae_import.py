@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from released_checkpoints import run_import
 from torch import Tensor
 
 from diptych.model.errors import UserError
-from diptych.model.importers.__main__ import main
 from diptych.model.importers.aug_vae import import_aug_vae
 from diptych.model.importers.detect import detect_format
 from diptych.model.networks.aug_vae import AugVAEConfig, load_aug_vae
@@ -206,7 +206,7 @@ def test_the_command_writes_a_directory(tmp_path: Path, capsys: pytest.CaptureFi
     source = released.save(tmp_path / "vae.ckpt")
     size.write_text(config_text(CONFIG))
     assert detect_format(source) == "aug-vae"
-    assert main(["aug-vae", str(source), str(tmp_path / "out"), "--size", str(size)]) == 0
+    assert run_import(["aug-vae", str(source), str(tmp_path / "out"), "--size", str(size)]) == 0
     assert "the perceptual loss's network" in capsys.readouterr().out
     model = load_aug_vae(tmp_path / "out")
     assert model.config == CONFIG and not model.training

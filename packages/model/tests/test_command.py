@@ -248,8 +248,8 @@ def test_names_that_are_no_utf8(package: Path, tmp_path: Path) -> None:
     status, out, _ = run(*diptych, "doctor", "--model", name, "--device", "cpu", "--json")
     assert status == 1 and json.loads(out.splitlines()[-1])["message"].startswith("caf\ufffd: a file")
     imported = (
-        "import sys; from diptych.model.command import app; from diptych.model.importers import __main__ as importers;"
-        "importers.import_into = lambda request: 'done'; app.main(['import-checkpoint', *sys.argv[1:]])"
+        "import sys; from diptych.model.command import app; from diptych.model.importers import convert;"
+        "convert.import_into = lambda request: 'done'; app.main(['import-checkpoint', *sys.argv[1:]])"
     )
     assert run("-c", imported, "x", name, "--format", "bert") == (0, b"caf\xe9: done\n", b"")
     # no tokenizer can be written there

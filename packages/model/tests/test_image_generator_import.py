@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from released_checkpoints import run_import
 from torch import Tensor, nn
 
 from benchmarks.reference_image_generator import ReferenceImageGenerator
 from diptych.model.errors import UserError
-from diptych.model.importers.__main__ import main
 from diptych.model.importers.image_generator import OURS_ONLY, import_image_generator, released_name
 from diptych.model.networks.image_generator import ImageGenerator, load_image_generator, named_config
 
@@ -145,7 +145,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size.write_text(json.dumps(dataclasses.asdict(CONFIG)))
 
     def run(out: str, *options: str) -> int:
-        return main(["image-generator", str(path), str(tmp_path / out), "--size", str(size), *options])
+        return run_import(["image-generator", str(path), str(tmp_path / out), "--size", str(size), *options])
 
     assert run("generator") == 0
     assert "tensors used, 0 left out" in capsys.readouterr().out
@@ -163,5 +163,5 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("other", "--codebook", str(tmp_path / "centroids.npy")) == 1
     assert "D = 9" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
-    assert main(["image-generator", str(path), str(tmp_path / "other"), "--size", "huge"]) == 1
+    assert run_import(["image-generator", str(path), str(tmp_path / "other"), "--size", "huge"]) == 1
     assert "huge" in capsys.readouterr().err

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from released_checkpoints import CONFIG, assert_complete, checkpoint, tie
+from released_checkpoints import CONFIG, assert_complete, checkpoint, run_import, tie
 from safetensors.torch import load_file, save_file
 
 from diptych.model.errors import UserError
-from diptych.model.importers.__main__ import main
 from diptych.model.importers.checkpoint import released_config
 from diptych.model.importers.hugging_face import export_lxmert, import_bert, import_lxmert
 from diptych.model.importers.names import lxmert_names
@@ -370,7 +369,7 @@ def test_bert_has_no_answers(tiny, tmp_path):
     size = dataclasses.replace(CONFIG, vocab_size=words, language_layers=2, answers=7, matching=True)
     (tmp_path / "size.json").write_text(size.to_json())
     options = ["--size", str(tmp_path / "size.json"), "--codebook", str(tmp_path / "centroids.npy")]
-    assert main(["bert", str(tmp_path / "bert"), str(tmp_path / "model"), *options]) == 0
+    assert run_import(["bert", str(tmp_path / "bert"), str(tmp_path / "model"), *options]) == 0
     model, _, _ = load_transformer(tmp_path / "model")
     assert model.config == dataclasses.replace(size, answers=0)
 
@@ -466,27 +465,27 @@ def test_the_command_writes_a_model_directory_or_nothing(tiny, tmp_path, capsys)
         ["x-lxmert", *arguments[1:], *rest],
     ]
     for wrong in wrongs:
-        assert main(wrong) == 1
+        assert run_import(wrong) == 1
         assert not list(tmp_path.glob("imported*"))
         message = capsys.readouterr().err.strip()
         assert "\n" not in message and message
-    assert main([*arguments, *rest]) == 0
+    assert run_import([*arguments, *rest]) == 0
     assert "tensors used" in capsys.readouterr().out
     model, tokenizer, loaded = load_transformer(out)
     assert loaded.equal(codebook) and len(tokenizer) == config.vocab_size and model.config == config
     assert json.loads((out / "import.json").read_text())["used"]
-    assert main([*arguments, *rest]) == 1 and "exists" in capsys.readouterr().err
+    assert run_import([*arguments, *rest]) == 1 and "exists" in capsys.readouterr().err
 
-    assert main(["to-lxmert", str(out), str(tmp_path / "exported")]) == 0
+    assert run_import(["to-lxmert", str(out), str(tmp_path / "exported")]) == 0
     back = ["lxmert", str(tmp_path / "exported"), str(tmp_path / "back")]
-    assert main(back) == 0
+    assert run_import(back) == 0
     again, _, _ = load_transformer(tmp_path / "back")
     for one, other in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
         assert one.equal(other)
 
     save_transformer(tmp_path / "plain", tiny.model, tiny.tokenizer, tiny.codebook)
     rest[1] = str(tmp_path / "centroids.safetensors")
-    assert main(["bert", str(tmp_path / "plain"), str(tmp_path / "from-bert"), *rest]) == 1
+    assert run_import(["bert", str(tmp_path / "plain"), str(tmp_path / "from-bert"), *rest]) == 1
     assert "not the config of a bert model" in capsys.readouterr().err
 
 
@@ -496,10 +495,10 @@ def export(tiny, tmp_path):
     save_transformer(tmp_path / "model", tiny.model, tiny.tokenizer, tiny.codebook)
 
     def run(out, *options, capsys):
-        status = main(["to-lxmert", str(tmp_path / "model"), str(out), *options])
+        status = run_import(["to-lxmert", str(tmp_path / "model"), str(out), *options])
         message = capsys.readouterr().err.strip()
         assert bool(status) == bool(message) and "\n" not in message
-        return status, message
+        return status, message.removeprefix("diptych: ")
 
     return run
 
@@ -528,10 +527,10 @@ def test_a_folder_that_cannot_be_made_is_one_message(export, tmp_path, capsys, m
 
 FULL_DISK = """
 import resource, signal, sys
-from diptych.model.importers.__main__ import main
+from diptych.model.command.app import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python has it; an error of the file instead
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
-sys.exit(main(["to-lxmert", "model", "exported"]))
+main(["import-checkpoint", "--format", "to-lxmert", "model", "exported"])
 """
 
 
@@ -539,7 +538,7 @@ sys.exit(main(["to-lxmert", "model", "exported"]))
 def test_a_full_disk_is_one_message(export, tmp_path, capsys, room):
     command = [sys.executable, "-c", FULL_DISK, str(room)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and done.stderr.startswith("exported: cannot be made ("), done.stderr
+    assert done.returncode == 1 and done.stderr.startswith("diptych: exported: cannot be made ("), done.stderr
     assert done.stderr.count("\n") == 1 and [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -548,15 +547,15 @@ def test_a_full_disk_is_one_message(export, tmp_path, capsys, room):
     [
         ("to-lxmert", "codebook"), ("to-lxmert", "tokenizer"), ("to-lxmert", "size"), ("to-lxmert", "answers"),
         ("aug-vae", "codebook"), ("aug-vae", "tokenizer"), ("image-generator", "tokenizer"), ("bert", "answers"),
-        ("generate-it", "answers"),
+        ("generate-it", "answers"), ("generate-it", "seed"), ("to-lxmert", "seed"), ("aug-vae", "seed"),
     ],
 )  # fmt: skip
 def test_options_that_a_format_does_not_read_are_refused(tmp_path, capsys, form, option):
-    assert main([form, str(tmp_path), str(tmp_path / "out"), f"--{option}", "base"]) == 1
-    assert capsys.readouterr().err == f"format {form} does not read --{option}; leave it out\n"
+    assert run_import([form, str(tmp_path), str(tmp_path / "out"), f"--{option}", "7"]) == 1
+    assert capsys.readouterr().err == f"diptych: format {form} does not read --{option}; leave it out\n"
 
 
 def test_a_directory_of_lxmert_has_a_size_of_its_own(export, tmp_path, capsys):
     assert export(tmp_path / "exported", capsys=capsys)[0] == 0
-    assert main(["lxmert", str(tmp_path / "exported"), str(tmp_path / "back"), "--size", "base"]) == 1
+    assert run_import(["lxmert", str(tmp_path / "exported"), str(tmp_path / "back"), "--size", "base"]) == 1
     assert "its own config.json tells its size; leave out --size" in capsys.readouterr().err

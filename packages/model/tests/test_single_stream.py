@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from released_checkpoints import CONFIG, DATA, assert_used_or_listed, checkpoint
+from released_checkpoints import CONFIG, DATA, assert_used_or_listed, checkpoint, run_import
 from torch import Tensor
 
 from diptych.model.errors import UserError
-from diptych.model.importers.__main__ import main
 from diptych.model.importers.detect import detect_format
 from diptych.model.importers.hugging_face import export_lxmert
 from diptych.model.importers.uniter import import_uniter
@@ -228,10 +227,10 @@ def test_the_command_tells_uniter_and_a_cased_vocabulary(tensors, codebook, tmp_
     (tmp_path / "size.json").write_text(UNITER.to_json())
     command = ["uniter", str(source), str(tmp_path / "out"), "--size", str(tmp_path / "size.json")]
     command += ["--tokenizer", str(tmp_path / "bert-base-cased")]
-    assert main(command) == 1
+    assert run_import(command) == 1
     assert "UNITER has no codebook" in capsys.readouterr().err
     np.save(tmp_path / "codebook.npy", codebook.numpy())
-    assert main([*command, "--codebook", str(tmp_path / "codebook.npy")]) == 0
+    assert run_import([*command, "--codebook", str(tmp_path / "codebook.npy")]) == 0
     model, _, _ = load_transformer(tmp_path / "out")
     assert model.config.architecture == "single_stream" and model.config.matching
 

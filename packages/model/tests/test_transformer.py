@@ -319,7 +319,7 @@ sys.meta_path[:] = map(Present, sys.meta_path)
 def test_captions_and_paintings_need_only_torch_numpy_and_transformers():
     script = f"""{ONLY_THREE_LIBRARIES}
 import torch
-import diptych.model.decoding.rerank, diptych.model.importers.__main__, diptych.model.pretrained
+import diptych.model.decoding.rerank, diptych.model.importers.convert, diptych.model.pretrained
 from diptych.model.networks.config import named_config
 from diptych.model.decoding.decode import caption_images, paint_captions
 from diptych.model.decoding.options import CaptionOptions, PaintOptions

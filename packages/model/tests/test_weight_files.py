@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from diptych.model.errors import UserError
-from diptych.model.importers.__main__ import read_codebook
 from diptych.model.importers.checkpoint import find_tensors
+from diptych.model.importers.convert import read_codebook
 from diptych.model.importers.hugging_face import read_weights
 from diptych.model.networks.image_generator import load_image_generator
 from diptych.model.objectives.perceptual import ResNetEncoder

@@ -30,8 +30,21 @@ def import_checkpoint(
     tokenizer: Annotated[
         Path | None, typer.Option(help="Folder of tokenizer files, where SOURCE has none.")
     ] = None,
-    size: Annotated[str | None, typer.Option(help="A named size or a config.json of ours.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights that the checkpoint lacks.")] = 0,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="A named size or a config.json of ours; if not given, base for bert, image-generator and aug-vae, and that of "
+            "SOURCE for the others.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Of weights that a checkpoint of lxmert, uniter or bert lacks; 0 if not given.",
+            show_default=False,
+        ),
+    ] = None,
     answers: Annotated[
         Path | None,
         typer.Option(
@@ -44,7 +57,7 @@ def import_checkpoint(
 
     Nothing of it is executed. OUT/import.json tells what became of every tensor.
     """
-    from diptych.model.importers.__main__ import ImportRequest, import_into
+    from diptych.model.importers.convert import ImportRequest, import_into
     from diptych.model.importers.detect import detect_format
 
     as_their_bytes()

@@ -1,9 +1,7 @@
-"""Convert a checkpoint: ``python -m diptych.model.importers FORMAT SOURCE OUT``."""
+"""Turn a checkpoint of any format into a folder: what ``diptych import-checkpoint`` does."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +45,7 @@ READ_BY = {
     "tokenizer": TRANSFORMERS,
     "size": (*TRANSFORMERS, "image-generator", "aug-vae"),
     "answers": ("x-lxmert", "lxmert", "uniter"),
+    "seed": ("lxmert", "uniter", "bert"),
 }
 REPORT_FILE = "import.json"
 
@@ -97,7 +96,7 @@ class ImportRequest:
         codebook: centroids ``[K, D]``, .npy or .safetensors.
         tokenizer: a folder of tokenizer files; None: ``source`` if a directory.
         size: a named size or a config file; None: the default of the format. A directory of LXMERT has its own.
-        seed: of weights that the checkpoint lacks.
+        seed: of weights that the checkpoint lacks; None: 0.
         answers: the list of the answers of its answer head; None: ``source/answers.json`` if there.
     """
 
@@ -107,25 +106,25 @@ class ImportRequest:
     codebook: Path | None = None
     tokenizer: Path | None = None
     size: str | None = None
-    seed: int = 0
+    seed: int | None = None
     answers: Path | None = None
 
 
 def convert(request: ImportRequest) -> Imported:
     """Run the importer of ``request.format``."""
-    source, codebook = request.source, read_codebook(request.codebook)
+    source, codebook, seed = request.source, read_codebook(request.codebook), request.seed or 0
     if request.format == "lxmert" and source.is_dir():
-        return import_lxmert(source, codebook, seed=request.seed, answers=request.answers)
+        return import_lxmert(source, codebook, seed=seed, answers=request.answers)
     if request.format == "bert":
         if codebook is None:
             raise UserError("BERT has no codebook; give --codebook, the centroids of the cluster stage")
-        return import_bert(source, size(request.size or "base", codebook), codebook, request.seed)
+        return import_bert(source, size(request.size or "base", codebook), codebook, seed)
     if request.format == "uniter":
         config = size(request.size, codebook, "single_stream") if request.size else None
-        return import_uniter(source, config, codebook, request.answers, request.seed)
+        return import_uniter(source, config, codebook, request.answers, seed)
     config = size(request.size, codebook) if request.size else None
     if request.format == "lxmert":
-        return import_released_lxmert(source, config, codebook, request.answers, request.seed)
+        return import_released_lxmert(source, config, codebook, request.answers, seed)
     if request.format == "x-lxmert":
         return import_x_lxmert(source, config, codebook, request.answers)
     return import_generate_it(source, config, codebook)
@@ -199,42 +198,3 @@ def import_into(request: ImportRequest) -> str:
         raise UserError(f"{request.source}: its own config.json tells its size; leave out --size")
     with refusals_told(request.out), appearing(request.out) as folder:
         return write(request, folder)
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m diptych.model.importers", description=__doc__)
-    parser.add_argument(
-        "format",
-        choices=FORMATS,
-        help="what SOURCE is; image-generator: X-LXMERT's G_60.pth; aug-vae: L-Verse's .ckpt; to-lxmert: a model directory, to export",
-    )
-    parser.add_argument("source", type=Path, help=".pth or .ckpt file, or directory")
-    parser.add_argument("out", type=Path, help="directory to write; must not exist")
-    parser.add_argument("--codebook", type=Path, help="centroids [K, D], .npy or .safetensors")
-    parser.add_argument(
-        "--tokenizer", type=Path, help="folder of tokenizer files; default: SOURCE if a directory"
-    )
-    parser.add_argument(
-        "--size",
-        help=f"one of {', '.join(SIZES)} or a config.json of ours; default: of bert, image-generator and "
-        "aug-vae base, of the others that of SOURCE",
-    )
-    parser.add_argument(
-        "--answers",
-        type=Path,
-        help="the answers of its answer head: all_ans.json, trainval_label2ans.json or trainval_ans2label.json; without "
-        "them the head is left out",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of weights that the checkpoint lacks")
-    request = ImportRequest(**vars(parser.parse_args(argv)))
-    try:
-        message = import_into(request)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"{request.out}: {message}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
