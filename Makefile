@@ -87,7 +87,7 @@ $(TABLES): $(VENV)/.complete
 
 # a human study of the paintings that table2 has kept (docs/human-study.md)
 study-table2: $(VENV)/.complete
-	@python -m pipelines.tables.study table2 $(or $(STUDY),study.db)
+	@python -m pipelines.tables.study table2 "$(or $(STUDY),study.db)"
 
 x-lxmert: $(VENV)/.complete
 	@python -m pipelines.runner.check
@@ -107,8 +107,8 @@ doctor:
 	@$(if $(wildcard $(VENV)/bin/python),python,$(PYTHON)) -m pipelines.commands.doctor
 
 team-cache: $(VENV)/.complete
-	@python -m pipelines.commands.team_cache $(or $(DIRECTORY),$(error say where: make team-cache DIRECTORY=/srv/diptych)) \
-		$(if $(GROUP),--group $(GROUP)) $(if $(REMOTE),--remote $(REMOTE))
+	@python -m pipelines.commands.team_cache "$(or $(DIRECTORY),$(error say where: make team-cache DIRECTORY=/srv/diptych))" \
+		$(if $(GROUP),--group "$(GROUP)") $(if $(REMOTE),--remote "$(REMOTE)")
 
 lint: $(VENV)/.complete-tools
 	ruff check .
@@ -145,4 +145,4 @@ $(VENV)/.complete-tools: $(VENV)/.complete
 	@touch $(VENV)/.complete $@
 
 clean:
-	rm -rf $(VENV) code data/{dataset,features,codebook,shards,generated,evaluation.parquet,evaluation_answers.parquet,evaluation_figures.json,x_lxmert,l_verse} models plots report ablations comparison metrics/stages .cache/training .cache/unfinished .cache/seeds .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .partial-* {data,metrics}/.partial-* code data/{dataset,features,codebook,shards,generated,evaluation.parquet,evaluation_answers.parquet,evaluation_figures.json,x_lxmert,l_verse} models plots report ablations comparison metrics/stages .cache/training .cache/unfinished .cache/seeds .mypy_cache .pytest_cache .ruff_cache

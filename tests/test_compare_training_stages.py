@@ -12,7 +12,7 @@ import pytest
 from pipeline_clone import Clone
 
 from diptych.eval.figures import Figure
-from pipelines.commands import compare_training_stages, current
+from pipelines.commands import compare_training_stages, current, seeds
 from pipelines.commands.current import is_current
 from pipelines.runner import code
 from pipelines.runner.params import Machine, ParameterError, read_params, read_section
@@ -76,7 +76,29 @@ def test_figures_are_kept_only_as_they_would_be_measured(compare, tmp_path: Path
 
 
 def test_the_stages_own_model_is_taken_only_where_it_is_current(compare) -> None:
-    assert compare(False) == (["comparison/0"], ["token", "model-0"])
+    assert compare(False) == (["0"], ["token", "model-0"])
+
+
+@pytest.mark.parametrize("command", [compare_training_stages, seeds])
+def test_seeds_are_seeds(command, tmp_path: Path, run_here) -> None:
+    done = run_here(tmp_path, command.main, "--seeds", "0", "-1")
+    assert done.status == 1 and "seeds are whole numbers from 0 on, not -1" in done.stderr
+
+
+def test_a_seed_counts_once_and_no_good_end_of_a_stage_removes_it(tmp_path: Path, monkeypatch, run_here) -> None:
+    asked = []
+    stage = Stage("train_sequence", 0, MACHINE, {})
+    monkeypatch.setattr(compare_training_stages.stages, "read_stage", lambda *_: (stage, None))
+    monkeypatch.setattr(compare_training_stages, "prepare_process", lambda threads: None)
+    monkeypatch.setattr(compare_training_stages, "compare", lambda *given: asked.append(given))
+    assert run_here(tmp_path, compare_training_stages.main, "--seeds", "1", "1", "0").status == 0
+    ((theirs, _, chosen),) = asked
+    assert chosen == [1, 0]
+    monkeypatch.setattr(Stage, "_key", "key")
+    theirs.checkpoints("1").save({"step": 1})
+    assert theirs.training_folder.parent.name == "compare_training_stages"
+    stage.forget_training()
+    assert theirs.checkpoints("1").load() == {"step": 1}
 
 
 def test_what_a_stage_made_is_current_by_its_inputs_and_its_code(

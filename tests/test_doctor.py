@@ -389,6 +389,9 @@ def test_leftovers(tmp_path: Path) -> None:
         check_leftovers(tmp_path), "note",
         "2.0 MB", "rm -r data/.partial-evaluation.parquet models/.partial-detector",
     )  # fmt: skip
+    (tmp_path / ".partial-report").mkdir()
+    (tmp_path / "ablations/table2/models/.partial-ours-0").mkdir(parents=True)
+    expect(check_leftovers(tmp_path), "note", "rm -r .partial-report ", " ablations/table2/models/.partial-ours-0")
     state = tmp_path / ".cache/training/train_token" / KEY
     state.mkdir(parents=True)
     assert "train_token" not in check_leftovers(tmp_path).text, "an empty folder is no training"
@@ -415,6 +418,7 @@ def test_a_stopped_run_goes_on_with_its_own_command(tmp_path: Path) -> None:
         f"training/train_token/{KEY}/joint/checkpoint-00000001.pt",
         f"training/x_lxmert/fine_tune@vqa-pretrained/{KEY}/checkpoint-00000001.pt",
         f"training/l_verse/biart/{KEY}/checkpoint-00000001.pt",
+        f"training/compare_training_stages/{KEY}/1/checkpoint-00000001.pt",
         f"training/ablations/token@ours-0/{KEY}/checkpoint-00000001.pt",
         f"training/ablations/table2/biart@1/{KEY}/checkpoint-00000001.pt",
         f"training/ablations/table_x_lxmert/pretrained@ours-0/{KEY}/checkpoint-00000001.pt",
@@ -424,10 +428,11 @@ def test_a_stopped_run_goes_on_with_its_own_command(tmp_path: Path) -> None:
         (cache / left).parent.mkdir(parents=True, exist_ok=True)
         (cache / left).write_bytes(bytes(500_000))
     expect(
-        check_leftovers(tmp_path), "note", "4.0 MB",
+        check_leftovers(tmp_path), "note", "4.5 MB",
         "ablations/table2, ablations/table2/biart@1 with `make table2`; "
         "ablations/table_x_lxmert/pretrained@ours-0 with `make table-x-lxmert`; "
         "ablations/token@ours-0 with `make table1`; "
+        "compare_training_stages with `python -m pipelines.commands.compare_training_stages`; "
         "l_verse/biart, l_verse/evaluate with `make l-verse`; "
         "train_token with `dvc repro`; "
         "x_lxmert/fine_tune@vqa-pretrained with `make x-lxmert`; to forget",

@@ -214,12 +214,35 @@ def test_a_run_ends_at_its_start(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("JAVA_HOME", "")
     done = run_here(tmp_path, check.main)
-    assert done.status == 1 and re.search(message, done.stderr) and done.stderr.count("\n") == 1, done.stderr
+    assert done.status == 1 and re.search(message, done.stderr), done.stderr
+    assert done.stderr.strip().count("\n") == 0
+
+
+def test_params_that_are_a_folder_are_named(tmp_path: Path, run_here) -> None:
+    (tmp_path / "params.yaml").mkdir()
+    done = run_here(tmp_path, check.main)
+    assert done.status == 1 and "params.yaml is a folder where a file is expected" in done.stderr
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:10"])
 def test_devices_of_torch_are_known(device: str) -> None:
     assert Machine(1, 1, device, "float32", 30.0, ".cache/features").device == device
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("checkpoint_seconds", float("nan")), ("checkpoint_seconds", -5.0), ("feature_store", ""), ("ray_address", ""),
+        ("shards", ""), ("shards_cache", ""), ("features_at", ""),
+    ],
+)  # fmt: skip
+def test_a_machine_without_a_place_or_time_is_refused(key: str, value: object) -> None:
+    known = {
+        "threads": 1, "workers": 1, "device": "cpu", "precision": "float32", "checkpoint_seconds": 30.0,
+        "feature_store": ".cache/features",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=f"^{key} (must be 0 or more|is empty)"):
+        Machine(**(known | {key: value}))
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda1", "CPU", ""])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +90,32 @@ def test_x_lxmert_s_weights_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("cluster.size=3", "profile smoke: Could not override 'cluster.size'"),
-        ("cluster.k", "profile smoke: cluster.k: Error parsing override"),
-        ("cluster.k=[1,", "profile smoke: cluster.k=[1,: no viable alternative"),
-        ("~generate.sets.train", "profile smoke: Could not delete"),
-        ("cluster.k=${cluster.size}", "profile smoke: Interpolation key"),
+        ("cluster.size=3", "profile: smoke: Could not override 'cluster.size'"),
+        ("cluster.k", "profile: smoke: cluster.k: Error parsing override"),
+        ("cluster.k=[1,", "profile: smoke: cluster.k=[1,: no viable alternative"),
+        ("~generate.sets.train", "profile: smoke: Could not delete"),
+        ("cluster.k=${cluster.size}", "profile: smoke: Interpolation key"),
     ],
 )
-def test_a_wrong_override_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, words: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        main(["smoke", override])
-    assert str(ended.value).startswith(words) and "\n" not in str(ended.value)
+def test_a_wrong_override_is_one_line(tmp_path: Path, run_here, override: str, words: str) -> None:
+    done = run_here(tmp_path, lambda: main(["smoke", override]))
+    said = done.stderr.strip()
+    assert done.status == 1 and said.startswith(words) and "\n" not in said
     assert not (tmp_path / "params.yaml").exists()
+
+
+def test_a_full_disk_leaves_the_parameters_that_there_are(tmp_path: Path) -> None:
+    """A limit to the size of a file in the place of a full disk."""
+    (tmp_path / "params.yaml").write_text("mine: 1\n")
+    script = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096,) * 2)\n"
+        "from pipelines.runner.profile import main; main(['toybox'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+    assert (tmp_path / "params.yaml").read_text() == "mine: 1\n"

@@ -119,6 +119,27 @@ def test_success_removes_the_training_state_and_failure_keeps_it(work: Path) -> 
     }
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss of an exec is Linux's")
+def test_memory_counts_once(tmp_path: Path) -> None:
+    """Neither what the process had that started this one, nor this one's own a second time for a small child of it."""
+    script = (
+        "import subprocess, sys; from pipelines.runner.stage import cost_so_far\n"
+        "if sys.argv[1:]: subprocess.run([sys.executable, '-c', 'a = b\"x\" * (800 << 20)'])\n"
+        "else: subprocess.run(['true'])\n"
+        "print(cost_so_far()['peak_memory_gib'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])}
+    small, large = (
+        float(subprocess.run(
+            [sys.executable, "-c", f"import subprocess, sys; a = b'x' * (500 << 20); subprocess.run({command!r})"],
+            env=environment, cwd=tmp_path, capture_output=True, text=True, check=True,
+        ).stdout)
+        for command in ([sys.executable, "-c", script], [sys.executable, "-c", script, "child"])
+    )  # fmt: skip
+    assert small < 0.45, "its parent has more"
+    assert 0.8 < large < small + 0.85
+
+
 def run_stage(train: Callable[[Stage], None]) -> None:
     stages.run("train", int, lambda stage, _: train(stage))
 

@@ -22,7 +22,7 @@ from pipelines.runner.profile import write_profile
 from pipelines.tables.__main__ import leave_out_if_stale
 from pipelines.tables.__main__ import main as driver
 from pipelines.tables.items import SHARED, TableItems, table_items
-from pipelines.tables.jobs import run_items
+from pipelines.tables.jobs import one_line, run_items
 from pipelines.tables.table import read_table, table_names
 from pipelines.tables.verdicts import measured_seeds
 
@@ -233,6 +233,13 @@ def test_missing_java_ends_before_the_trainings(stand_in: Path, monkeypatch, run
     assert done.status == 1 and done.stderr.strip().count("\n") == 0
     assert "Java was not found" in done.stderr and "set table1.java to null in params.yaml" in done.stderr
     assert not (stand_in / "ran").exists()
+
+
+@pytest.mark.parametrize("status", [126, 127])
+def test_what_cannot_be_run_was_not_killed(status: int) -> None:
+    log = f"python: not found\nERROR: failed to reproduce 'a': failed to run: python -m a, exited with {status}\n"
+    assert one_line(log, TABLE) == "python: not found"
+    assert "killed by signal 9" in one_line(log.replace(f"with {status}", "with 137"), TABLE)
 
 
 def test_a_killed_item_is_named(finished_clone: Clone, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -113,11 +114,46 @@ def test_seeds_measured_with_other_parameters_are_left_out_and_the_parameter_is_
     assert measured_seeds(TABLE, (0, 1, 3)) == [0, 1]
 
 
-def test_the_driver_keeps_what_it_ran_and_takes_what_it_did_not(folder: Path, run_here, monkeypatch) -> None:
-    (folder / "bin").mkdir()
-    (folder / "bin/dvc").write_text("#!/bin/sh\ncase \"$*\" in *status*) echo '{}';; esac\n")
-    (folder / "bin/dvc").chmod(0o755)
+STATUS = "#!/bin/sh\ncase \"$*\" in *status*-1) echo '%s';; *status*) echo '{}';; esac\n"
+
+
+@pytest.fixture
+def dvc(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Stands in for DVC, whose status of seed 1 is what is said."""
+
+    def say(status: str) -> None:
+        (folder / "bin").mkdir(exist_ok=True)
+        (folder / "bin/dvc").write_text(STATUS % status)
+        (folder / "bin/dvc").chmod(0o755)
+
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/bin:/bin")
+    return say
+
+
+def test_a_seed_that_is_stale_does_not_come_back_by_its_file(folder: Path, run_here, dvc) -> None:
+    write_measured(GOOD, 3)
+    for seed in (0, 1, 2):
+        keep(TABLE, planned(seed), seed, PARAMS)
+    dvc('{"measured": [{"changed deps": {}}]}')
+    for _ in range(2):
+        done = run_here(folder, driver, "table1", "--seeds", "0")
+        assert done.status == 0 and measured_seeds(TABLE, (0, 1, 2)) == [0, 2]
+        assert not kept_file(TABLE, 1).exists()
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b"", b"PAR1 half of it"])
+def test_a_damaged_file_is_left_out(content: bytes, folder: Path, run_here, dvc) -> None:
+    write_measured(GOOD, 3)
+    moved((1, 2))
+    kept_file(TABLE, 1).write_bytes(content)
+    dvc("{}")
+    done = run_here(folder, driver, "table1", "--seeds", "0")
+    assert done.status == 0 and f"{kept_file(TABLE, 1)} is left out: it is damaged" in done.stdout
+    assert measured_seeds(TABLE, (0, 1, 2)) == [0, 2]
+
+
+def test_the_driver_keeps_what_it_ran_and_takes_what_it_did_not(folder: Path, run_here, dvc) -> None:
+    dvc("{}")
     write_measured(GOOD, 3)
     moved((1, 2))
     assert run_here(folder, driver, "table1", "--seeds", "0").status == 0

@@ -57,11 +57,12 @@ def main() -> None:
     steps = parser.parse_args().steps
     with one_line_errors("compare_image_generators"):
         stage, params = stages.read_stage(NAME, ImageGeneratorParams)
+        stage = dataclasses.replace(stage, states="compare_image_generators")
         if params.training.game is None:
             raise ParameterError(
                 f"params.yaml: {NAME}.training.game: expected a section to compare with, found null"
             )
-        length = steps or params.training.steps
+        length = params.training.steps if steps is None else steps
         own = length == params.training.steps
         if own and not is_current(NAME):
             raise ParameterError(
@@ -103,7 +104,7 @@ def compare(stage: Stage, params: ImageGeneratorParams, own: bool) -> None:
         return figures
 
     encode = partial(embed_pictures, judge)
-    folder = stage.training_folder / f"comparison-{params.training.steps}"
+    folder = stage.training_folder / str(params.training.steps)
     figures: dict[str, dict[str, float]] = {}
     sheets = {}
     real: Tensor | None = None

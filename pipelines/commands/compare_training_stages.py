@@ -25,7 +25,7 @@ from pipelines.measuring.models import read_unified
 from pipelines.measuring.test_set import measured_model
 from pipelines.runner import stage as stages
 from pipelines.runner.errors import one_line_errors
-from pipelines.runner.params import read_params
+from pipelines.runner.params import check_seeds, read_params
 from pipelines.runner.stage import Stage, key_of
 from pipelines.runner.threads import prepare_process
 from pipelines.train_sequence import TrainSequenceParams, train
@@ -46,16 +46,18 @@ def main() -> None:
     """Read the parameters, then train, measure, write."""
     parser = argparse.ArgumentParser(description="Compare sequence-level with token-level training.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    seeds = parser.parse_args().seeds
+    seeds = list(dict.fromkeys(parser.parse_args().seeds))
     with one_line_errors(NAME):
+        check_seeds(seeds)
         stage, params = stages.read_stage("train_sequence", TrainSequenceParams)
+        stage = dataclasses.replace(stage, states=NAME)
         prepare_process(stage.threads)
         compare(stage, params, seeds)
 
 
 def compare(stage: Stage, params: TrainSequenceParams, seeds: list[int]) -> None:
     """Train and measure one seed after the other; what is finished is kept."""
-    folder = stage.training_folder / "comparison"
+    folder = stage.training_folder
     raw = read_params()
     measuring = key_of([raw["generate"], raw["evaluate"]], MEASURING)[:8]
     own_is_current = stage.seed in seeds and is_current("train_sequence")
@@ -68,9 +70,7 @@ def compare(stage: Stage, params: TrainSequenceParams, seeds: list[int]) -> None
         if seed == stage.seed and own_is_current:
             model = STAGE_S_OWN
         if not model.is_dir():
-            result, _ = train(
-                seeded, dataclasses.replace(params, training=training), stage.device, f"comparison/{seed}"
-            )
+            result, _ = train(seeded, dataclasses.replace(params, training=training), stage.device, str(seed))
             unfinished = folder / f"unfinished-{seed}"
             save_transformer(unfinished, *result)
             unfinished.replace(model)

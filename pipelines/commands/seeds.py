@@ -20,8 +20,9 @@ from typing import Any
 
 from pipelines.runner.code import PIPELINES, SOURCES
 from pipelines.runner.errors import Mends, one_line_errors
+from pipelines.runner.groups import run_group
 from pipelines.runner.items import read_items, within
-from pipelines.runner.params import PARAMS_FILE, ParameterError, read_params
+from pipelines.runner.params import PARAMS_FILE, ParameterError, check_seeds, read_params
 from pipelines.runner.writing import writing
 
 NAME = "seeds"
@@ -52,8 +53,7 @@ def main() -> None:
     seeds = list(dict.fromkeys(parser.parse_args().seeds))
     mends = Mends("make seeds", "lower the batch sizes in params.yaml, or close other programs")
     with one_line_errors(NAME, mends):
-        if min(seeds) < 0:
-            raise ParameterError(f"--seeds: seeds are whole numbers from 0 on, not {min(seeds)}")
+        check_seeds(seeds)
         params = read_params()
         commit = committed_code()
         made: dict[int, dict[str, float]] = {}
@@ -143,7 +143,8 @@ def run(folder: Path, seed: int) -> None:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join(sources),
     }
-    if subprocess.run(["dvc", "repro"], cwd=folder, env=environment, check=False).returncode:
+    dvc = str(Path(sys.executable).with_name("dvc"))
+    if run_group([dvc, "repro"], folder, environment):
         raise ParameterError(
             f"seed {seed}: a stage in {folder} did not end: after its mend, `make seeds` goes on"
         )

@@ -6,7 +6,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -64,6 +64,11 @@ class Machine:
             value = getattr(self, key)
             if value != "auto" and value < least:
                 raise ValueError(f"{key} must be at least {least} or auto, is {value}")
+        if not self.checkpoint_seconds >= 0:
+            raise ValueError(f"checkpoint_seconds must be 0 or more, is {self.checkpoint_seconds}")
+        for key in ("feature_store", "ray_address", "shards", "shards_cache", "features_at"):
+            if getattr(self, key) == "":
+                raise ValueError(f"{key} is empty: name a place, or leave the line out for the default")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise ValueError(f"device must be auto, cpu, mps, cuda or cuda:N, is {self.device}")
         # its database cannot be shared by machines
@@ -75,6 +80,12 @@ class Machine:
             raise ValueError(
                 f"shards_cache must be an absolute path on each node's own disk where both ray_address and shards are set, is {self.shards_cache}"
             )
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise ParameterError for the least of a command line's `--seeds`, if it is no seed."""
+    if min(seeds) < 0:
+        raise ParameterError(f"--seeds: seeds are whole numbers from 0 on, not {min(seeds)}")
 
 
 def provided_by(machine: Machine, seed: int) -> dict[str, Any]:

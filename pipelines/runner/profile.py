@@ -7,7 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.runner.errors import Mends, one_line_errors
 from pipelines.runner.params import PARAMS_FILE, ParameterError
+from pipelines.runner.writing import writing
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -33,21 +35,20 @@ def write_profile(profile: str, target: Path, overrides: Sequence[str] = (), con
     # Hydra's grammar knows no line breaks
     changes = [re.sub(r"\s*[\r\n]\s*", " ", override) for override in overrides]
     try:
-        compose_and_dump(target, str(conf), None, "config", str(conf), [f"profile={profile}", *changes])
+        with writing(str(target)) as partial:
+            compose_and_dump(partial, str(conf), None, "config", str(conf), [f"profile={profile}", *changes])
     except (HydraException, OmegaConfBaseException) as error:
         named = f"{error.override}: " if isinstance(error, OverrideParseException) else ""
-        raise ParameterError(f"profile {profile}: {named}{' '.join(str(error).split())}") from None
+        raise ParameterError(f"{profile}: {named}{' '.join(str(error).split())}") from None
 
 
 def main(arguments: Sequence[str]) -> None:
     """Write ./params.yaml. arguments: a profile, by default toybox, and overrides."""
     name, *changes = arguments or ["toybox"]
-    if name not in profiles():
-        sys.exit(f"there is no profile {name!r}: choose one of {', '.join(profiles())}")
-    try:
+    with one_line_errors("profile", Mends("make profile", "close other programs")):
+        if name not in profiles():
+            raise ParameterError(f"there is no profile {name!r}: choose one of {', '.join(profiles())}")
         write_profile(name, PARAMS_FILE, changes)
-    except ParameterError as error:
-        sys.exit(str(error))
     print(f"{PARAMS_FILE} is now the {name} profile")
 
 

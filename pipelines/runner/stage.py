@@ -24,6 +24,7 @@ from pipelines.runner import code
 from pipelines.runner.announcement import announcement
 from pipelines.runner.errors import Mends, one_line_errors
 from pipelines.runner.items import find_item, listed_values, read_items
+from pipelines.runner.memory import GIB, peak_resident
 from pipelines.runner.params import Machine, ParameterError, provided_by, read_params, read_section
 from pipelines.runner.places import check_places
 from pipelines.runner.threads import at_most_given, available_cores, prepare_process
@@ -49,7 +50,8 @@ class Stage:
     """One run of one stage: what it may read besides its own section, and how it writes.
 
     params: raw values of what its pipeline file lists as the stage's parameters. item: of a stage that is a matrix, its
-    keys and their values; the name is then that of the item, `ablations/token@ours-0`.
+    keys and their values; the name is then that of the item, `ablations/token@ours-0`. states: the name under which states
+    of trainings are kept, where it is not the stage's own, whose good end removes them.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Stage:
     params: Mapping[str, Any]
     pipeline: Path = Path("dvc.yaml")
     item: Mapping[str, str] = field(default_factory=dict)
+    states: str | None = None
 
     @property
     def threads(self) -> int:
@@ -144,7 +147,7 @@ class Stage:
     @property
     def training_store(self) -> Path:
         """`.cache/training/<stage>`: the states of trainings of this stage."""
-        return TRAINING_STORE / self.name
+        return TRAINING_STORE / (self.states or self.name)
 
     @property
     def training_folder(self) -> Path:
@@ -233,13 +236,16 @@ def cost_so_far() -> dict[str, float]:
     """Wall minutes and peak memory of this process and its largest child (GiB) so far."""
     import psutil
 
-    own, children = (
-        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS, KiB elsewhere
+    own, child = (
+        resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    own = peak_resident() or own
+    # a child's starts at what this process had when it started it: where it is no more, it says nothing about the child
+    child = child if child > own else 0
     return {
         "minutes": round((time.time() - psutil.Process().create_time()) / 60, 3),
-        "peak_memory_gib": round((own + children) * unit / 2**30, 3),
+        "peak_memory_gib": round((own + child) / GIB, 3),
     }
 
 

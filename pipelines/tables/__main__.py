@@ -23,7 +23,7 @@ from pipelines.runner.writing import remove
 from pipelines.tables.item import embeddings, mends
 from pipelines.tables.items import TableItems, table_items
 from pipelines.tables.jobs import DVC, default_jobs, gpu_count, one_line, rounds, run_items, run_shared
-from pipelines.tables.kept import forget_taken, keep, take_kept
+from pipelines.tables.kept import forget_taken, keep, kept_file, take_kept
 from pipelines.tables.measurements import ran_here
 from pipelines.tables.table import Table, read_table
 
@@ -77,8 +77,8 @@ def chosen_seeds(table: Table, known: Sequence[int], wanted: Sequence[int] | Non
 
 
 def leave_out_if_stale(table: Table, plan: TableItems, seed: int) -> None:
-    """Remove the measurements of a seed that is not to run now, where anything behind them has changed: a
-    table has rows of one making only. DVC removes them, too, before it makes them again. Raises
+    """Remove the measurements of a seed that is not to run now, and the file of them, where anything behind them has
+    changed: a table has rows of one making only. DVC removes them, too, before it makes them again. Raises
     ParameterError where DVC cannot say."""
     measured = [item for item in plan.work if item.seed == seed and plan.shown(item)]
     paths = [path for item in measured for path in map(Path, plan.shown(item)) if path.exists()]
@@ -92,7 +92,10 @@ def leave_out_if_stale(table: Table, plan: TableItems, seed: int) -> None:
     changed = {name for name in json.loads(done.stdout) if name.rpartition(":")[2] != "code"}
     if changed:
         print(f"{table.name}: seed {seed} is left out: what its rows are made of has changed", flush=True)
-        for path in paths:
+        file = kept_file(table, seed)
+        if file.is_file():
+            print(f"{table.name}: {file} is removed: measured anew elsewhere, put it there again", flush=True)
+        for path in (*paths, file):
             remove(path)
 
 

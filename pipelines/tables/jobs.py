@@ -3,17 +3,16 @@ and their end."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipelines.runner.groups import run_group, stop
 from pipelines.runner.items import Item
 from pipelines.runner.memory import memory
 from pipelines.runner.params import Machine, ParameterError
@@ -28,9 +27,8 @@ DVC = ("dvc", "--wait-for-lock")
 # what it says where another one works on the same files; that it does not wait for
 BUSY = "is busy, it is being blocked by"
 BUSY_TRIES, BUSY_SECONDS = 60, 1.0
-# and where a command was killed; a shell adds 128 to the signal's number
-KILLED = re.compile(r"failed to run: .*, exited with (-\d+|1[2-5]\d)$", re.MULTILINE)
-STOP_SECONDS = 20.0
+# and where a command was killed; a shell adds 128 to the signal's number (126 and 127 are its own: what cannot be run)
+KILLED = re.compile(r"failed to run: .*, exited with (-\d+|129|1[3-5]\d)$", re.MULTILINE)
 # a training on the default run's data, at its largest; with as much again on a GPU and room for larger
 # networks
 GIB_PER_JOB, GPU_GIB_PER_JOB = 6, 24
@@ -53,12 +51,7 @@ def run_shared(table: Table, stages: Sequence[str]) -> None:
     if not stages:
         return
     print(f"{table.name}: what all rows share", flush=True)
-    process = subprocess.Popen([*DVC, "repro", *stages], start_new_session=True)
-    try:
-        status = process.wait()
-    finally:
-        stop([process])
-    if status:
+    if run_group([*DVC, "repro", *stages]):
         raise ParameterError("a stage that all rows share failed, see above")
 
 
@@ -191,18 +184,6 @@ def start(table: Table, item: Item, slot: int, jobs: int, gpus: int, cores: int,
             start_new_session=True,
         )
     return Job(item, slot, process, log, tries)
-
-
-def stop(processes: Collection[subprocess.Popen[bytes]]) -> None:
-    """End those process groups that still run, as Ctrl-C would: trainings have their checkpoints."""
-    for number in (signal.SIGINT, signal.SIGKILL):
-        for process in processes:
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, number)
-        end = time.monotonic() + STOP_SECONDS
-        while time.monotonic() < end and any(process.poll() is None for process in processes):
-            time.sleep(0.1)
 
 
 class Progress:

@@ -58,24 +58,30 @@ def keep(table: Table, plan: TableItems, seed: int, params: Mapping[str, Any]) -
 def take_kept(table: Table, plan: TableItems, seed: int, params: Mapping[str, Any]) -> None:
     """Let the table have a seed that did not run here from its file, if there is one that was measured with the present parameters;
     say so where there is another. plan: has this seed's items."""
-    import pyarrow.parquet as pq
-
     path = kept_file(table, seed)
     if not path.is_file():
         return
-    metadata = pq.read_schema(path).metadata
-    theirs, ours = json.loads(metadata[PARAMS]), determining(plan, seed, params)
-    reason = ""
-    if other := sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key)):
-        more = f" and {len(other) - 1} more" if other[1:] else ""
-        reason = f"it was measured with another {other[0]}{more}"
-    elif missing := sorted(set(table.models) - set(json.loads(metadata[MODELS]))):
-        reason = f"it has no {missing[0]}"
-    if reason:
+    if reason := why_not_taken(path, table, determining(plan, seed, params)):
         print(f"{table.name}: {path} is left out: {reason}", flush=True)
         return
     with writing(str(elsewhere(table, seed))) as copy:
         shutil.copyfile(path, copy)
+
+
+def why_not_taken(path: Path, table: Table, ours: Mapping[str, Any]) -> str:
+    """What keeps the table from a file of this seed; empty where nothing does. ours: the present parameters."""
+    import pyarrow.parquet as pq
+
+    try:  # a pointer of git-lfs, a merge, half a copy
+        metadata = pq.read_table(path).schema.metadata
+        theirs, models = json.loads(metadata[PARAMS]), json.loads(metadata[MODELS])
+    except (OSError, ValueError, KeyError, TypeError):  # pyarrow's own errors are of these
+        return "it is damaged, or no file of a seed"
+    if other := sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key)):
+        more = f" and {len(other) - 1} more" if other[1:] else ""
+        return f"it was measured with another {other[0]}{more}"
+    missing = sorted(set(table.models) - set(models))
+    return f"it has no {missing[0]}" if missing else ""
 
 
 def forget_taken(table: Table) -> None:

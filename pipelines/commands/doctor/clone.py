@@ -68,8 +68,8 @@ def profile_of(params: Mapping[str, Any]) -> str | None:
 
 def check_leftovers(clone: Path) -> Finding:
     """What killed runs left: half-written outputs, and states that the stages go on from."""
-    found = []
-    for name in ("data", "models", "plots", "report", "metrics"):
+    found = sorted(clone.glob(".partial-*"))
+    for name in ("data", "models", "plots", "report", "metrics", "ablations", "code", "comparison"):
         for parent, folders, files in os.walk(clone / name):
             found += [Path(parent, entry) for entry in (*folders, *files) if entry.startswith(".partial-")]
             folders[:] = [folder for folder in folders if not folder.startswith(".partial-")]
@@ -120,6 +120,8 @@ def _command_of(run: str) -> str:
     holding = [table for table in tables().values() if within(run, table.folder)]
     if holding:
         return str(max(holding, key=lambda table: len(table.folder)).command)
+    if Path(__file__).parents[1].joinpath(f"{run}.py").is_file():  # a comparison of trainings
+        return f"python -m pipelines.commands.{run}"
     mends = mends_of(run.rpartition("/")[0])
     return mends.command if mends else "dvc repro"
 

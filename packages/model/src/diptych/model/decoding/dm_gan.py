@@ -34,9 +34,8 @@ def paint_pixels(
     Raises:
         UserError: there is no caption, or one has no word. Both networks should be in eval mode.
     """
-    ids = texts_to_paint(
-        tokenizer, ids
-    ).ids.cpu()  # where the encoder asks for lengths, too: a GPU is asked once
+    # On the CPU, where the encoder asks for lengths, too: a GPU is asked once.
+    ids = texts_to_paint(tokenizer, ids).ids.cpu()
     words = ~torch.isin(ids, torch.tensor([tokenizer.pad, tokenizer.cls, tokenizer.sep]))
     if not words.any(1).all():
         raise UserError("a caption has no word to paint")
