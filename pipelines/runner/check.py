@@ -6,6 +6,7 @@ Each stage checks its own section again; here a slip in the last one is found be
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -16,7 +17,6 @@ from diptych.features.datasets.toybox import ToyboxConfig
 from diptych.features.errors import UserError
 from diptych.features.ray_sockets import check_room_for_sockets
 from pipelines.runner.code import NAMED_AS_SOURCE, PIPELINES
-from pipelines.runner.errors import one_line_errors
 from pipelines.runner.items import read_items
 from pipelines.runner.params import (
     PARAMS_FILE,
@@ -143,7 +143,7 @@ def check_java(key: str, otherwise: str) -> None:
 def main() -> None:
     """Check ./params.yaml, that what others made is where it says, that the splits which it names will be there, and where outputs
     and Ray's sockets are to lie."""
-    with one_line_errors("check"):
+    try:
         params = read_params()
         check_params(params, stages_with_sections())
         check_sources(params)
@@ -152,6 +152,8 @@ def main() -> None:
             check_java("evaluate.java", "false")
         check_places()
         check_ray(params)
+    except ParameterError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

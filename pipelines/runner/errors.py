@@ -55,8 +55,6 @@ def explain(error: BaseException, name: str, mends: Mends | None = None) -> str 
         return f"{error.filename} is missing: `{mends.command}` makes what a stage reads"
     if isinstance(error, PermissionError) and error.filename:
         return f"{error.filename}: permission denied: change its owner or mode"
-    if isinstance(error, IsADirectoryError) and error.filename:
-        return f"{error.filename} is a folder where a file is expected: move it away"
     if isinstance(error, OSError) and error.errno == errno.EROFS and error.filename:
         return f"{error.filename}: its file system is read-only: mount it for writing"
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text:

@@ -101,7 +101,7 @@ def provided_by(machine: Machine, seed: int) -> dict[str, Any]:
 def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
     """The whole parameter file as plain dicts.
 
-    Raises ParameterError where the file is missing, is not YAML, or is no mapping.
+    Raises ParameterError where the file is missing, cannot be read, is not YAML, or is no mapping.
     """
     # ruamel reads YAML 1.2 as DVC does: PyYAML would read `5e-5` as a string and DVC would track a float.
     from ruamel.yaml import YAML
@@ -111,6 +111,8 @@ def read_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
         params = YAML(typ="safe").load(path)
     except FileNotFoundError:
         raise ParameterError(f"{path} is missing: write it with `make profile PROFILE=toybox`") from None
+    except OSError as error:
+        raise ParameterError(f"{path} cannot be read: {error.strerror}") from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
